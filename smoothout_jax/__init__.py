@@ -1,0 +1,30 @@
+"""SmoothOut for JAX and Optax: train on the loss without its sharp minima."""
+
+from smoothout_jax.gradients import smooth, smoothout_value_and_grad
+from smoothout_jax.noise import exclude, gaussian, uniform
+from smoothout_jax.schedules import anneal_schedule, cosine_schedule, tanh_schedule
+from smoothout_jax.transforms import (
+    SmoothGradientsState,
+    SmoothoutState,
+    smooth_gradients,
+    smoothout,
+    smoothout_eval_params,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SmoothGradientsState",
+    "SmoothoutState",
+    "anneal_schedule",
+    "cosine_schedule",
+    "exclude",
+    "gaussian",
+    "smooth",
+    "smooth_gradients",
+    "smoothout",
+    "smoothout_eval_params",
+    "smoothout_value_and_grad",
+    "tanh_schedule",
+    "uniform",
+]

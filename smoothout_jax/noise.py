@@ -1,0 +1,385 @@
+"""What is added: the law of the noise that perturbs the parameters.
+
+A noise is a function `noise(key, params, step=None)` that returns a tree like
+`params`: same structure, shapes and dtypes, to be added to the parameters. Any
+function with this signature is a noise; this module makes the ones of SmoothOut
+(uniform), AdaSmoothOut (uniform, relative to each filter's norm) and LPF-SGD
+(Gaussian).
+
+The noise is a constant of the loss: no gradient flows through the norms it is
+scaled by.
+
+References:
+    Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
+    Deep Learning <https://arxiv.org/abs/1805.07898>`_, 2018.
+
+    Bisla et al., `Low-Pass Filtering SGD for Recovering Flat Optima in the Deep
+    Learning Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+
+from smoothout_jax import _checks
+
+Params = Any
+Mask = Any
+Size = float | jax.Array | optax.Schedule
+
+RELATIVE_TO = (None, "weight", "filter", "layer")
+
+
+class Noise(Protocol):
+    """A function that draws noise for a tree of parameters."""
+
+    def __call__(self, key: jax.Array, params: Params, step: Any = None, /) -> Params:
+        """Returns a tree like `params`, to be added to it."""
+        ...
+
+
+def uniform(
+    radius: Size,
+    *,
+    relative_to: str | None = None,
+    filter_axis: int = -1,
+    mask: Mask | None = None,
+    bits: int = 16,
+) -> Noise:
+    r"""Uniform noise on a box: SmoothOut's, and AdaSmoothOut's when relative.
+
+    With u uniform on (-1, 1), independent for each weight, the noise of a weight w in
+    filter F of layer L is
+
+    ============ =========================== =====================================
+    relative_to  noise                       used by
+    ============ =========================== =====================================
+    `None`       radius · u                  SmoothOut
+    `"weight"`   radius · \|w\| · u          the authors' program, `adapt weight`
+    `"filter"`   radius · ‖F‖ · u / ‖u_F‖    AdaSmoothOut: its norm is radius · ‖F‖
+    `"layer"`    radius · ‖L‖ · u / ‖u_L‖    one norm for a whole leaf
+    ============ =========================== =====================================
+
+    The levels of u are evenly spaced and symmetric about zero, and never zero; a
+    filter of zeros gets zero noise.
+
+    Args:
+        radius: half-width of the noise, in the units of the weights, or its size as a
+            fraction of the norm it is relative to. A number of at least 0, a traced
+            scalar, or an Optax schedule of the step.
+        relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
+        filter_axis: the axis of output channels, where one index is one filter: -1 for
+            Flax and Haiku, 0 for Equinox. A leaf of one axis holds one weight a filter.
+        mask: which leaves get noise, by Optax's convention: a tree (or prefix tree) of
+            booleans like the parameters, or a function that makes one from them.
+        bits: random bits for each weight, 8, 16 or 32: u has 2**bits levels (2**24 for
+            32 bits below float64). Eight draw fastest; sixteen pass for continuous in
+            any test of up to 10^8 weights.
+
+    Returns:
+        The noise function. It raises a `ValueError` when no leaf can be perturbed, when
+        `radius` is a schedule and no step is given, when `filter_axis` is out of a
+        leaf's range, or when the mask does not fit the parameters.
+
+    Raises:
+        TypeError: if `radius` is not a number or function, or `filter_axis` no integer.
+        ValueError: if `radius` is negative or not finite, or an option is unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from smoothout_jax import uniform
+        >>> params = {"kernel": 2 * jnp.ones((3, 2)), "step": jnp.array(7)}
+        >>> noise = uniform(0.5, relative_to="filter")
+        >>> added = noise(jax.random.key(0), params)
+        >>> print(jnp.linalg.norm(added["kernel"], axis=0).round(3), added["step"])
+        [1.732 1.732] 0
+
+    Reference:
+        Wen et al., 2018: SmoothOut; AdaSmoothOut with `relative_to="filter"`.
+    """
+    _checks.choice((8, 16, 32), bits=bits)
+    return _noise(
+        lambda key, shape, dtype: _uniform_levels(key, shape, dtype, bits),
+        {"radius": radius},
+        relative_to,
+        filter_axis,
+        mask,
+        normalize=True,
+    )
+
+
+def gaussian(
+    std: Size,
+    *,
+    relative_to: str | None = None,
+    filter_axis: int = -1,
+    mask: Mask | None = None,
+) -> Noise:
+    """Gaussian noise: LPF-SGD's when relative to each filter's norm.
+
+    Every weight's noise is normal with mean zero and standard deviation std, or std
+    times the size of the weight, the norm of its filter or the norm of its layer.
+    Unlike `uniform`, which fixes a filter's noise norm, this fixes the deviation of
+    each weight, as LPF-SGD does: the noise of a filter of n weights has a norm of
+    about std · √n · ‖F‖. The real and imaginary part of a complex weight share the
+    variance.
+
+    Args:
+        std: standard deviation, in the units of the weights or relative to a norm. A
+            number of at least 0, a traced scalar, or an Optax schedule of the step.
+        relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
+        filter_axis: the axis of output channels, as for `uniform`.
+        mask: which leaves get noise, as for `uniform`.
+
+    Returns:
+        The noise function; it raises as that of `uniform` does.
+
+    Raises:
+        TypeError: if `std` is not a number or function, or `filter_axis` no integer.
+        ValueError: if `std` is negative or not finite, or an option is unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from smoothout_jax import gaussian
+        >>> noise = gaussian(0.1)(jax.random.key(0), jnp.ones(10_000))
+        >>> print(f"{noise.mean():.2f} {noise.std():.2f}")
+        -0.00 0.10
+
+    Reference:
+        Bisla et al., 2022: LPF-SGD with `relative_to="filter"`.
+    """
+    return _noise(
+        jax.random.normal,
+        {"std": std},
+        relative_to,
+        filter_axis,
+        mask,
+        normalize=False,
+    )
+
+
+def exclude(*patterns: str) -> Callable[[Params], Params]:
+    """Masks out the leaves whose path matches a pattern, such as BatchNorm's.
+
+    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`. A pattern is a
+    regular expression, searched for anywhere in the path. A pattern that matches no
+    leaf warns, since it is most often misspelt.
+
+    Args:
+        *patterns: one or more regular expressions.
+
+    Returns:
+        A function from parameters to a tree of booleans, `True` where no pattern
+        matches: a `mask` for the noises here and for Optax alike.
+
+    Raises:
+        TypeError: if a pattern is not a string.
+        ValueError: if there is no pattern, or one is not a regular expression.
+
+    Example:
+        >>> from smoothout_jax import exclude
+        >>> params = {"BatchNorm_0": {"scale": 1.0}, "Dense_0": {"kernel": 2.0}}
+        >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
+        {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
+    """
+    if not patterns:
+        raise ValueError("exclude needs at least one pattern, got none")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"patterns of exclude must be strings, got {pattern!r}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"pattern {pattern!r} of exclude is no regular expression: {error}"
+            ) from error
+
+    def mask(params: Params) -> Params:
+        paths = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        for pattern in patterns:
+            if not any(re.search(pattern, path) for path in paths):
+                warnings.warn(
+                    f"exclude: pattern {pattern!r} matches no parameter; the paths"
+                    f" begin with {paths[:3]}",
+                    stacklevel=2,
+                )
+        kept = [not any(re.search(p, path) for p in patterns) for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(params), kept)
+
+    return mask
+
+
+def _noise(
+    sample, size: dict[str, Any], relative_to, filter_axis, mask, *, normalize
+) -> Noise:
+    """The noise function that `uniform` and `gaussian` share.
+
+    Args:
+        sample: function (key, shape, dtype) to the law of unit size.
+        size: the one argument that scales it, as {name: value}.
+        relative_to: as in `uniform`.
+        filter_axis: as in `uniform`.
+        mask: as in `uniform`.
+        normalize: whether a sample is divided by its own norm over the filter or layer.
+    """
+    ((name, value),) = size.items()
+    if not callable(value):
+        _checks.nonnegative(**size)
+    _checks.choice(RELATIVE_TO, relative_to=relative_to)
+    if isinstance(filter_axis, bool) or not isinstance(filter_axis, int):
+        raise TypeError(f"filter_axis must be an integer, got {filter_axis!r}")
+
+    def leaf_noise(key, leaf, path, scale):
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        weight = jax.lax.stop_gradient(leaf).astype(dtype)
+        drawn = sample(key, leaf.shape, dtype)
+        if relative_to == "weight":
+            drawn *= jnp.abs(weight).astype(dtype)
+        elif relative_to is not None:
+            axes = _norm_axes(relative_to, leaf.ndim, filter_axis, path)
+            if normalize:
+                drawn /= _norm(drawn, axes)
+            drawn *= _norm(weight, axes)
+        return (jnp.asarray(scale, dtype) * drawn).astype(leaf.dtype)
+
+    def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
+        _checks.prng_key(key)
+        scale = _at_step(name, value, step)
+        paths_and_leaves, structure = jax.tree.flatten_with_path(params)
+        leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
+        if leaves and not any(map(_checks.is_inexact, leaves)):
+            dtypes = sorted({str(leaf.dtype) for leaf in leaves})
+            raise ValueError(
+                "params has no floating or complex leaf to perturb, only"
+                f" {', '.join(dtypes)}"
+            )
+        selected = _mask_leaves(mask, params)
+        noises = []
+        for leaf_key, (path, _), leaf, chosen in zip(
+            jax.random.split(key, len(leaves)) if leaves else (),
+            paths_and_leaves,
+            leaves,
+            selected,
+            strict=True,
+        ):
+            if chosen and _checks.is_inexact(leaf):
+                _warn_if_lost(leaf, _name(path), {name: scale}, relative_to)
+                noises.append(leaf_noise(leaf_key, leaf, path, scale))
+            else:
+                noises.append(jnp.zeros_like(leaf))
+        return jax.tree.unflatten(structure, noises)
+
+    return noise
+
+
+def _uniform_levels(key, shape, dtype, bits: int) -> jax.Array:
+    """2**bits evenly spaced levels in (-1, 1), symmetric about zero.
+
+    A random word holds 32 / bits levels, packed along the last axis, so that the words
+    of a sharded leaf shard as the leaf does.
+    """
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        real = jnp.finfo(dtype).dtype
+        keys = jax.random.split(key)
+        parts = (_uniform_levels(k, shape, real, bits) for k in keys)
+        return jax.lax.complex(*parts)
+    *leading, last = shape or (1,)
+    words = jax.random.bits(key, (*leading, -(-last * bits // 32)), jnp.uint32)
+    if bits < 32:
+        unsigned = {8: jnp.uint8, 16: jnp.uint16}[bits]
+        packed = jax.lax.bitcast_convert_type(words, unsigned)
+        words = packed.reshape(*leading, -1)[..., :last]
+    elif dtype != jnp.float64:
+        # A float32 holds 24 bits exactly; more would round, the outermost to ±1.
+        words, bits = words >> 8, 24
+    half_step = 2.0**-bits
+    level = words.astype(dtype) * (2 * half_step) + (half_step - 1)
+    return level.reshape(shape)
+
+
+def _norm_axes(relative_to, ndim: int, filter_axis: int, path) -> tuple[int, ...]:
+    """The axes over which the norm that noise is relative to is taken."""
+    if relative_to == "layer" or ndim == 0:
+        return tuple(range(ndim))
+    if not -ndim <= filter_axis < ndim:
+        raise ValueError(
+            f"filter_axis={filter_axis} is out of range for parameter"
+            f" {_name(path)!r} of {ndim} axes; mask it out or choose another axis"
+        )
+    return tuple(axis for axis in range(ndim) if axis != filter_axis % ndim)
+
+
+def _norm(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Euclidean norm over the axes, which stay as axes of size one."""
+    if not axes:
+        return jnp.abs(array).astype(array.dtype)
+    squares = jnp.square(jnp.abs(array))
+    return jnp.sqrt(jnp.sum(squares, axes, keepdims=True)).astype(array.dtype)
+
+
+def _at_step(name: str, value: Size, step: Any) -> Any:
+    """The size of the noise at a step, a schedule evaluated."""
+    if not callable(value):
+        return value
+    if step is None:
+        raise ValueError(
+            f"{name} is a schedule, which needs the step: call noise(key, params, step)"
+            " or pass functools.partial(noise, step=step) on as the noise"
+        )
+    scale = value(step)
+    _checks.nonnegative(**{f"{name} at step {step}": scale})
+    return scale
+
+
+def _mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
+    """One boolean for each leaf of the parameters."""
+    if mask is None:
+        return [True] * len(jax.tree.leaves(params))
+    # As in Optax: an Equinox module of booleans is callable, but its leaves are not.
+    if all(map(callable, jax.tree.leaves(mask))):
+        mask = mask(params)
+    try:
+        chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
+    except ValueError as error:
+        raise ValueError(
+            f"mask must be a tree, or prefix tree, like params: mask has the structure"
+            f" {jax.tree.structure(mask)}, params {jax.tree.structure(params)}"
+        ) from error
+    for flag in chosen:
+        if isinstance(flag, jax.core.Tracer) or jnp.result_type(flag) != jnp.bool_:
+            raise TypeError(f"mask must hold booleans known to Python, got {flag!r}")
+    return [bool(flag) for flag in chosen]
+
+
+def _warn_if_lost(leaf, name: str, size: dict[str, Any], relative_to) -> None:
+    """Warns if noise drowns in the rounding of a half-precision leaf.
+
+    Weights unknown while traced count as one in size.
+    """
+    ((size_name, scale),) = size.items()
+    if leaf.dtype.itemsize > 2 or isinstance(scale, jax.core.Tracer) or not scale:
+        return
+    if relative_to is not None or isinstance(leaf, jax.core.Tracer):
+        typical = 1.0
+    else:
+        typical = float(jnp.median(jnp.abs(leaf.astype(jnp.float32))))
+    # Half a unit in the last place is between eps / 4 and eps / 2 of the weight.
+    largest = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
+    if largest < typical:
+        weights = "all weights" if relative_to else f"weights above {largest:.2g}"
+        warnings.warn(
+            f"noise of {size_name}={float(scale):g} is lost when added to {weights} of"
+            f" {name!r}, which {leaf.dtype} does not resolve; keep the parameters in"
+            " float32 or enlarge it",
+            stacklevel=4,
+        )
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

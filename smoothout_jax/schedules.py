@@ -1,0 +1,116 @@
+"""How the noise grows: schedules of its radius, for `uniform` and `gaussian`.
+
+A schedule is Optax's: a function of the step, so every schedule of `optax.schedules`
+serves too. These are the ones of SmoothOut's and LPF-SGD's programs.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoothout_jax import _checks
+
+
+def anneal_schedule(init_value: float, decay: float = 0.55) -> optax.Schedule:
+    """Noise that fades: `init_value · (1 + step)^(-decay / 2)`.
+
+    Args:
+        init_value: radius at step 0, at least 0.
+        decay: exponent γ by which the variance of the noise decays, at least 0.
+
+    Returns:
+        The schedule of the radius.
+
+    Raises:
+        TypeError, ValueError: if an argument is no number, negative or not finite.
+
+    Example:
+        >>> from smoothout_jax import anneal_schedule
+        >>> print(f"{anneal_schedule(0.1, decay=1.0)(3):.3f}")
+        0.050
+
+    References:
+        Wen et al., `SmoothOut <https://arxiv.org/abs/1805.07898>`_, 2018: the `anneal`
+        option of the authors' program, its default decay.
+
+        Neelakantan et al., `Adding Gradient Noise Improves Learning for Very Deep
+        Networks <https://arxiv.org/abs/1511.06807>`_, 2015.
+    """
+    _checks.nonnegative(init_value=init_value, decay=decay)
+    return lambda step: init_value * (1.0 + _real(step)) ** (-decay / 2)
+
+
+def tanh_schedule(
+    end_value: float, transition_steps: int, steepness: float = 10.0
+) -> optax.Schedule:
+    """Noise that sets in midway: `end_value · (1 + tanh(s · (step / T - ½))) / 2`.
+
+    Args:
+        end_value: radius approached at the end, at least 0.
+        transition_steps: number T of steps, half of which bring half the radius.
+        steepness: slope s of the rise, at least 0.
+
+    Returns:
+        The schedule of the radius; it stays at `end_value` after `transition_steps`.
+
+    Raises:
+        TypeError, ValueError: if an argument is no number, or out of its range.
+
+    Example:
+        >>> from smoothout_jax import tanh_schedule
+        >>> schedule = tanh_schedule(0.1, transition_steps=100)
+        >>> [f"{schedule(step):.3f}" for step in (0, 50, 100)]
+        ['0.000', '0.050', '0.100']
+
+    Reference:
+        Wen et al., `SmoothOut <https://arxiv.org/abs/1805.07898>`_, 2018: the `tanh`
+        option of the authors' program.
+    """
+    _checks.nonnegative(end_value=end_value, steepness=steepness)
+    _checks.count(transition_steps=transition_steps)
+    return lambda step: (
+        end_value
+        * (1.0 + jnp.tanh(steepness * (_real(step) / transition_steps - 0.5)))
+        / 2
+    )
+
+
+def cosine_schedule(
+    init_value: float, growth: float, transition_steps: int
+) -> optax.Schedule:
+    """Noise that grows: `init_value · (1 + (growth - 1)(1 - cos(π step / T)) / 2)`.
+
+    Args:
+        init_value: radius γ₀ at step 0, at least 0.
+        growth: factor α by which it has grown at the end, at least 0.
+        transition_steps: number T of steps of the growth, after which it stays.
+
+    Returns:
+        The schedule of the radius.
+
+    Raises:
+        TypeError, ValueError: if an argument is no number, or out of its range.
+
+    Example:
+        >>> from smoothout_jax import cosine_schedule
+        >>> schedule = cosine_schedule(5e-4, growth=15, transition_steps=100)
+        >>> [f"{schedule(step):.4f}" for step in (0, 50, 100, 200)]
+        ['0.0005', '0.0040', '0.0075', '0.0075']
+
+    Reference:
+        Bisla et al., `Low-Pass Filtering SGD for Recovering Flat Optima in the Deep
+        Learning Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
+    """
+    _checks.nonnegative(init_value=init_value, growth=growth)
+    _checks.count(transition_steps=transition_steps)
+
+    def schedule(step):
+        progress = jnp.minimum(_real(step) / transition_steps, 1.0)
+        return init_value * (1 + (growth - 1) * (1 - jnp.cos(jnp.pi * progress)) / 2)
+
+    return schedule
+
+
+def _real(step) -> jax.Array:
+    """The step as a real number, in the working precision."""
+    return jnp.asarray(step, float)

@@ -1,0 +1,383 @@
+"""How it trains: SmoothOut as transformations of Optax.
+
+`smoothout` wraps an optimizer and leaves the training loop as it is: the parameters the
+loop holds are perturbed, the clean ones live in the state. `smooth_gradients` is a link
+of a chain: the parameters stay clean, and a `grad_fn` given to each update is called at
+the perturbed copies.
+
+Reference:
+    Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
+    Deep Learning <https://arxiv.org/abs/1805.07898>`_, 2018: Stochastic SmoothOut, with
+    its de-noising before the update.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from smoothout_jax import _checks
+from smoothout_jax._copies import Copies
+from smoothout_jax.noise import Noise, Params
+
+NO_PARAMS = (
+    "needs the parameters: call update(grads, state, params), not update(grads, state)"
+)
+NO_GRAD_FN = """smooth_gradients takes the gradients itself, so update needs a grad_fn:
+
+    grad_fn = jax.grad(lambda params, copy: loss(params, batch))
+    updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+"""
+
+
+class SmoothoutState(NamedTuple):
+    """State of `smoothout`.
+
+    Attributes:
+        clean_params: the clean parameters, to evaluate and to save.
+        smoothout_key_data: data of the PRNG key, from which every noise is folded.
+        smoothout_step: number of updates of the clean parameters, int32.
+        smoothout_copy: number of gradients taken since the last of them, int32.
+        gradient_mean: mean of those gradients, in float32 at least; `None` if M = 1.
+        smoothed_state: state of the wrapped optimizer.
+    """
+
+    clean_params: Params
+    smoothout_key_data: jax.Array
+    smoothout_step: jax.typing.ArrayLike
+    smoothout_copy: jax.typing.ArrayLike
+    gradient_mean: Params | None
+    smoothed_state: optax.OptState
+
+
+def smoothout(
+    optimizer: optax.GradientTransformation,
+    noise: Noise,
+    *,
+    key: jax.Array,
+    num_copies: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains with SmoothOut, in the training loop you have.
+
+    The parameters the loop holds are perturbed ones, so the gradient it computes is
+    SmoothOut's. Each update de-noises, lets `optimizer` update the clean parameters,
+    which weight decay, trust ratios and the like see, and perturbs afresh. The clean
+    parameters are kept, not recomputed, so nothing drifts; evaluate and save those:
+    `smoothout_eval_params(state, params)`. The first gradient is at the initial
+    parameters themselves.
+
+    Make it the last link of a chain: it writes the loop's parameters, and a link behind
+    it would distort the noise. Clipping goes before it, or into `optimizer`, where it
+    sees the mean gradient of the copies.
+
+    Args:
+        optimizer: the Optax optimizer of the clean parameters.
+        noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
+            gets the number of updates of the clean parameters.
+        key: PRNG key of the noise, typed or raw. Runs under `jax.vmap` over seeds take
+            a key each; so do transformations side by side in `optax.multi_transform`.
+        num_copies: number M of perturbed gradients averaged into one update: the
+            optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
+            repeat the same noise, since it keeps its inner state for its micro-steps.
+
+    Returns:
+        The `optax.GradientTransformationExtraArgs`. Its `update` needs the parameters,
+        and hands further keyword arguments on to `optimizer`.
+
+    Raises:
+        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type.
+        ValueError: if `num_copies` is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import smoothout, smoothout_eval_params, uniform
+        >>> def loss(w):
+        ...     return jnp.sum((w - 3) ** 2)
+        >>> optimizer = smoothout(optax.sgd(0.1), uniform(0.1), key=jax.random.key(0))
+        >>> params = jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> for _ in range(50):
+        ...     grads = jax.grad(loss)(params)
+        ...     updates, state = optimizer.update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(smoothout_eval_params(state, params).round(1))
+        [3. 3.]
+
+    Reference:
+        Wen et al., 2018: Stochastic SmoothOut; SmoothOut with `num_copies`.
+    """
+    _check_optimizer(optimizer)
+    _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
+    _checks.prng_key(key)
+    _checks.count(num_copies=num_copies)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: Params) -> Any:
+        _warn_of_lost_noise(noise, key, params)
+        mean = None
+        if num_copies > 1:
+            mean = jax.tree.map(
+                lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
+                params,
+            )
+        return SmoothoutState(
+            clean_params=jax.tree.map(_fresh, params),
+            smoothout_key_data=_key_data(key),
+            smoothout_step=jnp.zeros([], jnp.int32),
+            smoothout_copy=jnp.zeros([], jnp.int32),
+            gradient_mean=mean,
+            smoothed_state=optimizer.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError(f"smoothout {NO_PARAMS}")
+
+        def step(grads):
+            steps, smoothed_state = optimizer.update(
+                grads, state.smoothed_state, state.clean_params, **extra_args
+            )
+            return optax.apply_updates(state.clean_params, steps), smoothed_state
+
+        if num_copies == 1:
+            mean, count, copy = None, optax.safe_increment(state.smoothout_step), 0
+            clean, smoothed_state = step(updates)
+        else:
+            mean = _running_mean(state.gradient_mean, updates, state.smoothout_copy)
+            last = state.smoothout_copy == num_copies - 1
+            clean, smoothed_state = jax.lax.cond(
+                last,
+                lambda: step(optax.tree.cast_like(mean, updates)),
+                lambda: (state.clean_params, state.smoothed_state),
+            )
+            stepped = optax.safe_increment(state.smoothout_step)
+            count = jnp.where(last, stepped, state.smoothout_step)
+            copy = jnp.where(last, 0, state.smoothout_copy + 1)
+        noise_key = _fold(key, state.smoothout_key_data, count, copy)
+        perturbed = optax.apply_updates(clean, noise(noise_key, clean, count))
+        return optax.tree.sub(perturbed, params), SmoothoutState(
+            clean_params=clean,
+            smoothout_key_data=state.smoothout_key_data,
+            smoothout_step=count,
+            smoothout_copy=jnp.asarray(copy, jnp.int32),
+            gradient_mean=mean,
+            smoothed_state=smoothed_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def smoothout_eval_params(state: optax.OptState, params: Params) -> Params:
+    """The clean parameters of a training with `smoothout`: to evaluate and to save.
+
+    Args:
+        state: the optimizer's state, or any tree that holds it, such as a `TrainState`:
+            `smoothout` is found in chains and wrappers.
+        params: the perturbed parameters of the training loop. Those that `smoothout`
+            does not train, under `optax.masked` or `optax.multi_transform`, come back
+            as they are.
+
+    Returns:
+        A tree like `params` with the clean parameters.
+
+    Raises:
+        ValueError: if the state holds none of `smoothout`, or other parameters'.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import smoothout, smoothout_eval_params, uniform
+        >>> optimizer = optax.chain(
+        ...     optax.clip_by_global_norm(1.0),
+        ...     smoothout(optax.adam(1e-3), uniform(0.1), key=jax.random.key(0)))
+        >>> params = {"w": jnp.ones(2)}
+        >>> print(smoothout_eval_params(optimizer.init(params), params))
+        {'w': Array([1., 1.], dtype=float32)}
+    """
+
+    def is_smoothout(node):
+        return isinstance(node, SmoothoutState)
+
+    found = [s for s in jax.tree.leaves(state, is_leaf=is_smoothout) if is_smoothout(s)]
+    if not found:
+        raise ValueError(
+            "state holds no state of smoothout; pass the optimizer's state, as it came"
+            f" from init or update, got {type(state).__name__}"
+        )
+    clean = {
+        path: leaf
+        for node in found
+        for path, leaf in jax.tree.leaves_with_path(node.clean_params)
+    }
+    merged = jax.tree.map_with_path(lambda path, p: clean.pop(path, p), params)
+    if clean:
+        path = jax.tree_util.keystr(next(iter(clean)), simple=True, separator="/")
+        raise ValueError(
+            f"state is that of other parameters: params has no leaf {path!r}"
+        )
+    return merged
+
+
+class SmoothGradientsState(NamedTuple):
+    """State of `smooth_gradients`.
+
+    Attributes:
+        smooth_gradients_key_data: data of the PRNG key, from which noise is folded.
+        smooth_gradients_step: number of updates, int32.
+    """
+
+    smooth_gradients_key_data: jax.Array
+    smooth_gradients_step: jax.typing.ArrayLike
+
+
+def smooth_gradients(
+    noise: Noise,
+    *,
+    key: jax.Array,
+    num_copies: int = 1,
+    antithetic: bool = False,
+    clean_weight: float = 0.0,
+    execution: str = "auto",
+    chunk_size: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces the gradients by gradients averaged over perturbed copies.
+
+    The first link of a chain. Each update calls `grad_fn(params, copy)`, as
+    `optax.contrib.sam` calls its own, at every copy's perturbed parameters; what came
+    in as gradients is dropped, and the parameters stay clean throughout.
+
+    Args:
+        noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
+            gets the number of updates.
+        key: PRNG key of the noise, typed or raw.
+        num_copies: number of perturbed copies.
+        antithetic: as for `smoothout_value_and_grad`, like all that follow.
+        clean_weight: weight of the gradient at the parameters themselves, taken by
+            `grad_fn(params, num_copies)`.
+        execution: how the copies run. The number of the copy that `grad_fn` gets is an
+            integer under `"unroll"`, and traced under `"vmap"` and `"scan"`.
+        chunk_size: copies vmapped together inside a scan.
+        axis_name: the axis of devices that each draw noise of their own.
+
+    Returns:
+        The `optax.GradientTransformationExtraArgs`. Its `update` raises a `ValueError`
+        without `params` or `grad_fn`.
+
+    Raises:
+        TypeError, ValueError: as for `smoothout_value_and_grad`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import smooth_gradients, uniform
+        >>> optimizer = optax.chain(
+        ...     smooth_gradients(uniform(0.1), key=jax.random.key(0), num_copies=2),
+        ...     optax.sgd(0.1))
+        >>> params = jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> grad_fn = jax.grad(lambda params, copy: jnp.sum((params - 3) ** 2))
+        >>> for _ in range(50):
+        ...     updates, state = optimizer.update(
+        ...         params, state, params, grad_fn=grad_fn)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(params.round(1))
+        [3. 3.]
+
+    Reference:
+        Wen et al., 2018: SmoothOut.
+    """
+    copies = Copies(
+        noise=noise,
+        num_copies=num_copies,
+        copy_argnums=1,
+        antithetic=antithetic,
+        clean_weight=clean_weight,
+        execution=execution,
+        chunk_size=chunk_size,
+        axis_name=axis_name,
+    )
+    _checks.prng_key(key)
+
+    def init(params: Params) -> Any:
+        _warn_of_lost_noise(noise, key, params)
+        return SmoothGradientsState(_key_data(key), jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: Params | None = None,
+        *,
+        grad_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del updates, extra_args
+        if params is None:
+            raise ValueError(f"smooth_gradients {NO_PARAMS}")
+        if grad_fn is None:
+            raise ValueError(NO_GRAD_FN)
+        key_data, step = state
+        grads, _ = copies.mean(
+            lambda params, copy: (grad_fn(params, copy), None),
+            _fold(key, key_data, step),
+            params,
+            [np.arange(copies.total)],
+            step,
+        )
+        return grads, SmoothGradientsState(key_data, optax.safe_increment(step))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation, such as optax.sgd(0.1);"
+            f" got {optimizer!r}"
+        )
+
+
+def _fresh(leaf: Any) -> jax.Array:
+    """A copy in a buffer of its own, so that the parameters can be donated."""
+    return jnp.array(leaf, jnp.result_type(leaf), copy=True)
+
+
+def _key_data(key: jax.Array) -> jax.Array:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return _fresh(jax.random.key_data(key) if typed else key)
+
+
+def _fold(key: jax.Array, key_data: jax.Array, *counts: Any) -> jax.Array:
+    """The key of one noise, from the data in the state: `key` lends its kind alone."""
+    folded = jnp.asarray(key_data)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        folded = jax.random.wrap_key_data(folded, impl=jax.random.key_impl(key))
+    for count in counts:
+        folded = jax.random.fold_in(folded, count)
+    return folded
+
+
+def _running_mean(mean: Params, grads: optax.Updates, count: jax.Array) -> Params:
+    """The mean of count + 1 gradients from that of count and one more."""
+    return jax.tree.map(
+        lambda m, g: jnp.where(
+            count == 0, g.astype(m.dtype), m + (g.astype(m.dtype) - m) / (count + 1)
+        ),
+        mean,
+        grads,
+    )
+
+
+def _warn_of_lost_noise(noise: Noise, key: jax.Array, params: Params) -> None:
+    """Draws once from half-precision parameters while their values are known."""
+    leaves = jax.tree.leaves(params)
+    if any(jnp.result_type(leaf).itemsize <= 2 for leaf in leaves) and not any(
+        isinstance(leaf, jax.core.Tracer) for leaf in leaves
+    ):
+        noise(key, params, jnp.zeros([], jnp.int32))
