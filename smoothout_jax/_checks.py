@@ -17,8 +17,8 @@ def nonnegative(**values: Any) -> None:
                 raise TypeError(f"{name} must be a number, got {value}")
             continue
         array = np.asarray(value)
-        number = jnp.issubdtype(array.dtype, jnp.integer) or is_inexact(array)
-        if array.shape or not number or jnp.iscomplexobj(array):
+        real = jnp.issubdtype(array.dtype, jnp.number) and not np.iscomplexobj(array)
+        if array.shape or not real:
             raise TypeError(f"{name} must be a number, got {value!r}")
         if not 0 <= float(array) < math.inf:
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")

@@ -94,11 +94,11 @@ def uniform(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from smoothout_jax import uniform
-        >>> params = {"kernel": 2 * jnp.ones((3, 2)), "step": jnp.array(7)}
+        >>> params = {"kernel": jnp.ones((4, 2)), "step": jnp.array(7)}
         >>> noise = uniform(0.5, relative_to="filter")
         >>> added = noise(jax.random.key(0), params)
         >>> print(jnp.linalg.norm(added["kernel"], axis=0).round(3), added["step"])
-        [1.732 1.732] 0
+        [1. 1.] 0
 
     Reference:
         Wen et al., 2018: SmoothOut; AdaSmoothOut with `relative_to="filter"`.
@@ -106,7 +106,8 @@ def uniform(
     _checks.choice((8, 16, 32), bits=bits)
     return _noise(
         lambda key, shape, dtype: _uniform_levels(key, shape, dtype, bits),
-        {"radius": radius},
+        "radius",
+        radius,
         relative_to,
         filter_axis,
         mask,
@@ -156,7 +157,8 @@ def gaussian(
     """
     return _noise(
         jax.random.normal,
-        {"std": std},
+        "std",
+        std,
         relative_to,
         filter_axis,
         mask,
@@ -215,22 +217,20 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
     return mask
 
 
-def _noise(
-    sample, size: dict[str, Any], relative_to, filter_axis, mask, *, normalize
-) -> Noise:
+def _noise(sample, name, size, relative_to, filter_axis, mask, *, normalize) -> Noise:
     """The noise function that `uniform` and `gaussian` share.
 
     Args:
         sample: function (key, shape, dtype) to the law of unit size.
-        size: the one argument that scales it, as {name: value}.
+        name: the name of the argument that scales it.
+        size: the value of that argument.
         relative_to: as in `uniform`.
         filter_axis: as in `uniform`.
         mask: as in `uniform`.
         normalize: whether a sample is divided by its own norm over the filter or layer.
     """
-    ((name, value),) = size.items()
-    if not callable(value):
-        _checks.nonnegative(**size)
+    if not callable(size):
+        _checks.nonnegative(**{name: size})
     _checks.choice(RELATIVE_TO, relative_to=relative_to)
     if isinstance(filter_axis, bool) or not isinstance(filter_axis, int):
         raise TypeError(f"filter_axis must be an integer, got {filter_axis!r}")
@@ -250,7 +250,7 @@ def _noise(
 
     def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
         _checks.prng_key(key)
-        scale = _at_step(name, value, step)
+        scale = _at_step(name, size, step)
         paths_and_leaves, structure = jax.tree.flatten_with_path(params)
         leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
         if leaves and not any(map(_checks.is_inexact, leaves)):
@@ -269,7 +269,7 @@ def _noise(
             strict=True,
         ):
             if chosen and _checks.is_inexact(leaf):
-                _warn_if_lost(leaf, _name(path), {name: scale}, relative_to)
+                _warn_if_lost(leaf, _name(path), name, scale, relative_to)
                 noises.append(leaf_noise(leaf_key, leaf, path, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
@@ -294,7 +294,8 @@ def _uniform_levels(key, shape, dtype, bits: int) -> jax.Array:
     if bits < 32:
         unsigned = {8: jnp.uint8, 16: jnp.uint16}[bits]
         packed = jax.lax.bitcast_convert_type(words, unsigned)
-        words = packed.reshape(*leading, -1)[..., :last]
+        per_row = words.shape[-1] * 32 // bits
+        words = packed.reshape(*leading, per_row)[..., :last]
     elif dtype != jnp.float64:
         # A float32 holds 24 bits exactly; more would round, the outermost to ±1.
         words, bits = words >> 8, 24
@@ -323,16 +324,16 @@ def _norm(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sqrt(jnp.sum(squares, axes, keepdims=True)).astype(array.dtype)
 
 
-def _at_step(name: str, value: Size, step: Any) -> Any:
+def _at_step(name: str, size: Any, step: Any) -> Any:
     """The size of the noise at a step, a schedule evaluated."""
-    if not callable(value):
-        return value
+    if not callable(size):
+        return size
     if step is None:
         raise ValueError(
             f"{name} is a schedule, which needs the step: call noise(key, params, step)"
             " or pass functools.partial(noise, step=step) on as the noise"
         )
-    scale = value(step)
+    scale = size(step)
     _checks.nonnegative(**{f"{name} at step {step}": scale})
     return scale
 
@@ -357,12 +358,11 @@ def _mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
     return [bool(flag) for flag in chosen]
 
 
-def _warn_if_lost(leaf, name: str, size: dict[str, Any], relative_to) -> None:
+def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
     """Warns if noise drowns in the rounding of a half-precision leaf.
 
     Weights unknown while traced count as one in size.
     """
-    ((size_name, scale),) = size.items()
     if leaf.dtype.itemsize > 2 or isinstance(scale, jax.core.Tracer) or not scale:
         return
     if relative_to is not None or isinstance(leaf, jax.core.Tracer):
@@ -374,8 +374,8 @@ def _warn_if_lost(leaf, name: str, size: dict[str, Any], relative_to) -> None:
     if largest < typical:
         weights = "all weights" if relative_to else f"weights above {largest:.2g}"
         warnings.warn(
-            f"noise of {size_name}={float(scale):g} is lost when added to {weights} of"
-            f" {name!r}, which {leaf.dtype} does not resolve; keep the parameters in"
+            f"noise of {name}={float(scale):g} is lost when added to {weights} of"
+            f" {path!r}, which {leaf.dtype} does not resolve; keep the parameters in"
             " float32 or enlarge it",
             stacklevel=4,
         )
