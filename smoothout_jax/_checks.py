@@ -12,15 +12,11 @@ import numpy as np
 def nonnegative(**values: Any) -> None:
     """Requires real, finite scalars of at least zero; traced ones pass unseen."""
     for name, value in values.items():
-        if isinstance(value, jax.core.Tracer):
-            if value.shape or not jnp.issubdtype(value.dtype, jnp.number):
-                raise TypeError(f"{name} must be a number, got {value}")
-            continue
-        array = np.asarray(value)
-        real = jnp.issubdtype(array.dtype, jnp.number) and not np.iscomplexobj(array)
-        if array.shape or not real:
+        if not _is_real_scalar(value):
             raise TypeError(f"{name} must be a number, got {value!r}")
-        if not 0 <= float(array) < math.inf:
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if not 0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
@@ -40,7 +36,7 @@ def count(**values: Any) -> None:
 def choice(accepted: tuple, **values: Any) -> None:
     """Requires one of the accepted values."""
     for name, value in values.items():
-        if value not in accepted:
+        if not any(type(value) is type(one) and value == one for one in accepted):
             options = ", ".join(map(repr, accepted))
             raise ValueError(f"{name} must be one of {options}; got {value!r}")
 
@@ -58,11 +54,18 @@ def prng_key(key: Any) -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not ((typed and ndim == 0) or (dtype == jnp.uint32 and ndim == 1)):
         raise TypeError(
-            "key must be a single PRNG key, as jax.random.key(0) makes it; got"
-            f" {jax.tree.structure(key) if dtype is None else key!r}"
+            f"key must be a single PRNG key, as jax.random.key(0) makes it; got {key!r}"
         )
 
 
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is floating or complex, so that noise can be added to it."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def _is_real_scalar(value: Any) -> bool:
+    if not isinstance(value, (int, float, complex, np.generic, np.ndarray, jax.Array)):
+        return False
+    dtype = jnp.result_type(value)
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    return jnp.issubdtype(dtype, jnp.number) and not is_complex and not jnp.ndim(value)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax.noise import Noise, Params
+from smoothout_jax.noise import Noise, Params, accumulator_dtype
 
 AUX = ("mean", "stack", "first", "clean")
 EXECUTIONS = ("auto", "vmap", "scan", "unroll")
@@ -317,7 +317,7 @@ def _weigh(weight, result: Any) -> Any:
 
     def weigh(leaf):
         _require_inexact(leaf)
-        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        leaf = leaf.astype(accumulator_dtype(leaf.dtype))
         factor = jnp.asarray(weight, leaf.dtype)
         if factor.ndim == 0:
             return factor * leaf

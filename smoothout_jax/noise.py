@@ -25,7 +25,9 @@ from typing import Any, Protocol
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import AxisType
 
 from smoothout_jax import _checks
 
@@ -236,7 +238,7 @@ def _noise(sample, name, size, relative_to, filter_axis, mask, *, normalize) -> 
         raise TypeError(f"filter_axis must be an integer, got {filter_axis!r}")
 
     def leaf_noise(key, leaf, path, scale):
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = accumulator_dtype(leaf.dtype)
         weight = jax.lax.stop_gradient(leaf).astype(dtype)
         drawn = sample(key, leaf.shape, dtype)
         if relative_to == "weight":
@@ -246,7 +248,7 @@ def _noise(sample, name, size, relative_to, filter_axis, mask, *, normalize) -> 
             if normalize:
                 drawn /= _norm(drawn, axes)
             drawn *= _norm(weight, axes)
-        return (jnp.asarray(scale, dtype) * drawn).astype(leaf.dtype)
+        return _place_like(leaf, (jnp.asarray(scale, dtype) * drawn).astype(leaf.dtype))
 
     def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
         _checks.prng_key(key)
@@ -304,6 +306,17 @@ def _uniform_levels(key, shape, dtype, bits: int) -> jax.Array:
     return level.reshape(shape)
 
 
+def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
+    """Noise that is sharded as its leaf, where the leaf says how it is."""
+    if not isinstance(leaf, jax.core.Tracer):
+        spread = len(leaf.sharding.device_set) > 1
+        return jax.device_put(noise, leaf.sharding) if spread else noise
+    sharding = jax.typeof(leaf).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(noise, sharding)
+    return noise
+
+
 def _norm_axes(relative_to, ndim: int, filter_axis: int, path) -> tuple[int, ...]:
     """The axes over which the norm that noise is relative to is taken."""
     if relative_to == "layer" or ndim == 0:
@@ -343,7 +356,7 @@ def _mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
     if mask is None:
         return [True] * len(jax.tree.leaves(params))
     # As in Optax: an Equinox module of booleans is callable, but its leaves are not.
-    if all(map(callable, jax.tree.leaves(mask))):
+    if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
         mask = mask(params)
     try:
         chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
@@ -353,9 +366,16 @@ def _mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
             f" {jax.tree.structure(mask)}, params {jax.tree.structure(params)}"
         ) from error
     for flag in chosen:
-        if isinstance(flag, jax.core.Tracer) or jnp.result_type(flag) != jnp.bool_:
+        if not _is_known_boolean(flag):
             raise TypeError(f"mask must hold booleans known to Python, got {flag!r}")
     return [bool(flag) for flag in chosen]
+
+
+def _is_known_boolean(flag: Any) -> bool:
+    if isinstance(flag, (np.ndarray, jax.Array)):
+        traced = isinstance(flag, jax.core.Tracer)
+        return not traced and flag.ndim == 0 and flag.dtype == jnp.bool_
+    return isinstance(flag, (bool, np.bool_))
 
 
 def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
@@ -363,22 +383,27 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
     Weights unknown while traced count as one in size.
     """
-    if leaf.dtype.itemsize > 2 or isinstance(scale, jax.core.Tracer) or not scale:
+    if isinstance(scale, jax.core.Tracer) or scale == 0:
+        return
+    if leaf.dtype.itemsize > 2 or leaf.size == 0:
         return
     if relative_to is not None or isinstance(leaf, jax.core.Tracer):
         typical = 1.0
     else:
         typical = float(jnp.median(jnp.abs(leaf.astype(jnp.float32))))
     # Half a unit in the last place is between eps / 4 and eps / 2 of the weight.
-    largest = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
-    if largest < typical:
-        weights = "all weights" if relative_to else f"weights above {largest:.2g}"
+    if 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps) < typical:
+        # No figures: Python shows a message once, and those of a schedule change.
         warnings.warn(
-            f"noise of {name}={float(scale):g} is lost when added to {weights} of"
-            f" {path!r}, which {leaf.dtype} does not resolve; keep the parameters in"
-            " float32 or enlarge it",
+            f"{name} is below the resolution of {path!r}, {leaf.dtype}: most of its"
+            " noise is lost when added; keep the parameters in float32 or enlarge it",
             stacklevel=4,
         )
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """The dtype itself, or float32 in the place of half precision."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _name(path) -> str:

@@ -70,7 +70,7 @@ def tanh_schedule(
     _checks.count(transition_steps=transition_steps)
     return lambda step: (
         end_value
-        * (1.0 + jnp.tanh(steepness * (_real(step) / transition_steps - 0.5)))
+        * (1.0 + jnp.tanh(steepness * (_real(step) / float(transition_steps) - 0.5)))
         / 2
     )
 
@@ -105,7 +105,7 @@ def cosine_schedule(
     _checks.count(transition_steps=transition_steps)
 
     def schedule(step):
-        progress = jnp.minimum(_real(step) / transition_steps, 1.0)
+        progress = jnp.minimum(_real(step) / float(transition_steps), 1.0)
         return init_value * (1 + (growth - 1) * (1 - jnp.cos(jnp.pi * progress)) / 2)
 
     return schedule

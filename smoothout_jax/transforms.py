@@ -21,7 +21,7 @@ import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
-from smoothout_jax.noise import Noise, Params
+from smoothout_jax.noise import Noise, Params, accumulator_dtype
 
 NO_PARAMS = (
     "needs the parameters: call update(grads, state, params), not update(grads, state)"
@@ -120,8 +120,7 @@ def smoothout(
         mean = None
         if num_copies > 1:
             mean = jax.tree.map(
-                lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
-                params,
+                lambda p: jnp.zeros_like(p, accumulator_dtype(p.dtype)), params
             )
         return SmoothoutState(
             clean_params=jax.tree.map(_fresh, params),

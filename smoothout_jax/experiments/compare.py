@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from smoothout_jax.experiments.data import digits
+from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.training import ROUNDS, Outcome, Trainer
+from smoothout_jax.experiments.training import Outcome, Problem, Trainer
+
+ROUNDS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,11 @@ def compare(settings: Settings, progress: Callable[[int, int, str], None]) -> Re
     Returns:
         The results.
     """
-    data = digits(settings.train_size)
     bounds = np.linspace(0, settings.steps, min(ROUNDS, settings.steps) + 1).astype(int)
     turns = (len(bounds) - 1) * len(settings.methods)
     progress(0, turns, "preparing")
-    trainers = {name: Trainer(name, settings, data) for name in settings.methods}
+    problem = Problem(settings)
+    trainers = {name: Trainer(METHODS[name], problem) for name in settings.methods}
     seconds = {name: [] for name in settings.methods}
     for start, stop in itertools.pairwise(bounds):
         for name, trainer in trainers.items():
@@ -57,6 +59,6 @@ def compare(settings: Settings, progress: Callable[[int, int, str], None]) -> Re
     progress(turns, turns, "measuring sharpness")
     return Results(
         settings=settings,
-        outcomes={name: trainer.evaluate() for name, trainer in trainers.items()},
+        outcomes={name: problem.evaluate(t.params()) for name, t in trainers.items()},
         seconds={name: np.array(times) for name, times in seconds.items()},
     )

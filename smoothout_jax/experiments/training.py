@@ -14,11 +14,10 @@ import optax
 from flax import linen as nn
 
 from smoothout_jax import smooth, uniform
-from smoothout_jax.experiments import methods
-from smoothout_jax.experiments.data import Dataset, batch_indices
+from smoothout_jax.experiments.data import batch_indices, digits
+from smoothout_jax.experiments.methods import Method, optimizer
 from smoothout_jax.experiments.settings import Settings
 
-ROUNDS = 20
 DIRECTIONS = 5
 DISTANCES = np.linspace(-1.5, 1.5, 61)
 
@@ -57,118 +56,139 @@ class MLP(nn.Module):
         return nn.Dense(10)(images)
 
 
-class Trainer:
-    """Trains one method from all seeds at once.
+class Problem:
+    """What all methods share: data, network, initial parameters and measures.
 
     Args:
-        name: the method, a key of `methods.METHODS`.
         settings: the settings of the comparison.
-        data: the data set.
     """
 
-    def __init__(self, name: str, settings: Settings, data: Dataset):
-        self._method = methods.METHODS[name]
-        self._settings = settings
-        self._data = data
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.data = digits(settings.train_size)
         self._network = MLP(settings.hidden_sizes)
         seeds = jax.vmap(jax.random.key)(jnp.arange(settings.seeds))
-        # One key for the parameters, one for the noise, one for the batches.
-        self._keys = jax.vmap(lambda key: jax.random.split(key, 3))(seeds)
-        self._batches = jax.jit(jax.vmap(self._all_batches))(self._keys)
-        self._state = jax.jit(jax.vmap(self._start))(self._keys)
+        keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(seeds)
+        params_keys, self.noise_keys, batch_keys = keys
+        self.params = jax.jit(jax.vmap(self._init))(params_keys)
+        self.batches = jax.jit(jax.vmap(self._batch_indices))(batch_keys)
+        self._evaluate = jax.jit(jax.vmap(self._evaluate_seed))
+
+    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """Mean cross entropy of one network, in nats."""
+        logits = self._logits(params, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    def evaluate(self, params: Any) -> Outcome:
+        """Measures the networks of all seeds."""
+        return jax.tree.map(np.asarray, self._evaluate(params))
+
+    def _init(self, key):
+        return self._network.init(key, self.data.train_images[:1])
+
+    def _batch_indices(self, key):
+        settings = self.settings
+        return batch_indices(
+            key, settings.train_size, settings.batch_size, settings.steps
+        )
+
+    def _logits(self, params, images) -> Any:
+        return self._network.apply(params, images)
+
+    def _evaluate_seed(self, params) -> Outcome:
+        train = self.data.train_images, self.data.train_labels
+        test = self.data.test_images, self.data.test_labels
+
+        def accuracy(images, labels):
+            return (self._logits(params, images).argmax(-1) == labels).mean()
+
+        under_noise = smooth(
+            self.loss,
+            uniform(self.settings.noise_radius, relative_to="filter"),
+            num_copies=self.settings.noise_samples,
+            execution="scan",
+        )
+        train_loss = self.loss(params, *train)
+        # One key for all methods and seeds: their differences are not the noise's.
+        noisy_loss = under_noise(jax.random.key(0), params, *train)
+        return Outcome(
+            test_accuracy=accuracy(*test),
+            train_accuracy=accuracy(*train),
+            test_loss=self.loss(params, *test),
+            train_loss=train_loss,
+            loss_rise=noisy_loss - train_loss,
+            loss_curve=self._loss_curve(params),
+        )
+
+    def _loss_curve(self, params):
+        """Mean loss on lines along random directions with the norm of each filter."""
+        draw_direction = uniform(1.0, relative_to="filter")
+
+        def curve(key):
+            direction = draw_direction(key, params)
+
+            def loss_at(distance):
+                moved = optax.tree.add_scale(params, distance, direction)
+                return self.loss(moved, self.data.train_images, self.data.train_labels)
+
+            return jax.lax.map(loss_at, jnp.asarray(DISTANCES, jnp.float32))
+
+        keys = jax.random.split(jax.random.key(1), DIRECTIONS)
+        return jax.lax.map(curve, keys).mean(0)
+
+
+class Trainer:
+    """Trains one method on a problem, from all seeds at once.
+
+    Args:
+        method: the method.
+        problem: the problem.
+    """
+
+    def __init__(self, method: Method, problem: Problem):
+        self._method = method
+        self._problem = problem
+        params = jax.tree.map(jnp.copy, problem.params)
+        init = jax.vmap(lambda key, params: self._transformation(key).init(params))
+        self._state = params, jax.jit(init)(problem.noise_keys, params)
         self._train = jax.jit(jax.vmap(self._train_seed), donate_argnums=1)
         self._compiled = {}
 
     def advance(self, start: int, stop: int) -> float:
         """Trains from one step to another and returns the seconds it took."""
-        batches = jax.block_until_ready(self._batches[:, start:stop])
-        arguments = (self._keys, self._state, batches)
+        batches = jax.block_until_ready(self._problem.batches[:, start:stop])
+        arguments = (self._problem.noise_keys, self._state, batches)
         if stop - start not in self._compiled:
             self._compiled[stop - start] = self._train.lower(*arguments).compile()
         began = time.perf_counter()
         self._state = jax.block_until_ready(self._compiled[stop - start](*arguments))
         return time.perf_counter() - began
 
-    def evaluate(self) -> Outcome:
-        """Measures the trained networks, at their clean parameters."""
-        outcome = jax.jit(jax.vmap(self._evaluate_seed))(self._state)
-        return jax.tree.map(np.asarray, outcome)
+    def params(self) -> Any:
+        """The parameters to evaluate, of all seeds."""
+        params, opt_state = self._state
+        return self._method.eval_params(opt_state, params)
 
     def _transformation(self, key):
-        optimizer = methods.optimizer(self._settings)
-        transformation = self._method.wrap(optimizer, self._settings, key)
+        settings = self._problem.settings
+        transformation = self._method.wrap(optimizer(settings), settings, key)
         return optax.with_extra_args_support(transformation)
 
-    def _all_batches(self, keys):
-        settings = self._settings
-        return batch_indices(
-            keys[2], settings.train_size, settings.batch_size, settings.steps
-        )
-
-    def _start(self, keys):
-        params = self._network.init(keys[0], self._data.train_images[:1])
-        return params, self._transformation(keys[1]).init(params)
-
-    def _logits(self, params, images) -> Any:
-        return self._network.apply(params, images)
-
-    def _loss(self, params, images, labels):
-        logits = self._logits(params, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean()
-
-    def _train_seed(self, keys, state, batches):
-        transformation = self._transformation(keys[1])
+    def _train_seed(self, noise_key, state, batches):
+        transformation = self._transformation(noise_key)
+        data = self._problem.data
 
         def step(state, batch):
             params, opt_state = state
-            images = self._data.train_images[batch]
-            labels = self._data.train_labels[batch]
+            images, labels = data.train_images[batch], data.train_labels[batch]
             # SAM takes a second gradient by the grad_fn; the others leave it alone.
-            grad_fn = jax.grad(lambda params, _: self._loss(params, images, labels))
+            grad_fn = jax.grad(
+                lambda params, _: self._problem.loss(params, images, labels)
+            )
             updates, opt_state = transformation.update(
                 grad_fn(params, 0), opt_state, params, grad_fn=grad_fn
             )
             return (optax.apply_updates(params, updates), opt_state), None
 
         return jax.lax.scan(step, state, batches)[0]
-
-    def _evaluate_seed(self, state) -> Outcome:
-        params, opt_state = state
-        params = self._method.eval_params(opt_state, params)
-        train = self._data.train_images, self._data.train_labels
-        test = self._data.test_images, self._data.test_labels
-
-        def accuracy(images, labels):
-            logits = self._logits(params, images)
-            return (logits.argmax(-1) == labels).mean()
-
-        noise = uniform(self._settings.noise_radius, relative_to="filter")
-        samples = self._settings.noise_samples
-        under_noise = smooth(self._loss, noise, num_copies=samples, execution="scan")
-        train_loss = self._loss(params, *train)
-        # One key for all methods and seeds: their differences are not the noise's.
-        rise = under_noise(jax.random.key(0), params, *train) - train_loss
-        return Outcome(
-            test_accuracy=accuracy(*test),
-            train_accuracy=accuracy(*train),
-            test_loss=self._loss(params, *test),
-            train_loss=train_loss,
-            loss_rise=rise,
-            loss_curve=self._loss_curve(params),
-        )
-
-    def _loss_curve(self, params):
-        """Mean loss on lines along random directions with the norm of each filter."""
-        direction = uniform(1.0, relative_to="filter")
-
-        def loss_at(key, distance):
-            along = optax.tree.scale(distance, direction(key, params))
-            moved = optax.apply_updates(params, along)
-            return self._loss(moved, self._data.train_images, self._data.train_labels)
-
-        def curve(key):
-            return jax.lax.map(lambda d: loss_at(key, d), jnp.asarray(DISTANCES))
-
-        keys = jax.random.split(jax.random.key(1), DIRECTIONS)
-        return jax.lax.map(curve, keys).mean(0)
