@@ -219,7 +219,9 @@ class Copies:
     def _perturb(self, key, params, number, step):
         """The parameters of one copy."""
         pair = number // 2 if self.antithetic else number
-        noise = self.noise(jax.random.fold_in(key, pair), params, step)
+        # Without a step of ours, the noise may have one bound by functools.partial.
+        steps = () if step is None else (step,)
+        noise = self.noise(jax.random.fold_in(key, pair), params, *steps)
         if self.antithetic:
             noise = jax.tree.map(lambda n: jnp.where(number % 2 == 1, -n, n), noise)
         if self.clean_weight:

@@ -62,7 +62,7 @@ def smooth(
     copies = Copies(noise=noise, num_copies=num_copies, has_aux=has_aux, **options)
     _checks.function("fun(params, *args)", fun=fun)
 
-    def smoothed(key: jax.Array, params: Params, *args: Any, **kwargs: Any) -> Any:
+    def smoothed(key: jax.Array, params: Params, /, *args: Any, **kwargs: Any) -> Any:
         def value_and_aux(params, *args):
             outputs = fun(params, *args, **kwargs)
             return outputs if has_aux else (outputs, None)
@@ -178,7 +178,9 @@ def smoothout_value_and_grad(
     _checks.function("fun(params, *args)", fun=fun)
     plain = jax.value_and_grad(fun, has_aux=has_aux)
 
-    def value_and_grad(key: jax.Array, params: Params, *args: Any, **kwargs: Any):
+    def value_and_grad(
+        key: jax.Array, params: Params, /, *args: Any, **kwargs: Any
+    ) -> Any:
         def value_and_grad_and_aux(params, *args):
             outputs, grads = plain(params, *args, **kwargs)
             value, aux = outputs if has_aux else (outputs, None)
