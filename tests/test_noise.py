@@ -224,6 +224,13 @@ def test_noise_relative_to_a_weight_stays_within_its_fraction():
     np.testing.assert_allclose(fraction, 0.3 * 255 / 256, rtol=1e-6)
 
 
+def test_noise_relative_to_a_complex_weight_fills_a_box_of_its_size():
+    leaf = weights(100, 100, dtype="complex64")
+    noise = uniform(0.3, relative_to="weight")(QUICK_KEY, leaf)
+    magnitude = sizes(leaf, "weight").ravel()
+    assert_follows(real_parts(noise) / (0.3 * magnitude), LAWS[uniform])
+
+
 @pytest.mark.parametrize(
     ("shape", "filter_axis"),
     [

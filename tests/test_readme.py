@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -13,7 +14,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples_run_as_printed(example):
-    exec(compile(example, "README.md", "exec"), {})
+    with jax.numpy_dtype_promotion("standard"):  # as a user runs them
+        exec(compile(example, "README.md", "exec"), {})
 
 
 def test_the_table_is_that_of_the_committed_results():
