@@ -402,8 +402,9 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
 
 def accumulator_dtype(dtype: Any) -> Any:
-    """The dtype itself, or float32 in the place of half precision."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+    """The dtype itself, or float32 in the place of half precision and integers."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return dtype if wide else jnp.dtype(jnp.float32)
 
 
 def _name(path) -> str:

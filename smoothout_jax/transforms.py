@@ -215,13 +215,15 @@ def smoothout_eval_params(state: optax.OptState, params: Params) -> Params:
         for node in found
         for path, leaf in jax.tree.leaves_with_path(node.clean_params)
     }
-    merged = jax.tree.map_with_path(lambda path, p: clean.pop(path, p), params)
-    if clean:
-        path = jax.tree_util.keystr(next(iter(clean)), simple=True, separator="/")
-        raise ValueError(
-            f"state is that of other parameters: params has no leaf {path!r}"
-        )
-    return merged
+    shapes = {path: jnp.shape(p) for path, p in jax.tree.leaves_with_path(params)}
+    for path, leaf in clean.items():
+        if shapes.get(path) != jnp.shape(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                "state is that of other parameters: params has no leaf"
+                f" {name!r} of shape {jnp.shape(leaf)}"
+            )
+    return jax.tree.map_with_path(lambda path, p: clean.get(path, p), params)
 
 
 class SmoothGradientsState(NamedTuple):
@@ -364,13 +366,13 @@ def _fold(key: jax.Array, key_data: jax.Array, *counts: Any) -> jax.Array:
 
 def _running_mean(mean: Params, grads: optax.Updates, count: jax.Array) -> Params:
     """The mean of count + 1 gradients from that of count and one more."""
-    return jax.tree.map(
-        lambda m, g: jnp.where(
-            count == 0, g.astype(m.dtype), m + (g.astype(m.dtype) - m) / (count + 1)
-        ),
-        mean,
-        grads,
-    )
+
+    def include(mean, grad):
+        grad = grad.astype(mean.dtype)
+        step = (grad - mean) / (count + 1).astype(mean.dtype)
+        return jnp.where(count == 0, grad, mean + step)
+
+    return jax.tree.map(include, mean, grads)
 
 
 def _warn_of_lost_noise(noise: Noise, key: jax.Array, params: Params) -> None:

@@ -262,6 +262,17 @@ def test_noise_is_relative_to_the_norm_of_a_whole_layer(shape):
     )
 
 
+@pytest.mark.parametrize("relative_to", ["filter", "layer"])
+@every_law
+def test_weights_of_a_filter_or_layer_share_one_scale(law, relative_to):
+    leaf = weights(3, 5, 4)
+    unit = law(1.0)(QUICK_KEY, leaf)
+    norms = sizes(unit, relative_to) if law is uniform else 1.0
+    noise = law(0.3, relative_to=relative_to)(QUICK_KEY, leaf)
+    expected = 0.3 * sizes(leaf, relative_to) / norms * unit
+    np.testing.assert_allclose(noise, expected, rtol=1e-5)
+
+
 def test_a_filter_of_one_weight_moves_by_its_fraction_either_way():
     leaf = weights(1000)
     signs = uniform(0.3, relative_to="filter")(KEY, leaf) / (0.3 * jnp.abs(leaf))
