@@ -14,10 +14,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from smoothout_jax import _checks
-from smoothout_jax.noise import Noise, Params, accumulator_dtype
+from smoothout_jax.noise import Noise, Params, accumulator_dtype, perturb
 
 AUX = ("mean", "stack", "first", "clean")
 EXECUTIONS = ("auto", "vmap", "scan", "unroll")
@@ -147,18 +146,18 @@ class Copies:
             key = jax.random.fold_in(key, index)
             params = _vary(params, index)
 
-        def perturb(number):
+        def perturbed_by(number):
             return self._perturb(key, params, number, step)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
-            result, aux = fn(perturbed, *merged)
+            result, aux = jax.tree.map(jnp.asarray, fn(perturbed, *merged))
             # What is averaged as the gradients are travels with them.
             return (
                 ((result, aux), None) if self.aux == "mean" else ((result, None), aux)
             )
 
-        (result, aux), stacked = self._run(perturb, call, own_args)
+        (result, aux), stacked = self._run(perturbed_by, call, own_args)
         if self.aux != "mean":
             picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[picked], stacked)
@@ -207,7 +206,9 @@ class Copies:
         return total, stacked
 
     def _execution(self) -> str:
-        """How the copies run, `"auto"` decided."""
+        """How the copies run, `"auto"` decided; one copy needs no loop."""
+        if self.total == 1:
+            return "unroll"
         if self.execution != "auto":
             return self.execution
         if self.chunk_size is not None:
@@ -223,11 +224,16 @@ class Copies:
         steps = () if step is None else (step,)
         noise = self.noise(jax.random.fold_in(key, pair), params, *steps)
         if self.antithetic:
-            noise = jax.tree.map(lambda n: jnp.where(number % 2 == 1, -n, n), noise)
+            odd = number % 2 == 1
+            noise = jax.tree.map(
+                lambda n: jnp.where(odd, -n, n) if _checks.is_inexact(n) else n, noise
+            )
         if self.clean_weight:
             clean = number == self.num_copies
-            noise = jax.tree.map(lambda n: jnp.where(clean, 0, n), noise)
-        return optax.apply_updates(params, noise)
+            noise = jax.tree.map(
+                lambda n: jnp.where(clean, jnp.zeros_like(n), n), noise
+            )
+        return perturb(params, noise)
 
     def _own_args(self, args) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""

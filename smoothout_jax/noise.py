@@ -401,6 +401,17 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
         )
 
 
+def perturb(params: Params, noise: Params) -> Params:
+    """The parameters with noise added, once the noise is seen to be like them."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, noise)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"noise must return a tree like params, of shapes {shapes[0]}; it returned"
+            f" {shapes[1]}"
+        )
+    return optax.apply_updates(params, noise)
+
+
 def accumulator_dtype(dtype: Any) -> Any:
     """The dtype itself, or float32 in the place of half precision and integers."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
