@@ -36,7 +36,7 @@ def settings(tmp_path_factory):
         steps=100,
         batch_size=50,
         train_size=200,
-        hidden_sizes=(16,),
+        hidden_sizes=(64,),
         relative_radius=0.2,
         noise_samples=3,
         output=tmp_path_factory.mktemp("results"),
