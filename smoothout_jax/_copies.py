@@ -143,11 +143,14 @@ class Copies:
         own_args = self._own_args(args)
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
-            key = jax.random.fold_in(key, index)
+            key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
             params = _vary(params, index)
 
+        # Split, not folded once more: unsafe_rbg keys fold alike in either order.
+        keys = jax.random.split(key, self.total)
+
         def perturbed_by(number):
-            return self._perturb(key, params, number, step)
+            return self._perturb(keys, params, number, step)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
@@ -217,12 +220,12 @@ class Copies:
             return "vmap"
         return "unroll" if self.total <= MAX_UNROLLED else "scan"
 
-    def _perturb(self, key, params, number, step):
+    def _perturb(self, keys, params, number, step):
         """The parameters of one copy."""
         pair = number // 2 if self.antithetic else number
         # Without a step of ours, the noise may have one bound by functools.partial.
         steps = () if step is None else (step,)
-        noise = self.noise(jax.random.fold_in(key, pair), params, *steps)
+        noise = self.noise(keys[pair], params, *steps)
         if self.antithetic:
             odd = number % 2 == 1
             noise = jax.tree.map(

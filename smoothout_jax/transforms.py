@@ -160,7 +160,7 @@ def smoothout(
             stepped = optax.safe_increment(state.smoothout_step)
             count = jnp.where(last, stepped, state.smoothout_step)
             copy = jnp.where(last, 0, state.smoothout_copy + 1)
-        noise_key = _fold(key, state.smoothout_key_data, count, copy)
+        noise_key = _fold(key, state.smoothout_key_data, count * num_copies + copy)
         perturbed = perturb(clean, noise(noise_key, clean, count))
         return optax.tree.sub(perturbed, params), SmoothoutState(
             clean_params=clean,
@@ -354,14 +354,12 @@ def _key_data(key: jax.Array) -> jax.Array:
     return _fresh(jax.random.key_data(key) if typed else key)
 
 
-def _fold(key: jax.Array, key_data: jax.Array, *counts: Any) -> jax.Array:
+def _fold(key: jax.Array, key_data: jax.Array, count: Any) -> jax.Array:
     """The key of one noise, from the data in the state: `key` lends its kind alone."""
     folded = jnp.asarray(key_data)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         folded = jax.random.wrap_key_data(folded, impl=jax.random.key_impl(key))
-    for count in counts:
-        folded = jax.random.fold_in(folded, count)
-    return folded
+    return jax.random.fold_in(folded, count)
 
 
 def _running_mean(mean: Params, grads: optax.Updates, count: jax.Array) -> Params:

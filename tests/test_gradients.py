@@ -90,11 +90,11 @@ def signs(key, params, step=None):
 
 
 def key_of_copy(key, m):
-    return jax.random.fold_in(key, m)
+    return jax.random.split(key, m + 1)[m]
 
 
 def key_of_device(key, device):
-    return jax.random.fold_in(key, device)
+    return jax.random.split(key, DEVICES)[device]
 
 
 @functools.cache
@@ -561,7 +561,7 @@ def test_devices_average_gradients_at_noise_of_their_own(execution, mapped, opti
     assert_same(actual, average_of_plain_loops(**options))
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 @pytest.mark.parametrize(("aux", "different"), [("stack", 17), ("first", 8)])
 def test_each_copy_on_each_device_is_another_and_not_averaged(
     aux, different, implementation

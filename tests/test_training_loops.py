@@ -146,7 +146,7 @@ def test_batch_statistics_move_once_a_step_whatever_the_number_of_copies(aux):
         )
         perturbed = [
             optax.apply_updates(state.params, NOISE(key, state.params))
-            for key in (jax.random.fold_in(noise_key, m) for m in range(num_copies))
+            for key in jax.random.split(noise_key, num_copies)
         ]
         *noisy, clean = (
             moved_batch_stats(params, state.batch_stats, key)

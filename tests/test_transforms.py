@@ -158,7 +158,7 @@ def smoothout_by_hand(optimizer, num_copies, calls):
             updates, state = update(mean(grads), state, clean)
             clean = optax.apply_updates(clean, updates)
             step, grads = step + 1, []
-        key = jax.random.fold_in(jax.random.fold_in(KEY, step), len(grads))
+        key = jax.random.fold_in(KEY, step * num_copies + len(grads))
         perturbed = optax.apply_updates(clean, GROWING_NOISE(key, clean, step))
         yield perturbed, clean
 
@@ -225,7 +225,7 @@ def test_clean_parameters_never_drift_in_any_precision(params_of_every_dtype):
         assert jnp.all(perturbed != clean)
         assert jnp.all(jnp.abs(perturbed - clean - noise) <= 2 * unit)
 
-    noise_key = jax.random.fold_in(jax.random.fold_in(KEY, 1000), 0)
+    noise_key = jax.random.fold_in(KEY, 1000)
     jax.tree.map(is_noise, perturbed, clean, NOISE(noise_key, clean))
 
 
@@ -304,7 +304,7 @@ def test_none_and_integer_leaves_stay_as_they_are(num_copies):
 def test_keys_of_every_kind_draw_their_own_noise(key):
     optimizer = smoothout(optax.set_to_zero(), NOISE, key=key)
     updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
-    noise_key = jax.random.fold_in(jax.random.fold_in(key, 1), 0)
+    noise_key = jax.random.fold_in(key, 1)
     assert_close(updates, NOISE(noise_key, PARAMS))
 
 
@@ -375,7 +375,7 @@ def test_smooth_gradients_folds_step_and_copy_and_drops_what_comes_in():
         updates, state = optimizer.update(nans, state, PARAMS, grad_fn=grad_fn)
         grads = []
         for copy in range(2):
-            key = jax.random.fold_in(jax.random.fold_in(KEY, step), copy)
+            key = jax.random.split(jax.random.fold_in(KEY, step))[copy]
             perturbed = optax.apply_updates(PARAMS, NOISE(key, PARAMS))
             grads.append(grad_fn(perturbed, copy))
         assert_close(updates, mean(grads))
@@ -419,8 +419,10 @@ def test_devices_draw_noise_of_their_own_and_share_the_mean():
     value_and_grad = smoothout_value_and_grad(loss, NOISE, num_copies=2, copy_argnums=1)
     key = jax.random.fold_in(KEY, 0)
     grads = [
-        value_and_grad(jax.random.fold_in(key, device), PARAMS, batch + jnp.arange(2.0))
-        for device, batch in enumerate(batches)
+        value_and_grad(own_key, PARAMS, batch + jnp.arange(2.0))
+        for own_key, batch in zip(
+            jax.random.split(key, len(batches)), batches, strict=True
+        )
     ]
     assert_close(params, optax.tree.sub(PARAMS, mean([g for _, g in grads])))
 
