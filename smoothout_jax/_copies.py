@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothout_jax import _checks
-from smoothout_jax.noise import Noise, Params, accumulator_dtype, perturb
+from smoothout_jax._apart import apart
+from smoothout_jax.noise import Noise, Params, accumulator_dtype, add_noise
 
 AUX = ("mean", "stack", "first", "clean")
 EXECUTIONS = ("auto", "vmap", "scan", "unroll")
-MAX_UNROLLED = 8
+# Beyond, compiling the copies takes minutes for a large network.
+MAX_UNROLLED = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,9 +149,9 @@ class Copies:
             params = _vary(params, index)
 
         # Split, not folded once more: unsafe_rbg keys fold alike in either order.
-        keys = jax.random.split(key, self.total)
+        keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
 
-        def perturbed_by(number):
+        def perturb(params, number):
             return self._perturb(keys, params, number, step)
 
         def call(perturbed, own):
@@ -160,7 +162,7 @@ class Copies:
                 ((result, aux), None) if self.aux == "mean" else ((result, None), aux)
             )
 
-        (result, aux), stacked = self._run(perturbed_by, call, own_args)
+        (result, aux), stacked = self._run(perturb, call, params, own_args)
         if self.aux != "mean":
             picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[picked], stacked)
@@ -171,13 +173,14 @@ class Copies:
                 aux = jax.lax.pmean(aux, self.axis_name)
         return result, aux
 
-    def _run(self, perturb, call, own_args) -> tuple[Any, Any]:
+    def _run(self, perturb, call, params, own_args) -> tuple[Any, Any]:
         """Calls every copy: the weighted sum of the results, and stacked auxiliaries.
 
         Args:
-            perturb: function of a copy's number to its parameters.
+            perturb: function of the parameters and a copy's number to its own.
             call: function of a copy's parameters and own arguments to a result that is
                 summed and one that is stacked.
+            params: the clean parameters.
             own_args: the arguments that differ, with a leading axis of copies.
         """
         execution = self._execution()
@@ -185,12 +188,13 @@ class Copies:
             execution
         ]
 
-        def run(chunk):
+        def run(params, chunk):
             numbers, own = chunk
             if size == 1:
-                return call(perturb(numbers), own)
+                return call(perturb(params, numbers), own)
             # A loop draws the noise: under vmap, rbg keys would draw another.
-            return jax.vmap(call)(jax.lax.map(perturb, numbers), own)
+            perturbed = jax.lax.map(functools.partial(perturb, params), numbers)
+            return jax.vmap(call)(perturbed, own)
 
         copies = (np.arange(self.total), own_args)
         weights = np.full(self.total, (1 - self.clean_weight) / self.num_copies)
@@ -201,7 +205,7 @@ class Copies:
                 lambda a: a.reshape(-1, size, *a.shape[1:]), (weights, copies)
             )
         sum_chunks = _scan if execution == "scan" else _unroll
-        total, stacked = sum_chunks(run, weights, copies)
+        total, stacked = sum_chunks(run, params, weights, copies)
         if size > 1:
             stacked = jax.tree.map(
                 lambda a: a.reshape(self.total, *a.shape[2:]), stacked
@@ -216,7 +220,7 @@ class Copies:
             return self.execution
         if self.chunk_size is not None:
             return "scan"
-        if jax.default_backend() != "cpu":
+        if jax.default_backend() != "cpu" and self.batch_argnums:
             return "vmap"
         return "unroll" if self.total <= MAX_UNROLLED else "scan"
 
@@ -236,7 +240,7 @@ class Copies:
             noise = jax.tree.map(
                 lambda n: jnp.where(clean, jnp.zeros_like(n), n), noise
             )
-        return perturb(params, noise)
+        return _keep(add_noise(params, noise))
 
     def _own_args(self, args) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""
@@ -289,11 +293,14 @@ def _vary(params: Params, index: jax.Array) -> Params:
     return jax.tree.map(lambda p: p + (index * 0).astype(p.dtype), params)
 
 
-def _unroll(run, weights, copies) -> tuple[Any, Any]:
+def _unroll(run, params, weights, copies) -> tuple[Any, Any]:
     """Runs chunk after chunk in a Python loop: weighted sum, stacked auxiliaries."""
     total, result, auxes = None, None, []
     for i, weight in enumerate(weights):
-        result, aux = run(jax.tree.map(lambda a, i=i: a[i], copies))
+        if total is not None:
+            # A copy waits for the one before it, so that their memory is the same.
+            params, total = _keep((params, total))
+        result, aux = run(params, jax.tree.map(lambda a, i=i: a[i], copies))
         auxes.append(aux)
         if weights.shape == (1,):
             total = result
@@ -304,12 +311,12 @@ def _unroll(run, weights, copies) -> tuple[Any, Any]:
     return _cast_like(total, result), jax.tree.map(lambda *a: jnp.stack(a), *auxes)
 
 
-def _scan(run, weights, copies) -> tuple[Any, Any]:
+def _scan(run, params, weights, copies) -> tuple[Any, Any]:
     """Runs chunk after chunk in a compiled loop, to the same pair."""
 
     def weighted(chunk):
         weight, copy = chunk
-        result, aux = run(copy)
+        result, aux = run(params, copy)
         return _weigh(weight, result), aux, result
 
     def body(total, chunk):
@@ -351,3 +358,10 @@ def _cast_like(tree: Any, like: Any) -> Any:
     return jax.tree.map(
         lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like
     )
+
+
+def _identity(tree: Any) -> Any:
+    return tree
+
+
+_keep = apart(_identity)

@@ -122,9 +122,11 @@ def smoothout_value_and_grad(
             clean copy: the choice for BatchNorm's statistics.
         execution: how the copies run; the results are the same to rounding. `"vmap"`
             runs them together, in the memory of all; `"scan"` one after another, in
-            the memory of one; `"unroll"` one after another without a loop, which
-            compiles longest and suits convolutions on CPU. `"auto"` takes `"vmap"` on
-            accelerators; on CPU `"unroll"` up to 8 copies, then `"scan"`.
+            the memory of one; `"unroll"` likewise but without a loop, which compiles
+            longest. `"auto"` takes `"unroll"` up to 16 copies, then `"scan"`: on CPU
+            convolutions are many times slower in a loop or under `"vmap"`, as
+            docs/performance shows. On accelerators, copies of a split batch, which
+            fit in the memory of one plain step, take `"vmap"`; this is unmeasured.
         chunk_size: number of copies vmapped together inside a scan; it divides the
             number of copies. Implies `execution="scan"`.
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`

@@ -21,7 +21,7 @@ import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
-from smoothout_jax.noise import Noise, Params, accumulator_dtype, perturb
+from smoothout_jax.noise import Noise, Params, accumulator_dtype, add_noise
 
 NO_PARAMS = (
     "needs the parameters: call update(grads, state, params), not update(grads, state)"
@@ -161,7 +161,7 @@ def smoothout(
             count = jnp.where(last, stepped, state.smoothout_step)
             copy = jnp.where(last, 0, state.smoothout_copy + 1)
         noise_key = _fold(key, state.smoothout_key_data, count * num_copies + copy)
-        perturbed = perturb(clean, noise(noise_key, clean, count))
+        perturbed = add_noise(clean, noise(noise_key, clean, count))
         return optax.tree.sub(perturbed, params), SmoothoutState(
             clean_params=clean,
             smoothout_key_data=state.smoothout_key_data,

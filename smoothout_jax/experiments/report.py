@@ -2,15 +2,10 @@
 
 import csv
 import dataclasses
-import datetime
 import json
-import os
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,9 +15,9 @@ from scipy import stats
 
 from smoothout_jax.experiments.compare import Results
 from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.provenance import provenance
 from smoothout_jax.experiments.training import DIRECTIONS, DISTANCES
 
-PACKAGES = ("smoothout-jax", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
 # Okabe and Ito's colours, told apart by readers of every colour vision.
 COLORS = {
     "sgd": "#000000",
@@ -144,19 +139,9 @@ def _write_json(results: Results, path: Path) -> None:
     """Everything: settings, seeds, versions, machine, summary and raw figures."""
     settings = dataclasses.asdict(results.settings)
     settings.pop("output")  # a path of one machine
-    document = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    document = provenance() | {
         "settings": settings,
         "seeds": list(range(results.settings.seeds)),
-        "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in PACKAGES},
-        "machine": {
-            "system": platform.system(),
-            "architecture": platform.machine(),
-            "cores": os.cpu_count(),
-            "device": jax.devices()[0].device_kind,
-            "backend": jax.default_backend(),
-        },
         "summary": summary(results),
         "seconds_per_step": {k: v.tolist() for k, v in results.seconds.items()},
         "outcomes": {

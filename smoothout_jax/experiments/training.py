@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
 from smoothout_jax import smooth, uniform
 from smoothout_jax.experiments.data import batch_indices, digits
 from smoothout_jax.experiments.methods import Method, optimizer
+from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.settings import Settings
 
 DIRECTIONS = 5
@@ -41,19 +41,6 @@ class Outcome(NamedTuple):
     train_loss: Any
     loss_rise: Any
     loss_curve: Any
-
-
-class MLP(nn.Module):
-    """A multilayer perceptron with ReLU units and ten classes."""
-
-    hidden_sizes: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits, (images, 10)."""
-        for size in self.hidden_sizes:
-            images = nn.relu(nn.Dense(size)(images))
-        return nn.Dense(10)(images)
 
 
 class Problem:

@@ -1,0 +1,91 @@
+"""Random words are those of JAX, drawn once, whatever the devices."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smoothout_jax import _levels
+
+KEY = jax.random.key(3)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4)])
+@pytest.mark.parametrize("one_cpu", [True, False])
+def test_words_are_those_of_jax_random(monkeypatch, one_cpu, shape):
+    monkeypatch.setattr(_levels, "on_one_cpu", lambda: one_cpu)
+    words = _levels._draw_words(KEY, 0, shape)
+    np.testing.assert_array_equal(words, jax.random.bits(KEY, shape, jnp.uint32))
+
+
+@pytest.mark.parametrize("group", [1, 7])
+def test_written_out_rounds_are_those_of_the_primitive(monkeypatch, group):
+    drawn = []
+    for one_cpu in (True, False):
+        monkeypatch.setattr(_levels, "on_one_cpu", lambda one=one_cpu: one)
+        drawn.append(np.asarray(_levels._draw_words(KEY, group, (3, 5))))
+    np.testing.assert_array_equal(*drawn)
+    assert not np.isin(drawn[0], jax.random.bits(KEY, (3, 5), jnp.uint32)).any()
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_large_and_small_leaves_are_uncorrelated(implementation):
+    key = jax.random.key(7, impl=implementation)
+    sizes = [_levels.LARGE, _levels.LARGE - 1, _levels.LARGE, _levels.LARGE - 1]
+    leaves = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes]
+    levels = _levels.uniform_levels(key, leaves, 8)
+    assert [level.size for level in levels] == sizes
+    correlations = np.corrcoef([level[: min(sizes)] for level in levels]) - np.eye(4)
+    assert np.abs(correlations).max() < 5 / np.sqrt(min(sizes))
+
+
+def on_one_cpu(program):
+    """What a program prints in a process that has one CPU device."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
+    program = """
+    import jax, jax.numpy as jnp
+    from smoothout_jax import smoothout_value_and_grad, uniform
+    from smoothout_jax._apart import on_one_cpu
+
+    def loss(params, x):
+        for bias in params["biases"]:
+            x = jnp.tanh(x * bias + bias)
+        return jnp.mean(x @ params["kernel"])
+
+    noise = uniform(0.01)
+    params = {"biases": [jnp.ones(300)] * 5, "kernel": jnp.ones((300, 300))}
+    x = jnp.ones((4000, 300))
+    compiled = [
+        jax.jit(fun).lower(*args).compile()
+        for fun, args in (
+            (noise, (jax.random.key(0), params)),
+            (smoothout_value_and_grad(loss, noise), (jax.random.key(0), params, x)),
+            (jax.value_and_grad(loss), (params, x)),
+            (smoothout_value_and_grad(loss, noise, num_copies=4),
+             (jax.random.key(0), params, x)),
+        )
+    ]
+    rounds = [program.as_text().count(" xor(") for program in compiled]
+    memory = [program.memory_analysis().temp_size_in_bytes for program in compiled]
+    print(on_one_cpu(), *rounds[:2], *memory[2:], 4 * (300 * 300 + 5 * 300))
+    """
+    one_cpu, alone, in_step, plain, four_copies, params = on_one_cpu(program)
+    assert one_cpu == "True"
+    assert int(alone) == int(in_step) > 20
+    assert int(four_copies) < 1.3 * int(plain) + 2 * int(params)
