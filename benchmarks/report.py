@@ -93,7 +93,7 @@ def page(results: Mapping[str, Any]) -> str:
             for part in (f"## {measured['label']}", costs(measured))
         ),
         "## How four copies run",
-        "`execution=\"auto\"` takes `unroll` on CPU up to 16 copies, then `scan`."
+        '`execution="auto"` takes `unroll` on CPU up to 16 copies, then `scan`.'
         " Convolutions become grouped convolutions under `vmap`, and leave XLA's fast"
         " kernels inside a loop.",
         *map(costs, results["executions"].values()),
@@ -101,7 +101,7 @@ def page(results: Mapping[str, Any]) -> str:
         "Time to add noise to parameters, as a multiple of the time of `params + 1`.",
         noise(results["noise"]),
         "## Number of copies",
-        "Whole batch each, `execution=\"auto\"`.",
+        'Whole batch each, `execution="auto"`.',
         costs(results["copies"]),
     ]
     return "\n\n".join(sections) + "\n"

@@ -77,14 +77,17 @@ def _levels(integers: jax.Array, bits: int, dtype) -> jax.Array:
 
 
 def _draw_words(key: jax.Array, group: int, shape: tuple[int, ...]) -> jax.Array:
-    """Random words of 32 bits; those of group 0 are `jax.random.bits(key, shape)`."""
+    """Random words of 32 bits, independent between groups.
+
+    Those of a Threefry key and group 0 are `jax.random.bits(key, shape)`.
+    """
     if jax.random.key_impl(key) != "threefry2x32" or math.prod(shape) > 2**32:
         return jax.random.bits(jax.random.fold_in(key, group), shape, jnp.uint32)
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    index = sum(
-        jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
-        for axis, stride in enumerate(strides)
-    )
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, stride in enumerate(strides):
+        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index += along * np.uint32(stride)
     threefry = _threefry if on_one_cpu() else threefry2x32_p.bind
     key_data = jax.random.key_data(key)
     high = jnp.full_like(index, group)

@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -40,6 +42,12 @@ def test_the_committed_results_show_the_claim():
     sgd, ours = summary["sgd"], summary["adasmoothout"]
     assert ours["difference_to_sgd"][1] > 0
     assert ours["loss_rise"][0] < sgd["loss_rise"][0] / 3
+
+
+def test_the_costs_are_those_of_the_committed_benchmark():
+    results = json.loads((ROOT / "docs/performance/cpu.json").read_text())
+    assert report.readme(results) in README
+    assert report.page(results) == (ROOT / "docs/performance/cpu.md").read_text()
 
 
 def test_links_and_pictures_exist():
