@@ -43,6 +43,12 @@ def main() -> None:
         default=["mlp", "resnet20"],
         help="networks to time",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="precision of the network; its parameters are in float32",
+    )
     parser.add_argument("--rounds", type=int, default=25, help="steps timed, of an MLP")
     parser.add_argument(
         "--slow-rounds", type=int, default=5, help="steps timed, of other networks"
@@ -63,7 +69,7 @@ def main() -> None:
     print(provenance()["machine"], flush=True)
     results = provenance() | {"problems": {}, "executions": {}}
     for name in options.problems:
-        problem = PROBLEMS[name]()
+        problem = PROBLEMS[name](dtype=options.dtype)
         rounds = options.rounds if name == "mlp" else options.slow_rounds
         results["problems"][name] = measure(
             problem, contenders(), rounds=rounds, compile_rounds=options.compile_rounds

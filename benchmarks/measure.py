@@ -88,7 +88,7 @@ def check(problem, contender, compiled, state, batches) -> None:
     actual = clean_params(compiled(state, batches[1]))
     distance = optax.tree.norm(optax.tree.sub(actual, expected))
     moved = optax.tree.norm(optax.tree.sub(expected, before))
-    if not distance < 1e-2 * moved:
+    if not distance < problem.tolerance * moved:
         raise AssertionError(
             f"{contender.label} on {problem.label}: the step is off by {distance:.1e},"
             f" of {moved:.1e}"

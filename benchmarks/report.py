@@ -37,18 +37,15 @@ def costs(measured: Mapping[str, Any]) -> str:
 
 def noise(measured: list[Mapping[str, Any]]) -> str:
     """Time to perturb parameters, as ratios to the time of adding one."""
-    ways = list(measured[0]["seconds"])
-    rows = [
-        (
-            tree["label"],
-            *(
-                f"{_ratio(tree['seconds'], tree['seconds'], way, ways[0])[0]:.2f}"
-                for way in ways[1:]
-            ),
-        )
-        for tree in measured
-    ]
-    return _markdown(("time / that of params + 1", *ways[1:]), rows)
+    baseline, *ways = measured[0]["seconds"]
+    rows = []
+    for tree in measured:
+        seconds = tree["seconds"]
+        ratios = [_ratio(seconds, seconds, way, baseline)[0] for way in ways]
+        # Four bytes of each weight are read, and four written.
+        bandwidth = 8e-9 * tree["parameters"] / np.median(seconds[baseline])
+        rows.append((tree["label"], f"{bandwidth:.1f}", *(f"{r:.2f}" for r in ratios)))
+    return _markdown(("parameters", f"{baseline}, GB/s", *ways), rows)
 
 
 def readme(results: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""The networks of the experiments, as Flax Linen modules of images to logits."""
+"""The networks of the experiments, as Flax Linen modules."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 
@@ -70,3 +71,39 @@ class ResNet(nn.Module):
 
 def _conv(channels: int, strides: int = 1, *, kernel: int = 3) -> nn.Conv:
     return nn.Conv(channels, (kernel, kernel), strides, use_bias=False)
+
+
+class Transformer(nn.Module):
+    """A decoder of text, of GPT-2 small's shape by default: 124 M parameters.
+
+    Attributes:
+        vocabulary: number of tokens.
+        width: size of the embedding.
+        layers: number of blocks.
+        heads: attention heads in each.
+        length: largest number of positions.
+
+    Reference:
+        Radford et al., `Language Models are Unsupervised Multitask Learners
+        <https://openai.com/index/better-language-models/>`_, 2019.
+    """
+
+    vocabulary: int = 50_257
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    length: int = 1024
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Returns the logits of the next tokens, (texts, positions, vocabulary)."""
+        embed = nn.Embed(self.vocabulary, self.width)
+        positions = nn.Embed(self.length, self.width)(jnp.arange(tokens.shape[1]))
+        x = embed(tokens) + positions[None]
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(self.layers):
+            attention = nn.MultiHeadDotProductAttention(self.heads)
+            x = x + attention(nn.LayerNorm()(x), mask=mask)
+            hidden = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.width)(hidden)
+        return embed.attend(nn.LayerNorm()(x))
