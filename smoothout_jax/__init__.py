@@ -3,6 +3,18 @@
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
 from smoothout_jax.noise import exclude, gaussian, uniform
 from smoothout_jax.schedules import anneal_schedule, cosine_schedule, tanh_schedule
+from smoothout_jax.sharpness import (
+    Eigenpairs,
+    Estimate,
+    SpectralDensity,
+    expected_sharpness,
+    hessian_density,
+    hessian_eigenvalues,
+    hessian_trace,
+    keskar_sharpness,
+    per_layer,
+    sam_sharpness,
+)
 from smoothout_jax.transforms import (
     SmoothGradientsState,
     SmoothoutState,
@@ -14,12 +26,22 @@ from smoothout_jax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Eigenpairs",
+    "Estimate",
     "SmoothGradientsState",
     "SmoothoutState",
+    "SpectralDensity",
     "anneal_schedule",
     "cosine_schedule",
     "exclude",
+    "expected_sharpness",
     "gaussian",
+    "hessian_density",
+    "hessian_eigenvalues",
+    "hessian_trace",
+    "keskar_sharpness",
+    "per_layer",
+    "sam_sharpness",
     "smooth",
     "smooth_gradients",
     "smoothout",

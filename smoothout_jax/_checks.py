@@ -20,6 +20,15 @@ def nonnegative(**values: Any) -> None:
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
+def positive(**values: Any) -> None:
+    """Requires real, finite numbers above zero, known to Python."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer) or not _is_real_scalar(value):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not 0 < float(value) < math.inf:
+            raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+
+
 def count(**values: Any) -> None:
     """Requires Python (or NumPy) integers of at least one."""
     for name, value in values.items():

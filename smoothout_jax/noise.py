@@ -217,7 +217,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
             ) from error
 
     def mask(params: Params) -> Params:
-        paths = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)]
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in paths):
                 warnings.warn(
@@ -287,7 +287,7 @@ def _noise(
         noises = []
         for path, leaf, is_noisy in zip(paths, leaves, noisy, strict=True):
             if is_noisy:
-                _warn_if_lost(leaf, _name(path), name, scale, relative_to)
+                _warn_if_lost(leaf, leaf_name(path), name, scale, relative_to)
                 noises.append(leaf_noise(next(drawn), leaf, path, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
@@ -336,7 +336,7 @@ def _norm_axes(relative_to, ndim: int, filter_axis: int, path) -> tuple[int, ...
     if not -ndim <= filter_axis < ndim:
         raise ValueError(
             f"filter_axis={filter_axis} is out of range for parameter"
-            f" {_name(path)!r} of {ndim} axes; mask it out or choose another axis"
+            f" {leaf_name(path)!r} of {ndim} axes; mask it out or choose another axis"
         )
     return tuple(axis for axis in range(ndim) if axis != filter_axis % ndim)
 
@@ -430,5 +430,6 @@ def accumulator_dtype(dtype: Any) -> Any:
     return dtype if wide else jnp.dtype(jnp.float32)
 
 
-def _name(path) -> str:
+def leaf_name(path: Any) -> str:
+    """A leaf's path, its keys joined by slashes: `"Dense_0/kernel"`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,42 @@
+"""What is installed by an extra: imported where it is used, or told by name."""
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+
+def require(module: str, extra: str) -> Any:
+    """Imports a module of an extra.
+
+    Args:
+        module: the module's name, such as `"scipy.optimize"`.
+        extra: the extra of this package that installs it.
+
+    Raises:
+        ImportError: if it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module.partition('.')[0]} is not installed; this needs the extra:"
+            f' pip install "smoothout-jax[{extra}]"'
+        ) from error
+
+
+def progress(
+    description: str, items: Iterable[Any] | None = None, total: int | None = None
+) -> Any:
+    """A progress bar that shows once it has run for two seconds.
+
+    Args:
+        description: what is under way.
+        items: what to iterate over; without them, call the bar's `update()`.
+        total: number of items or updates, if it is known.
+
+    Returns:
+        The bar: an iterable and a context manager.
+    """
+    return require("tqdm.auto", "sharpness").tqdm(
+        items, description, total, leave=False, delay=2, disable=None
+    )

@@ -1,0 +1,357 @@
+"""The Hessian of a loss: its leading eigenvalues, trace and spectral density.
+
+All come from products of the Hessian with vectors, of which each costs about two
+gradients; the matrix is never built. SciPy's ARPACK finds the eigenvalues, as it takes
+products computed batch by batch, restarts in bounded memory, and finds an eigenvalue
+as often as it occurs; matfree draws the probes and makes the Lanczos decompositions.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoothout_jax import _checks
+from smoothout_jax._estimate import Estimate
+from smoothout_jax._extras import require
+from smoothout_jax._objective import Batches, VectorLoss
+from smoothout_jax.noise import Params
+
+WHICH = ("LA", "SA", "LM")
+
+
+class Eigenpairs(NamedTuple):
+    """Leading eigenvalues and eigenvectors of a Hessian.
+
+    Attributes:
+        values: eigenvalues λ, float64, (eigenvalues,), the leading one first.
+        vectors: eigenvectors v of norm 1, a tree like the parameters with a leading
+            axis of the eigenvalues.
+        residuals: norms of H v - λ v, float64, (eigenvalues,). An eigenvalue of H lies
+            within that distance of λ.
+    """
+
+    values: np.ndarray
+    vectors: Any
+    residuals: np.ndarray
+
+
+class SpectralDensity(NamedTuple):
+    """Density of the eigenvalues of a Hessian.
+
+    Attributes:
+        eigenvalues: where the density is given, float64, (points,).
+        density: fraction of the eigenvalues per unit, float64, (points,): the density
+            of the eigenvalues convolved with a Gaussian; its integral is one.
+        standard_error: of the density at each point, over the probes; NaN for one.
+        nodes: Ritz values of each probe, (probes, depth); NaN where Lanczos' iteration
+            ended early, having met every eigenvalue.
+        weights: their weights, (probes, depth); those of a probe add up to one.
+    """
+
+    eigenvalues: np.ndarray
+    density: np.ndarray
+    standard_error: np.ndarray
+    nodes: np.ndarray
+    weights: np.ndarray
+
+
+def hessian_eigenvalues(
+    loss: Callable[..., Any],
+    params: Params,
+    *,
+    num_eigenvalues: int = 1,
+    which: str = "LA",
+    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+    key: jax.Array | None = None,
+    batches: Batches | None = None,
+) -> Eigenpairs:
+    """Leading eigenvalues of the Hessian of the loss, with their eigenvectors.
+
+    Takes some 20 to 100 products of the Hessian with a vector, and the memory of
+    2 · num_eigenvalues + 1 vectors, 20 at least.
+
+    Args:
+        loss: `loss(params)` or `loss(params, batch)`, a real scalar with two
+            derivatives, the second by forward over reverse mode.
+        params: parameters, in float32 or float64.
+        num_eigenvalues: number of eigenvalues.
+        which: `"LA"` for the largest, `"SA"` for the smallest, `"LM"` for the largest
+            in magnitude.
+        tolerance: residual norm at which a pair has converged, relative to the
+            eigenvalue; above 0, and above 1e-6 in float32.
+        max_iterations: restarts after which to give up.
+        key: PRNG key of the first vector; by default `jax.random.key(0)`.
+        batches: batches of the loss's second argument; not an iterator.
+
+    Returns:
+        The eigenvalues and eigenvectors.
+
+    Raises:
+        ImportError: if SciPy or tqdm is not installed (extra `sharpness`).
+        RuntimeError: if they have not converged in `max_iterations`.
+        TypeError: if a parameter is not in float32 or float64.
+        ValueError: if an argument is out of its range, or the loss is not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from smoothout_jax import hessian_eigenvalues
+        >>> def loss(w):
+        ...     return jnp.sum(jnp.array([1.0, 2.0, 3.0]) * w**2) / 2
+        >>> pairs = hessian_eigenvalues(loss, jnp.ones(3), num_eigenvalues=2)
+        >>> print(pairs.values.round(3))
+        [3. 2.]
+
+    Reference:
+        Lehoucq, Sorensen and Yang, ARPACK Users' Guide, 1998: Lanczos' iteration with
+        implicit restarts.
+    """
+    _checks.count(num_eigenvalues=num_eigenvalues, max_iterations=max_iterations)
+    _checks.choice(WHICH, which=which)
+    _checks.positive(tolerance=tolerance)
+    with VectorLoss(loss, params, batches, "eigenvalues of the Hessian") as objective:
+        size, dtype = objective.params.size, objective.params.dtype
+        if num_eigenvalues > size:
+            raise ValueError(
+                f"num_eigenvalues={num_eigenvalues} is more than the {size} weights"
+            )
+
+        def product(vector):
+            return np.asarray(objective.hessian_vector(jnp.asarray(vector, dtype)))
+
+        solve = _dense if size <= _num_vectors(num_eigenvalues) else _arpack
+        values, vectors = solve(
+            product, size, num_eigenvalues, which, tolerance, max_iterations, key
+        )
+        order = np.argsort(_rank(values, which), stable=True)[:num_eigenvalues]
+        values, rows = values[order].astype(np.float64), vectors.T[order]
+        residuals = [
+            np.linalg.norm(product(row) - value * row)
+            for value, row in zip(values, rows, strict=True)
+        ]
+        trees = jax.vmap(objective.unravel)(jnp.asarray(rows, dtype))
+    return Eigenpairs(values, trees, np.array(residuals))
+
+
+def hessian_trace(
+    loss: Callable[..., Any],
+    params: Params,
+    *,
+    key: jax.Array,
+    num_samples: int = 100,
+    batches: Batches | None = None,
+) -> Estimate:
+    """Trace of the Hessian of the loss: the sum of its eigenvalues.
+
+    Hutchinson's estimate, the mean of vᵀ H v over vectors v of random signs.
+
+    Args:
+        loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
+        params: parameters, in float32 or float64.
+        key: PRNG key of the vectors; networks measured with one key meet the same.
+        num_samples: number of vectors, each at the cost of two gradients.
+        batches: batches of the loss's second argument; not an iterator.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ImportError: if matfree or tqdm is not installed (extra `sharpness`).
+        TypeError: if a parameter is not in float32 or float64.
+        ValueError: if `num_samples` is less than 1, or the loss is not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from smoothout_jax import hessian_trace
+        >>> def loss(w):
+        ...     return jnp.sum(jnp.array([1.0, 2.0, 3.0]) * w**2) / 2
+        >>> trace = hessian_trace(loss, jnp.ones(3), key=jax.random.key(0))
+        >>> print(f"{trace.value:.3f}")  # exact, as this Hessian is diagonal
+        6.000
+
+    Reference:
+        Hutchinson, A stochastic estimator of the trace of the influence matrix for
+        Laplacian smoothing splines, 1990.
+    """
+    _checks.prng_key(key)
+    _checks.count(num_samples=num_samples)
+    quadratic_form = require("matfree.stochtrace", "sharpness").monte_carlo_trace()
+    total = 1 + num_samples
+    with VectorLoss(loss, params, batches, "trace of the Hessian", total) as objective:
+        samples = [
+            quadratic_form(objective.hessian_vector, probe)
+            for probe in _probes(objective.params, key, num_samples)
+        ]
+    return Estimate.from_samples(np.array(samples))
+
+
+def hessian_density(
+    loss: Callable[..., Any],
+    params: Params,
+    *,
+    key: jax.Array,
+    num_samples: int = 10,
+    depth: int = 64,
+    num_points: int = 1000,
+    width: float | None = None,
+    batches: Batches | None = None,
+) -> SpectralDensity:
+    """Density of the eigenvalues of the Hessian, by stochastic Lanczos quadrature.
+
+    Args:
+        loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
+        params: parameters, in float32 or float64.
+        key: PRNG key of the probes, vectors of random signs.
+        num_samples: number of probes.
+        depth: iterations of Lanczos, a product with the Hessian and a vector in memory
+            each; at most the number of weights.
+        num_points: points at which the density is given.
+        width: standard deviation of the Gaussian that each eigenvalue becomes, in the
+            units of eigenvalues; by default a hundredth of the spectrum's range.
+        batches: batches of the loss's second argument; not an iterator.
+
+    Returns:
+        The density.
+
+    Raises:
+        ImportError: if matfree, SciPy or tqdm is not installed (extra `sharpness`).
+        TypeError: if a parameter is not in float32 or float64.
+        ValueError: if an argument is out of its range, or the loss is not finite.
+
+    Reference:
+        Ghorbani, Krishnan and Xiao, `An Investigation into Neural Net Optimization via
+        Hessian Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019.
+    """
+    _checks.prng_key(key)
+    _checks.count(num_samples=num_samples, depth=depth, num_points=num_points)
+    if width is not None:
+        _checks.positive(width=width)
+    total = 1 + num_samples * depth
+    with VectorLoss(
+        loss, params, batches, "density of the Hessian", total
+    ) as objective:
+        if depth > objective.params.size:
+            raise ValueError(
+                f"depth={depth} is more than the {objective.params.size} weights"
+            )
+        rules = [
+            _gauss_rule(objective.hessian_vector, probe, depth)
+            for probe in _probes(objective.params, key, num_samples)
+        ]
+    nodes, weights = (np.stack(parts) for parts in zip(*rules, strict=True))
+    low, high = np.nanmin(nodes), np.nanmax(nodes)
+    width = width or 0.01 * (high - low) or 0.01 * abs(high) or 1.0
+    eigenvalues = np.linspace(low - 5 * width, high + 5 * width, num_points)
+    densities = np.stack(
+        [_gaussian_mixture(eigenvalues, *rule, width) for rule in rules]
+    )
+    points = [Estimate.from_samples(samples) for samples in densities.T]
+    return SpectralDensity(
+        eigenvalues,
+        density=np.array([point.value for point in points]),
+        standard_error=np.array([point.standard_error for point in points]),
+        nodes=nodes,
+        weights=weights,
+    )
+
+
+def _num_vectors(num_eigenvalues: int) -> int:
+    """The vectors that ARPACK keeps."""
+    return max(2 * num_eigenvalues + 1, 20)
+
+
+def _dense(product, size, *_):
+    """All eigenvalues, of a matrix no larger than the vectors ARPACK would keep."""
+    matrix = np.stack([product(row) for row in np.eye(size)])
+    return np.linalg.eigh((matrix + matrix.T) / 2)
+
+
+def _arpack(product, size, num_eigenvalues, which, tolerance, max_iterations, key):
+    """Eigenvalues and eigenvectors, the latter in columns."""
+    linalg = require("scipy.sparse.linalg", "sharpness")
+    key = jax.random.key(0) if key is None else key
+    _checks.prng_key(key)
+    start = product(jax.random.normal(key, (size,)))
+    if not start.any():  # of no use to ARPACK; and the Hessian is zero
+        return np.zeros(num_eigenvalues), np.eye(size, num_eigenvalues)
+    operator = linalg.LinearOperator((size, size), matvec=product, dtype=start.dtype)
+    try:
+        return linalg.eigsh(
+            operator,
+            num_eigenvalues,
+            which=which,
+            v0=start,
+            ncv=_num_vectors(num_eigenvalues),
+            maxiter=max_iterations,
+            tol=tolerance,
+        )
+    except linalg.ArpackNoConvergence as error:
+        raise RuntimeError(
+            f"only {len(error.eigenvalues)} of num_eigenvalues={num_eigenvalues}"
+            f" converged to tolerance={tolerance} in max_iterations={max_iterations}"
+        ) from error
+
+
+def _rank(values, which: str):
+    """What sorts the eigenvalues, the leading one first."""
+    return {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]
+
+
+def _probes(like, key, num_samples: int):
+    """Random vectors of signs, drawn one at a time."""
+    sampler = require("matfree.stochtrace", "sharpness").sampler_signs(like, num=1)
+    return (sampler(key)[0] for key in jax.random.split(key, num_samples))
+
+
+def _gauss_rule(hessian_vector, probe, depth: int):
+    """Nodes and weights of the quadrature that Lanczos' iteration makes of a probe."""
+    linalg = require("scipy.linalg", "sharpness")
+    tridiagonalize = require("matfree.decomp", "sharpness").tridiag_sym(
+        depth, reortho="none", materialize=False, custom_vjp=False
+    )
+    # The loop runs in Python, so that products can take one batch after another.
+    with jax.disable_jit():
+        _, (diagonal, off_diagonal), *_ = tridiagonalize(
+            _compiled_once_each(hessian_vector), probe
+        )
+    diagonal, off_diagonal = (
+        np.asarray(d, np.float64) for d in (diagonal, off_diagonal)
+    )
+    size = _size_before_breakdown(diagonal, off_diagonal)
+    values, vectors = linalg.eigh_tridiagonal(diagonal[:size], off_diagonal[: size - 1])
+    nodes, weights = np.full((2, depth), np.nan)
+    nodes[:size], weights[:size] = values, vectors[0] ** 2
+    return nodes, weights
+
+
+def _compiled_once_each(hessian_vector):
+    """The product, compiled; and not taken again for the same vector at once.
+
+    matfree's iteration writes each product twice, and leaves it to the compiler.
+    """
+    last = [None, None]
+
+    def product(vector):
+        if vector is not last[0]:
+            with jax.disable_jit(False):
+                last[:] = vector, hessian_vector(vector)
+        return last[1]
+
+    return product
+
+
+def _size_before_breakdown(diagonal, off_diagonal) -> int:
+    """How many rows there are until a coupling vanishes: the rest is rounding."""
+    scale = np.nanmax(np.abs(diagonal))
+    coupled = off_diagonal > 1e-6 * scale  # false for NaN
+    return len(diagonal) if coupled.all() else int(np.argmin(coupled)) + 1
+
+
+def _gaussian_mixture(points, nodes, weights, width):
+    kept = ~np.isnan(nodes)
+    distances = (points[:, None] - nodes[kept]) / width
+    peaks = np.exp(-0.5 * distances**2) / (width * np.sqrt(2 * np.pi))
+    return peaks @ weights[kept]
