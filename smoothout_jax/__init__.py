@@ -1,6 +1,20 @@
 """SmoothOut for JAX and Optax: train on the loss without its sharp minima."""
 
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
+from smoothout_jax.landscape import (
+    Landscape,
+    direction_between,
+    filter_normalized_direction,
+    interpolate,
+    line_points,
+    loss_curve,
+    loss_surface,
+    plot_contour,
+    plot_curve,
+    plot_density,
+    plot_side_by_side,
+    plot_surface,
+)
 from smoothout_jax.noise import exclude, gaussian, uniform
 from smoothout_jax.schedules import anneal_schedule, cosine_schedule, tanh_schedule
 from smoothout_jax.sharpness import (
@@ -28,19 +42,31 @@ __version__ = "0.1.0"
 __all__ = [
     "Eigenpairs",
     "Estimate",
+    "Landscape",
     "SmoothGradientsState",
     "SmoothoutState",
     "SpectralDensity",
     "anneal_schedule",
     "cosine_schedule",
+    "direction_between",
     "exclude",
     "expected_sharpness",
+    "filter_normalized_direction",
     "gaussian",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
+    "interpolate",
     "keskar_sharpness",
+    "line_points",
+    "loss_curve",
+    "loss_surface",
     "per_layer",
+    "plot_contour",
+    "plot_curve",
+    "plot_density",
+    "plot_side_by_side",
+    "plot_surface",
     "sam_sharpness",
     "smooth",
     "smooth_gradients",

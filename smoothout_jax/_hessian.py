@@ -37,6 +37,10 @@ class Eigenpairs(NamedTuple):
     vectors: Any
     residuals: np.ndarray
 
+    def vector(self, index: int) -> Params:
+        """One eigenvector, a tree like the parameters: a direction of a landscape."""
+        return jax.tree.map(lambda stacked: stacked[index], self.vectors)
+
 
 class SpectralDensity(NamedTuple):
     """Density of the eigenvalues of a Hessian.
@@ -242,8 +246,9 @@ def hessian_density(
             for probe in _probes(objective.params, key, num_samples)
         ]
     nodes, weights = (np.stack(parts) for parts in zip(*rules, strict=True))
-    low, high = np.nanmin(nodes), np.nanmax(nodes)
-    width = width or 0.01 * (high - low) or 0.01 * abs(high) or 1.0
+    low, high = float(np.nanmin(nodes)), float(np.nanmax(nodes))
+    if width is None:
+        width = 0.01 * (high - low) or 0.01 * abs(high) or 1.0
     eigenvalues = np.linspace(low - 5 * width, high + 5 * width, num_points)
     densities = np.stack(
         [_gaussian_mixture(eigenvalues, *rule, width) for rule in rules]

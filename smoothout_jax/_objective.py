@@ -51,13 +51,13 @@ def check_batches(batches: Any) -> None:
         raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
 
 
-def value(loss: Callable[..., Any], params: Any, *batch: Any) -> jax.Array:
-    """The loss of one batch, once it is seen to be a real scalar."""
-    result = jnp.asarray(loss(params, *batch))
+def real_scalar(value: Any, name: str = "loss") -> jax.Array:
+    """The value, once it is seen to be a real scalar."""
+    result = jnp.asarray(value)
     if result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
         raise TypeError(
-            "loss must return a real scalar, the mean over the batch; it returned"
-            f" {result.dtype} of shape {result.shape}"
+            f"{name} must be a real scalar, the mean over the batch; got {result.dtype}"
+            f" of shape {result.shape}"
         )
     return result
 
@@ -137,7 +137,7 @@ class VectorLoss:
 
 @jax.jit(static_argnums=1)
 def _value(loss, unravel, batch, params):
-    return value(loss, unravel(params), *batch)
+    return real_scalar(loss(unravel(params), *batch))
 
 
 @jax.jit(static_argnums=1)

@@ -129,6 +129,7 @@ def gaussian(
     relative_to: str | None = None,
     filter_axis: int = -1,
     mask: Mask | None = None,
+    normalize: bool = False,
 ) -> Noise:
     """Gaussian noise: LPF-SGD's when relative to each filter's norm.
 
@@ -145,13 +146,16 @@ def gaussian(
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
         filter_axis: the axis of output channels, as for `uniform`.
         mask: which leaves get noise, as for `uniform`.
+        normalize: whether the noise of each filter, or layer, is scaled to a norm of
+            exactly std · ‖F‖, as `uniform`'s is and as in the authors' program.
 
     Returns:
         The noise function; it raises as that of `uniform` does.
 
     Raises:
         TypeError: if `std` is not a number or function, or `filter_axis` no integer.
-        ValueError: if `std` is negative or not finite, or an option is unknown.
+        ValueError: if `std` is negative or not finite, an option is unknown, or
+            `normalize` is asked of noise that is not relative to a filter or layer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -163,6 +167,11 @@ def gaussian(
     Reference:
         Bisla et al., 2022: LPF-SGD with `relative_to="filter"`.
     """
+    if normalize and relative_to not in ("filter", "layer"):
+        raise ValueError(
+            "normalize needs noise relative to a 'filter' or 'layer'; got"
+            f" relative_to={relative_to!r}"
+        )
 
     def normal(*levels):
         deviation = math.sqrt(2 / len(levels))
@@ -176,7 +185,7 @@ def gaussian(
         relative_to,
         filter_axis,
         mask,
-        normalize=False,
+        normalize=normalize,
     )
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from smoothout_jax import _checks, _objective
+from smoothout_jax import _checks
 from smoothout_jax._estimate import Estimate as Estimate
 from smoothout_jax._extras import progress, require
 from smoothout_jax._hessian import Eigenpairs as Eigenpairs
@@ -35,7 +35,13 @@ from smoothout_jax._hessian import SpectralDensity as SpectralDensity
 from smoothout_jax._hessian import hessian_density as hessian_density
 from smoothout_jax._hessian import hessian_eigenvalues as hessian_eigenvalues
 from smoothout_jax._hessian import hessian_trace as hessian_trace
-from smoothout_jax._objective import Batches, VectorLoss
+from smoothout_jax._objective import (
+    Batches,
+    VectorLoss,
+    as_partial,
+    mean_over_batches,
+    real_scalar,
+)
 from smoothout_jax._subspace import Subspace, WholeSpace
 from smoothout_jax.noise import Noise, Params, add_noise, leaf_name
 
@@ -89,7 +95,7 @@ def expected_sharpness(
     _checks.prng_key(key)
     _checks.count(num_samples=num_samples)
     _checks.function("such as uniform(0.01)", noise=noise)
-    partial = _objective.as_partial(loss)
+    partial = as_partial(loss)
     keys = jax.random.split(key, num_samples)
 
     def rises(*batch):
@@ -100,7 +106,7 @@ def expected_sharpness(
 
     if batches is not None:
         batches = progress("expected sharpness", batches)
-    return Estimate.from_samples(_objective.mean_over_batches(rises, batches))
+    return Estimate.from_samples(mean_over_batches(rises, batches))
 
 
 def keskar_sharpness(
@@ -269,7 +275,7 @@ def per_layer(
         first 1.0
         second 9.0
     """
-    whole = Partial(_with_layer, _objective.as_partial(loss), params)
+    whole = Partial(_with_layer, as_partial(loss), params)
     paths_and_leaves, structure = jax.tree.flatten_with_path(params)
     names = [leaf_name(path[:-1] or path) for path, _ in paths_and_leaves]
 
@@ -294,12 +300,12 @@ def _with_layer(loss, params, layer, *batch):
 
 @jax.jit
 def _value(loss, batch, params):
-    return _objective.value(loss, params, *batch)
+    return real_scalar(loss(params, *batch))
 
 
 @jax.jit(static_argnums=1)
 def _noisy_value(loss, noise, batch, params, key):
-    return _objective.value(loss, add_noise(params, noise(key, params)), *batch)
+    return real_scalar(loss(add_noise(params, noise(key, params)), *batch))
 
 
 def _repeat(sample, objective, key, num_samples: int) -> Estimate:

@@ -1,0 +1,458 @@
+"""How it looks: the loss on lines and planes through the parameters, and pictures.
+
+A line or plane is θ + c₁ d₁ (+ c₂ d₂): parameters θ, directions d, trees like the
+parameters, and coordinates c in units of the directions' lengths.
+
+References:
+    Li et al., `Visualizing the Loss Landscape of Neural Nets
+    <https://arxiv.org/abs/1712.09913>`_, 2018.
+
+    Goodfellow et al., `Qualitatively characterizing neural network optimization
+    problems <https://arxiv.org/abs/1412.6544>`_, 2015.
+"""
+
+import dataclasses
+import hashlib
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from smoothout_jax import _checks
+from smoothout_jax._extras import progress
+from smoothout_jax._files import whole_file
+from smoothout_jax._objective import (
+    Batches,
+    as_partial,
+    check_batches,
+    mean_over_batches,
+    real_scalar,
+)
+from smoothout_jax._plots import plot_contour as plot_contour
+from smoothout_jax._plots import plot_curve as plot_curve
+from smoothout_jax._plots import plot_density as plot_density
+from smoothout_jax._plots import plot_side_by_side as plot_side_by_side
+from smoothout_jax._plots import plot_surface as plot_surface
+from smoothout_jax.noise import Mask, Params, accumulator_dtype, gaussian
+
+SECONDS_BETWEEN_SAVES = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Landscape:
+    """The loss, and other quantities, on a line or plane through the parameters.
+
+    Attributes:
+        points: the coordinates, float64: one array for a line, two for a plane.
+        values: quantities by name, such as `"loss"` or `"test accuracy"`, float64, in
+            the shape of the grid: (points,) or (points, points). NaN where they are
+            not finite.
+        note: what pictures should say of it.
+    """
+
+    points: tuple[np.ndarray, ...]
+    values: dict[str, np.ndarray]
+    note: str = ""
+
+    def save(self, path: Any) -> None:
+        """Writes it to a file, `.npz`, whole or not at all."""
+        _write(Path(path), self, np.ones(_shape(self.points), bool), "")
+
+    @classmethod
+    def load(cls, path: Any) -> "Landscape":
+        """Reads one that was saved, or written by `loss_curve` or `loss_surface`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file holds something else, is damaged or unfinished.
+        """
+        landscape, done, _ = _read(Path(path))
+        if not done.all():
+            raise ValueError(
+                f"{path} is unfinished: {done.sum()} of {done.size} points; go on with"
+                " the call that wrote it"
+            )
+        return landscape
+
+
+def filter_normalized_direction(
+    key: jax.Array,
+    params: Params,
+    *,
+    relative_to: str | None = "filter",
+    filter_axis: int = -1,
+    mask: Mask | None = None,
+) -> Params:
+    """A random direction, each filter of which has the norm of the network's own.
+
+    Networks whose weights differ in scale can then be compared: a distance of one
+    changes every filter by its own norm.
+
+    Args:
+        key: PRNG key. Networks of one structure get the same direction but for scale.
+        params: the parameters.
+        relative_to: `"filter"`; `"layer"` for the norms of whole leaves; `"weight"` for
+            normal entries times each weight's size; `None` for normal entries.
+        filter_axis: axis of the output channels, -1 for Flax and Haiku, 0 for Equinox.
+        mask: which leaves move, by Optax's convention: `exclude("bias", "Norm")` holds
+            biases and norm layers, as Li et al. do.
+
+    Returns:
+        A tree like the parameters.
+
+    Raises:
+        TypeError, ValueError: as the noise of `gaussian` does.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from smoothout_jax import filter_normalized_direction
+        >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]])}
+        >>> direction = filter_normalized_direction(jax.random.key(0), params)
+        >>> print(jnp.linalg.norm(direction["kernel"], axis=0).round(3))
+        [5. 1.]
+
+    Reference:
+        Li et al., 2018, section 4.
+    """
+    noise = gaussian(
+        1.0,
+        relative_to=relative_to,
+        filter_axis=filter_axis,
+        mask=mask,
+        normalize=relative_to in ("filter", "layer"),
+    )
+    return noise(key, params)
+
+
+def direction_between(params: Params, other: Params) -> Params:
+    """The direction from one network to another: coordinate 0 is one, 1 the other.
+
+    Raises:
+        ValueError: if they are not of one structure and the same shapes.
+    """
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, other)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"other must be like params, of shapes {shapes[0]}; it has {shapes[1]}"
+        )
+    return optax.tree.sub(other, params)
+
+
+def interpolate(params: Params, other: Params, coordinate: Any) -> Params:
+    """The parameters between two networks, or beyond: (1 - c) params + c other.
+
+    Args:
+        params: the network at coordinate 0.
+        other: the network at coordinate 1.
+        coordinate: a number c.
+
+    Example:
+        >>> from smoothout_jax import interpolate
+        >>> print(interpolate(1.0, 3.0, 0.25))
+        1.5
+    """
+    return _move(params, (direction_between(params, other),), (coordinate,))
+
+
+def line_points(
+    low: float, high: float, num: int, *, spacing: str = "linear"
+) -> np.ndarray:
+    """Coordinates from one end to the other.
+
+    Args:
+        low: first coordinate.
+        high: last coordinate, above the first.
+        num: number of coordinates, at least 2.
+        spacing: `"linear"`, or `"sine"`: dense at the ends, as is (1 - cos πs) / 2 for
+            evenly spaced s.
+
+    Returns:
+        The coordinates, float64, (num,).
+
+    Example:
+        >>> from smoothout_jax import line_points
+        >>> print(line_points(0, 1, 5, spacing="sine").round(2))
+        [0.   0.15 0.5  0.85 1.  ]
+    """
+    _checks.count(num=num)
+    _checks.choice(("linear", "sine"), spacing=spacing)
+    if num < 2 or not -np.inf < low < high < np.inf:
+        raise ValueError(
+            f"need low < high and num of at least 2; got {low=}, {high=}, {num=}"
+        )
+    unit = np.linspace(0, 1, num)
+    if spacing == "sine":
+        unit = (1 - np.cos(np.pi * unit)) / 2
+    return low + (high - low) * unit
+
+
+def loss_curve(
+    loss: Callable[..., Any],
+    params: Params,
+    direction: Params,
+    points: Any,
+    *,
+    batches: Batches | Mapping[str, Batches] | None = None,
+    statistics: Callable[..., Any] | None = None,
+    note: str = "",
+    path: Any = None,
+) -> Landscape:
+    """The loss, and any metric, on a line through the parameters.
+
+    Args:
+        loss: `loss(params)` or `loss(params, batch)`: a scalar, the mean over the
+            batch, or a dict of scalars by name, such as `{"loss": …, "accuracy": …}`.
+        params: the parameters θ, at coordinate 0.
+        direction: direction d, a tree like the parameters: random, from
+            `direction_between` two networks, or an eigenvector of the Hessian.
+        points: coordinates, increasing, (points,).
+        batches: batches of the loss's second argument; or a dict of them by the name
+            of the data set, which precedes the quantity's: `"train loss"`.
+        statistics: for networks with BatchNorm: function `statistics(params, batch)` of
+            the batch's statistics. At each point their mean over the batches (of the
+            first data set) is the last argument of the loss. Without it, the running
+            statistics that the loss holds are kept.
+        note: what pictures should say, such as how BatchNorm was evaluated.
+        path: file, `.npz`, that the values are written to from time to time; where it
+            holds some already, from a call that was cut short, they are kept.
+
+    Returns:
+        The landscape, of one axis.
+
+    Raises:
+        TypeError: if the loss returns no real scalars.
+        ValueError: if points are not finite and increasing, the direction is not like
+            the parameters, or the file at `path` belongs to another landscape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from smoothout_jax import loss_curve
+        >>> curve = loss_curve(jnp.square, jnp.array(1.0), jnp.array(2.0), [-0.5, 0, 1])
+        >>> curve.values["loss"]
+        array([0., 1., 9.])
+
+    References:
+        Goodfellow et al., 2015: the line between two networks.
+
+        Li et al., 2018: random directions.
+    """
+    evaluator = _Evaluator(loss, params, (direction,), batches, statistics)
+    return _evaluate(evaluator, (points,), note, path)
+
+
+def loss_surface(
+    loss: Callable[..., Any],
+    params: Params,
+    directions: Sequence[Params],
+    points: Sequence[Any],
+    *,
+    batches: Batches | Mapping[str, Batches] | None = None,
+    statistics: Callable[..., Any] | None = None,
+    note: str = "",
+    path: Any = None,
+) -> Landscape:
+    """The loss, and any metric, on a plane through the parameters.
+
+    Args:
+        loss: as for `loss_curve`.
+        params: the parameters θ, at coordinates (0, 0).
+        directions: two directions, trees like the parameters.
+        points: the coordinates along each, increasing: two arrays, of any lengths.
+        batches: as for `loss_curve`.
+        statistics: as for `loss_curve`.
+        note: as for `loss_curve`.
+        path: as for `loss_curve`.
+
+    Returns:
+        The landscape, of two axes: values of shape (first points, second points).
+
+    Raises:
+        TypeError, ValueError: as `loss_curve` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from smoothout_jax import loss_surface
+        >>> def loss(w):
+        ...     return w[0] ** 2 + 10 * w[1] ** 2
+        >>> unit = jnp.eye(2)
+        >>> surface = loss_surface(loss, jnp.zeros(2), unit, ([0, 1], [0, 1, 2]))
+        >>> surface.values["loss"]
+        array([[ 0., 10., 40.], [ 1., 11., 41.]])
+
+    Reference:
+        Li et al., 2018.
+    """
+    if len(directions) != 2 or len(points) != 2:
+        raise ValueError(
+            f"a surface needs two directions and points along each; got"
+            f" {len(directions)} and {len(points)}"
+        )
+    evaluator = _Evaluator(loss, params, tuple(directions), batches, statistics)
+    return _evaluate(evaluator, tuple(points), note, path)
+
+
+class _Evaluator:
+    """All the quantities at one point of a line or plane."""
+
+    def __init__(self, loss, params, directions, batches, statistics):
+        for direction in directions:
+            if jax.tree.map(jnp.shape, direction) != jax.tree.map(jnp.shape, params):
+                raise ValueError(
+                    "a direction must be a tree like params, of shapes"
+                    f" {jax.tree.map(jnp.shape, params)}; got"
+                    f" {jax.tree.map(jnp.shape, direction)}"
+                )
+        named = isinstance(batches, Mapping)
+        self._data_sets = dict(batches) if named else {"": batches}
+        for data_set in self._data_sets.values():
+            check_batches(data_set)
+        if not self._data_sets:
+            raise ValueError("batches is an empty dict")
+        self._loss = as_partial(loss)
+        self._statistics = statistics and as_partial(statistics)
+        self.place = params, directions
+
+    def __call__(self, coordinates: Sequence[float]) -> dict[str, float]:
+        params = _moved(*self.place, np.asarray(coordinates, np.float32))
+        extra = ()
+        if self._statistics:
+            first = next(iter(self._data_sets.values()))
+            extra = (_mean(_call, self._statistics, params, (), first),)
+        return {
+            f"{name} {quantity}".strip(): float(value)
+            for name, batches in self._data_sets.items()
+            for quantity, value in _mean(
+                _quantities, self._loss, params, extra, batches
+            ).items()
+        }
+
+    def fingerprint(self, points) -> str:
+        """Of parameters, directions and points, to know a landscape again."""
+        digest = hashlib.sha256()
+        for array in (*jax.tree.leaves(self.place), *points):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def _evaluate(evaluator, points, note: str, path) -> Landscape:
+    """The quantities at each point of the grid, in order; files kept up to date."""
+    points = tuple(_check_points(axis) for axis in points)
+    path = None if path is None else Path(path)
+    fingerprint = evaluator.fingerprint(points)
+    first = evaluator([axis[0] for axis in points])
+    done = np.zeros(_shape(points), bool)
+    values = {name: np.full(done.shape, np.nan) for name in first}
+    landscape = Landscape(points, values, note)
+    if path and path.exists():
+        landscape, done = _resume(path, landscape, first, fingerprint)
+    saved = time.monotonic()
+    for index in progress("points", np.argwhere(~done), done.size):
+        where = tuple(index)
+        coordinates = [axis[i] for axis, i in zip(points, where, strict=True)]
+        for name, value in evaluator(coordinates).items():
+            landscape.values[name][where] = value if np.isfinite(value) else np.nan
+        done[where] = True
+        if path and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+            _write(path, landscape, done, fingerprint)
+            saved = time.monotonic()
+    if path:
+        _write(path, landscape, done, fingerprint)
+    return landscape
+
+
+def _resume(path, blank, first, fingerprint):
+    """What the file holds, once it is seen to belong to this landscape."""
+    landscape, done, written = _read(path)
+    corner = (0,) * done.ndim
+    start = {name: values[corner] for name, values in landscape.values.items()}
+    known = {name: v if np.isfinite(v) else np.nan for name, v in first.items()}
+    same_values = start.keys() == known.keys() and np.allclose(
+        list(start.values()), list(known.values()), rtol=1e-3, equal_nan=True
+    )
+    if written != fingerprint or not (same_values or not done[corner]):
+        raise ValueError(
+            f"path: {path} holds another landscape; remove it, or choose another path"
+        )
+    return dataclasses.replace(landscape, note=blank.note), done
+
+
+def _write(path: Path, landscape: Landscape, done, fingerprint: str) -> None:
+    arrays: dict[str, Any] = {
+        "done": done,
+        "fingerprint": fingerprint,
+        "note": landscape.note,
+    }
+    arrays |= {f"points {i}": axis for i, axis in enumerate(landscape.points)}
+    arrays |= {f"values {name}": array for name, array in landscape.values.items()}
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _read(path: Path) -> tuple[Landscape, np.ndarray, str]:
+    """The landscape of a file, which of its points are done, and its fingerprint."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        done, fingerprint = arrays.pop("done"), str(arrays.pop("fingerprint"))
+        note = str(arrays.pop("note"))
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no landscape, or is damaged: {error}") from error
+    points = tuple(arrays.pop(f"points {i}") for i in range(done.ndim))
+    values = {name.removeprefix("values "): array for name, array in arrays.items()}
+    return Landscape(points, values, note), done, fingerprint
+
+
+def _check_points(points) -> np.ndarray:
+    array = np.asarray(points, np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"points must be one or more numbers in a row; got {points!r}")
+    if not np.isfinite(array).all() or not (np.diff(array) > 0).all():
+        raise ValueError(f"points must be finite and increasing; got {points!r}")
+    return array
+
+
+def _shape(points) -> tuple[int, ...]:
+    return tuple(map(len, points))
+
+
+def _move(params, directions, coordinates):
+    """The parameters moved along the directions, in the dtypes they have."""
+
+    def move(leaf, *steps):
+        leaf = jnp.asarray(leaf)
+        if not _checks.is_inexact(leaf):
+            return leaf
+        wide = accumulator_dtype(leaf.dtype)
+        moved = leaf.astype(wide)
+        for coordinate, step in zip(coordinates, steps, strict=True):
+            moved += jnp.asarray(coordinate, wide) * jnp.asarray(step, wide)
+        return moved.astype(leaf.dtype)
+
+    return jax.tree.map(move, params, *directions)
+
+
+_moved = jax.jit(_move)
+
+
+@jax.jit
+def _call(fun, params, batch, extra):
+    return fun(params, *batch, *extra)
+
+
+@jax.jit
+def _quantities(loss, params, batch, extra):
+    """The scalars by name, each seen to be one."""
+    result = loss(params, *batch, *extra)
+    named = result if isinstance(result, Mapping) else {"loss": result}
+    return OrderedDict((name, real_scalar(named[name], name)) for name in named)
+
+
+def _mean(kernel, fun, params, extra, batches):
+    return mean_over_batches(lambda *batch: kernel(fun, params, batch, extra), batches)
