@@ -5,10 +5,11 @@ The table, the CSV and JSON files and the pictures all come from one `Results`.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from smoothout_jax._extras import progress
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.settings import Settings
 from smoothout_jax.experiments.training import Outcome, Problem, Trainer
@@ -22,11 +23,14 @@ class Results:
 
     Attributes:
         settings: the settings it ran on.
+        params: the last parameters of all seeds, along a leading axis, by the method's
+            name.
         outcomes: what each method reached, by its name.
         seconds: seconds of a step of all seeds, (rounds,), by the method's name.
     """
 
     settings: Settings
+    params: dict[str, Any]
     outcomes: dict[str, Outcome]
     seconds: dict[str, np.ndarray]
 
@@ -35,30 +39,20 @@ class Results:
         return float(np.median(self.seconds[method] / self.seconds["sgd"]))
 
 
-def compare(settings: Settings, progress: Callable[[int, int, str], None]) -> Results:
-    """Trains every method from every seed and measures what they reached.
-
-    Args:
-        settings: the settings.
-        progress: called with the turns done, the turns in all and what comes next.
-
-    Returns:
-        The results.
-    """
+def compare(settings: Settings) -> Results:
+    """Trains every method from every seed and measures what they reached."""
     bounds = np.linspace(0, settings.steps, min(ROUNDS, settings.steps) + 1).astype(int)
-    turns = (len(bounds) - 1) * len(settings.methods)
-    progress(0, turns, "preparing")
     problem = Problem(settings)
     trainers = {name: Trainer(METHODS[name], problem) for name in settings.methods}
     seconds = {name: [] for name in settings.methods}
-    for start, stop in itertools.pairwise(bounds):
-        for name, trainer in trainers.items():
-            done = sum(map(len, seconds.values()))
-            progress(done, turns, f"step {start} of {settings.steps}: {name}")
-            seconds[name].append(trainer.advance(start, stop) / (stop - start))
-    progress(turns, turns, "measuring sharpness")
+    turns = itertools.product(itertools.pairwise(bounds), trainers.items())
+    total = len(trainers) * (len(bounds) - 1)
+    for (start, stop), (name, trainer) in progress("training", turns, total):
+        seconds[name].append(trainer.advance(start, stop) / (stop - start))
+    params = {name: trainer.params() for name, trainer in trainers.items()}
     return Results(
         settings=settings,
-        outcomes={name: problem.evaluate(t.params()) for name, t in trainers.items()},
+        params=params,
+        outcomes={name: problem.evaluate(tree) for name, tree in params.items()},
         seconds={name: np.array(times) for name, times in seconds.items()},
     )

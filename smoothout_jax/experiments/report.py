@@ -1,7 +1,6 @@
 """What a comparison found, as a table, as files and as pictures."""
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
-from smoothout_jax.experiments.compare import Results
+from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.checkpoints import save_checkpoint
+from smoothout_jax.experiments.compare import Results, compare
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.settings import Settings
 from smoothout_jax.experiments.training import DIRECTIONS, DISTANCES
 
 # Okabe and Ito's colours, told apart by readers of every colour vision.
@@ -25,6 +27,12 @@ COLORS = {
     "adasmoothout": "#0072b2",
     "sam": "#d55e00",
 }
+
+
+def run(settings: Settings) -> tuple[Table, list[Path]]:
+    """Runs `smoothout compare`: the table to print, and the paths written."""
+    results = compare(settings)
+    return table(results), write(results)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -89,12 +97,13 @@ def table(results: Results) -> Table:
 
 
 def write(results: Results) -> list[Path]:
-    """Writes `results.csv`, `results.json` and the pictures to the output folder.
+    """Writes the results, pictures and last parameters to the output folder.
 
-    Each file replaces an earlier one whole, once it is complete.
+    Each file or checkpoint replaces an earlier one whole, once it is complete.
 
     Returns:
-        The paths of the files.
+        The paths: `results.csv`, `results.json`, the pictures and `checkpoints`, a
+        folder with a checkpoint of each method.
     """
     writers = {
         "results.csv": _write_csv,
@@ -105,11 +114,13 @@ def write(results: Results) -> list[Path]:
     paths = []
     for name, write_file in writers.items():
         path = results.settings.output / name
-        unfinished = path.with_name(f".unfinished-{name}")
-        write_file(results, unfinished)
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            write_file(results, unfinished)
         paths.append(path)
-    return paths
+    checkpoints = results.settings.output / "checkpoints"
+    for name, params in results.params.items():
+        save_checkpoint(checkpoints / name, name, params, results.settings)
+    return [*paths, checkpoints]
 
 
 def _scalars(outcome) -> dict[str, np.ndarray]:
@@ -137,10 +148,8 @@ def _write_csv(results: Results, path: Path) -> None:
 
 def _write_json(results: Results, path: Path) -> None:
     """Everything: settings, seeds, versions, machine, summary and raw figures."""
-    settings = dataclasses.asdict(results.settings)
-    settings.pop("output")  # a path of one machine
     document = provenance() | {
-        "settings": settings,
+        "settings": results.settings.to_json(),
         "seeds": list(range(results.settings.seeds)),
         "summary": summary(results),
         "seconds_per_step": {k: v.tolist() for k, v in results.seconds.items()},

@@ -1,21 +1,44 @@
-"""What a comparison runs on: every setting, checked before anything is trained."""
+"""What the commands run on: every setting, checked before any work is done."""
 
 import dataclasses
+import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from smoothout_jax import _checks
 
+MEASURES = ("expected", "keskar", "sam", "eigenvalue", "trace")
+KINDS = ("auto", "surface", "curve", "between")
 METHODS = ("sgd", "smoothout", "adasmoothout", "sam")
 NUM_EXAMPLES = 1797
 DEFAULT_OUTPUT = Path("smoothout-results")
 
 
-def option(default, help, metavar=None):
+class InputError(ValueError):
+    """A file given to a command cannot be used: told in a line, without a traceback."""
+
+
+def option(default, help, metavar=None, choices=None):
     """A field of the settings, which is an option of the command too."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "metavar": metavar}
-    )
+    metadata = {"help": help, "metavar": metavar, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def argument(help, metavar):
+    """A field of the settings that the command takes by its place."""
+    return dataclasses.field(metadata={"help": help, "metavar": metavar})
+
+
+def prepare_folder(path: Path) -> None:
+    """Makes a folder, and sees that files can be written there.
+
+    Raises:
+        OSError: if not.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+        pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,12 +86,8 @@ class Settings:
     )
 
     def __post_init__(self):
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown:
-            raise ValueError(
-                f"methods: unknown method {unknown[0]!r}; choose from"
-                f" {', '.join(METHODS)}"
-            )
+        for method in self.methods:
+            _checks.choice(METHODS, methods=method)
         chosen = tuple(m for m in METHODS if m == "sgd" or m in self.methods)
         object.__setattr__(self, "methods", chosen)
         _checks.count(
@@ -104,12 +123,145 @@ class Settings:
                 f" train_size={self.train_size}"
             )
 
-    def prepare_output(self) -> None:
-        """Makes the output folder, and sees that files can be written there.
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON holds them, but for the folder of one machine."""
+        settings = dataclasses.asdict(self)
+        del settings["output"]
+        return settings
 
-        Raises:
-            OSError: if not.
-        """
-        self.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.output):
-            pass
+    @classmethod
+    def from_json(cls, settings: dict[str, Any]) -> "Settings":
+        """The settings that `to_json` gave."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+        }
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharpnessSettings:
+    """Settings of `smoothout sharpness`.
+
+    Raises:
+        TypeError, ValueError: when one is out of its range.
+    """
+
+    checkpoints: tuple[Path, ...] = argument(
+        "checkpoints of smoothout compare", "CHECKPOINT"
+    )
+    measures: tuple[str, ...] = option(
+        MEASURES,
+        f"measures of sharpness, of the training loss: {', '.join(MEASURES)}",
+        "MEASURE",
+    )
+    per_layer: bool = option(False, "measure each layer too")
+    noise_radius: float = option(
+        0.5, "expected sharpness: radius of uniform noise relative to filters"
+    )
+    noise_samples: int = option(100, "expected sharpness: samples of the noise")
+    epsilon: float = option(5e-4, "Keskar's sharpness: size ε of the box")
+    rho: float = option(0.3, "SAM's sharpness: radius ρ of the ball")
+    repetitions: int = option(5, "Keskar's and SAM's sharpness: random starts")
+    probes: int = option(100, "trace of the Hessian: random vectors")
+    output: Path = option(
+        Path("smoothout-sharpness"), "folder for the table and pictures", "FOLDER"
+    )
+
+    def __post_init__(self):
+        for measure in self.measures:
+            _checks.choice(MEASURES, measures=measure)
+        chosen = tuple(name for name in MEASURES if name in self.measures)
+        object.__setattr__(self, "measures", chosen)
+        _checks.count(
+            noise_samples=self.noise_samples,
+            repetitions=self.repetitions,
+            probes=self.probes,
+        )
+        _checks.positive(
+            noise_radius=self.noise_radius, epsilon=self.epsilon, rho=self.rho
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LandscapeSettings:
+    """Settings of `smoothout landscape`.
+
+    Raises:
+        TypeError, ValueError: when one is out of its range, or two do not fit.
+    """
+
+    checkpoints: tuple[Path, ...] = argument(
+        "checkpoints of smoothout compare", "CHECKPOINT"
+    )
+    kind: str = option(
+        "auto",
+        "what to draw; auto draws the line between two networks, and the surfaces of"
+        " one, or of several beside each other",
+        choices=KINDS,
+    )
+    directions: str = option(
+        "random",
+        "random directions, or the leading eigenvectors of the training loss's Hessian",
+        choices=("random", "eigenvectors"),
+    )
+    relative_to: str = option(
+        "filter",
+        "what random directions are normalised to",
+        choices=("filter", "layer", "weight", "none"),
+    )
+    exclude: tuple[str, ...] = option(
+        (), "regular expressions of parameters that stay, such as bias", "PATTERN"
+    )
+    seed: int = option(0, "which of a checkpoint's networks")
+    direction_seed: int = option(0, "seed of the random directions")
+    points: tuple[int, ...] = option(
+        (41,), "number of points, or numbers along either direction", "NUMBER"
+    )
+    range: tuple[float, ...] = option(
+        (),
+        "first and last coordinate, in lengths of the direction; by default -1 1, and"
+        " -0.5 1.5 between two networks",
+        "END",
+    )
+    spacing: str = option("linear", "spacing of the points", choices=("linear", "sine"))
+    output: Path = option(
+        Path("smoothout-landscape"), "folder for the pictures and arrays", "FOLDER"
+    )
+
+    def __post_init__(self):
+        _checks.choice(KINDS, kind=self.kind)
+        kind = self.kind
+        if kind == "auto":
+            kind = "between" if len(self.checkpoints) == 2 else "surface"
+            object.__setattr__(self, "kind", kind)
+        if kind == "between" and len(self.checkpoints) != 2:
+            raise ValueError(
+                f"kind='between' needs two checkpoints, got {len(self.checkpoints)}"
+            )
+        most = 2 if kind == "surface" else 1
+        if not 1 <= len(self.points) <= most:
+            raise ValueError(
+                f"points: kind={kind!r} needs one number{' or two' * (most == 2)}, got"
+                f" {len(self.points)}"
+            )
+        for number in self.points:
+            if number < 2:
+                raise ValueError(f"points must be at least 2, got {number}")
+        for name in ("seed", "direction_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be at least 0, got {getattr(self, name)}"
+                )
+        low, high = self.limits
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"range must increase, got {low} {high}")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """First and last coordinate on each axis."""
+        if len(self.range) not in (0, 2):
+            raise ValueError(f"range must be two numbers, got {len(self.range)}")
+        default = (-0.5, 1.5) if self.kind == "between" else (-1.0, 1.0)
+        low, high = self.range or default
+        return low, high

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from smoothout_jax import smooth, uniform
-from smoothout_jax.experiments.data import batch_indices, digits
+from smoothout_jax.experiments.data import batch_indices
 from smoothout_jax.experiments.methods import Method, optimizer
-from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.settings import Settings
+from smoothout_jax.experiments.task import Task
 
 DIRECTIONS = 5
 DISTANCES = np.linspace(-1.5, 1.5, 61)
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 
 
 class Problem:
-    """What all methods share: data, network, initial parameters and measures.
+    """What all methods share: the task, initial parameters, batches and measures.
 
     Args:
         settings: the settings of the comparison.
@@ -52,27 +52,17 @@ class Problem:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.data = digits(settings.train_size)
-        self._network = MLP(settings.hidden_sizes)
+        self.task = Task(settings)
         seeds = jax.vmap(jax.random.key)(jnp.arange(settings.seeds))
         keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(seeds)
         params_keys, self.noise_keys, batch_keys = keys
-        self.params = jax.jit(jax.vmap(self._init))(params_keys)
+        self.params = jax.jit(jax.vmap(self.task.init))(params_keys)
         self.batches = jax.jit(jax.vmap(self._batch_indices))(batch_keys)
         self._evaluate = jax.jit(jax.vmap(self._evaluate_seed))
-
-    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """Mean cross entropy of one network, in nats."""
-        logits = self._logits(params, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean()
 
     def evaluate(self, params: Any) -> Outcome:
         """Measures the networks of all seeds."""
         return jax.tree.map(np.asarray, self._evaluate(params))
-
-    def _init(self, key):
-        return self._network.init(key, self.data.train_images[:1])
 
     def _batch_indices(self, key):
         settings = self.settings
@@ -80,31 +70,22 @@ class Problem:
             key, settings.train_size, settings.batch_size, settings.steps
         )
 
-    def _logits(self, params, images) -> Any:
-        return self._network.apply(params, images)
-
     def _evaluate_seed(self, params) -> Outcome:
-        train = self.data.train_images, self.data.train_labels
-        test = self.data.test_images, self.data.test_labels
-
-        def accuracy(images, labels):
-            return (self._logits(params, images).argmax(-1) == labels).mean()
-
+        quantities = self.task.quantities(params)
         under_noise = smooth(
-            self.loss,
+            self.task.train_loss,
             uniform(self.settings.noise_radius, relative_to="filter"),
             num_copies=self.settings.noise_samples,
             execution="scan",
         )
-        train_loss = self.loss(params, *train)
         # One key for all methods and seeds: their differences are not the noise's.
-        noisy_loss = under_noise(jax.random.key(0), params, *train)
+        noisy_loss = under_noise(jax.random.key(0), params)
         return Outcome(
-            test_accuracy=accuracy(*test),
-            train_accuracy=accuracy(*train),
-            test_loss=self.loss(params, *test),
-            train_loss=train_loss,
-            loss_rise=noisy_loss - train_loss,
+            test_accuracy=quantities["test accuracy"],
+            train_accuracy=quantities["train accuracy"],
+            test_loss=quantities["test loss"],
+            train_loss=quantities["train loss"],
+            loss_rise=noisy_loss - quantities["train loss"],
             loss_curve=self._loss_curve(params),
         )
 
@@ -116,8 +97,9 @@ class Problem:
             direction = draw_direction(key, params)
 
             def loss_at(distance):
-                moved = optax.tree.add_scale(params, distance, direction)
-                return self.loss(moved, self.data.train_images, self.data.train_labels)
+                return self.task.train_loss(
+                    optax.tree.add_scale(params, distance, direction)
+                )
 
             return jax.lax.map(loss_at, jnp.asarray(DISTANCES, jnp.float32))
 
@@ -164,15 +146,16 @@ class Trainer:
 
     def _train_seed(self, noise_key, state, batches):
         transformation = self._transformation(noise_key)
-        data = self._problem.data
+        task = self._problem.task
 
         def step(state, batch):
             params, opt_state = state
-            images, labels = data.train_images[batch], data.train_labels[batch]
-            # SAM takes a second gradient by the grad_fn; the others leave it alone.
-            grad_fn = jax.grad(
-                lambda params, _: self._problem.loss(params, images, labels)
+            images, labels = (
+                task.data.train_images[batch],
+                task.data.train_labels[batch],
             )
+            # SAM takes a second gradient by the grad_fn; the others leave it alone.
+            grad_fn = jax.grad(lambda params, _: task.loss(params, images, labels))
             updates, opt_state = transformation.update(
                 grad_fn(params, 0), opt_state, params, grad_fn=grad_fn
             )

@@ -1,0 +1,268 @@
+"""`smoothout sharpness`: every measure of the networks of checkpoints."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+from scipy import stats
+
+from smoothout_jax import (
+    Estimate,
+    expected_sharpness,
+    hessian_density,
+    hessian_eigenvalues,
+    hessian_trace,
+    keskar_sharpness,
+    per_layer,
+    plot_density,
+    sam_sharpness,
+    uniform,
+)
+from smoothout_jax._extras import progress
+from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.checkpoints import (
+    Checkpoint,
+    labels,
+    load_checkpoint,
+    save_figure,
+)
+from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.settings import SharpnessSettings
+from smoothout_jax.experiments.task import Task
+
+WHOLE = "whole"
+
+
+class Measure(NamedTuple):
+    """A measure of sharpness.
+
+    Attributes:
+        label: its name and unit in the table.
+        measure: function of the settings to the function `measure(loss, params)`, of a
+            value and its standard error.
+    """
+
+    label: str
+    measure: Callable[[SharpnessSettings], Callable[..., tuple[float, float]]]
+
+
+def _expected(settings):
+    noise = uniform(settings.noise_radius, relative_to="filter")
+    return _estimated(
+        expected_sharpness,
+        noise=noise,
+        key=jax.random.key(0),
+        num_samples=settings.noise_samples,
+    )
+
+
+def _keskar(settings):
+    return _estimated(
+        keskar_sharpness, epsilon=settings.epsilon, num_samples=settings.repetitions
+    )
+
+
+def _sam(settings):
+    return _estimated(sam_sharpness, rho=settings.rho, num_samples=settings.repetitions)
+
+
+def _eigenvalue(settings):
+    def measure(loss, params):
+        pairs = hessian_eigenvalues(loss, params)
+        return float(pairs.values[0]), float(pairs.residuals[0])
+
+    return measure
+
+
+def _trace(settings):
+    return _estimated(hessian_trace, key=jax.random.key(0), num_samples=settings.probes)
+
+
+def _estimated(function, **options):
+    def measure(loss, params):
+        estimate = function(loss, params, **options)
+        return estimate.value, estimate.standard_error
+
+    return measure
+
+
+MEASURES = {
+    "expected": Measure("noise (nats)", _expected),
+    "keskar": Measure("Keskar (%)", _keskar),
+    "sam": Measure("SAM (nats)", _sam),
+    "eigenvalue": Measure("Hessian's λmax", _eigenvalue),
+    "trace": Measure("its trace", _trace),
+}
+
+
+class Row(NamedTuple):
+    """What was measured of one network, or of one layer of it.
+
+    Attributes:
+        network: the checkpoint's label.
+        seed: which of its networks.
+        layer: the layer's path, or `WHOLE`.
+        test_error: fraction of the test images classified wrongly.
+        measures: values and standard errors (of λmax: the residual's norm) by name.
+    """
+
+    network: str
+    seed: int
+    layer: str
+    test_error: float
+    measures: dict[str, tuple[float, float]]
+
+
+def run(settings: SharpnessSettings) -> tuple[Table, list[Path]]:
+    """Runs `smoothout sharpness`: the table to print, and the paths written."""
+    checkpoints = [load_checkpoint(path) for path in settings.checkpoints]
+    rows = measure(settings, checkpoints)
+    writers = {"sharpness.csv": _write_csv, "sharpness.json": _write_json}
+    paths = []
+    for name, write in writers.items():
+        paths.append(settings.output / name)
+        with whole_file(paths[-1]) as unfinished:
+            write(settings, rows, unfinished)
+    figure = _density(checkpoints).figure
+    return table(settings, rows), paths + save_figure(
+        figure, settings.output / "density"
+    )
+
+
+def measure(settings: SharpnessSettings, checkpoints: list[Checkpoint]) -> list[Row]:
+    """Measures every network of the checkpoints."""
+    tasks = {label: Task(c.settings) for label, c in labels(checkpoints).items()}
+    networks = [
+        (label, seed, checkpoint.network(seed))
+        for label, checkpoint in labels(checkpoints).items()
+        for seed in range(checkpoint.settings.seeds)
+    ]
+    return [
+        row
+        for label, seed, params in progress("networks", networks)
+        for row in _rows(settings, tasks[label], label, seed, params)
+    ]
+
+
+def _rows(settings, task, label: str, seed: int, params) -> Iterator[Row]:
+    error = 1 - float(task.quantities(params)["test accuracy"])
+    measures = {name: MEASURES[name].measure(settings) for name in settings.measures}
+    whole = {name: fn(task.train_loss, params) for name, fn in measures.items()}
+    yield Row(label, seed, WHOLE, error, whole)
+    if settings.per_layer:
+        by_measure = {
+            name: per_layer(fn, task.train_loss, params)
+            for name, fn in measures.items()
+        }
+        for layer in next(iter(by_measure.values())):
+            values = {name: layers[layer] for name, layers in by_measure.items()}
+            yield Row(label, seed, layer, error, values)
+
+
+def table(settings: SharpnessSettings, rows: list[Row]) -> Table:
+    """The table that the command prints: a line for each measure, and layer."""
+    networks = list(dict.fromkeys(row.network for row in rows))
+    seeds = max(row.seed for row in rows) + 1
+    table = Table(
+        title="Sharpness of the training loss",
+        caption=f"Mean ± standard error over the networks, {seeds} at most; of a single"
+        " one, the measure's own. Noise, SAM: rise of the loss under noise, and at the"
+        " worst point of a ball. τ: Kendall's rank correlation with the test error"
+        " over all networks.",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    table.add_column("")
+    for heading in (*networks, "τ"):
+        table.add_column(heading, justify="right")
+    for layer in dict.fromkeys(row.layer for row in rows):
+        here = [row for row in rows if row.layer == layer]
+        if layer == WHOLE:
+            errors = _cells(here, lambda row: (100 * row.test_error, np.nan))
+            table.add_row("test error (%)", *errors.values(), "")
+        else:
+            table.add_section()
+            table.add_row(layer, style="bold")
+        for name in settings.measures:
+            cells = _cells(here, lambda row, name=name: row.measures[name])
+            table.add_row(
+                MEASURES[name].label, *cells.values(), _correlation(here, name)
+            )
+    return table
+
+
+def _cells(rows: Iterable[Row], measured) -> dict[str, str]:
+    """Mean and error by network."""
+    values: dict[str, list] = {}
+    for row in rows:
+        values.setdefault(row.network, []).append(measured(row))
+    cells = {}
+    for network, pairs in values.items():
+        if len(pairs) > 1:
+            mean, error, _ = Estimate.from_samples(np.array([v for v, _ in pairs]))
+        else:
+            mean, error = pairs[0]
+        cells[network] = _with_error(mean, error)
+    return cells
+
+
+def _with_error(mean: float, error: float) -> str:
+    """A mean to the first digit of its error."""
+    if not 0 < error < np.inf:
+        return f"{mean:.3g}"
+    if abs(mean) < 1e-3:
+        return f"{mean:.1e} ± {error:.0e}".replace("e-0", "e-")
+    decimals = max(0, -int(np.floor(np.log10(error))))
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def _correlation(rows: list[Row], name: str) -> str:
+    if len(rows) < 3:
+        return ""
+    result: Any = stats.kendalltau(
+        [row.measures[name][0] for row in rows], [row.test_error for row in rows]
+    )
+    return f"{result.statistic:+.2f}"
+
+
+def _density(checkpoints: list[Checkpoint]):
+    """Spectral densities of the first networks, blurred alike."""
+    named = labels(checkpoints)
+    losses = {
+        label: (Task(c.settings).train_loss, c.network(0)) for label, c in named.items()
+    }
+    largest = max(abs(hessian_eigenvalues(*each).values[0]) for each in losses.values())
+    return plot_density(
+        {
+            label: hessian_density(*each, key=jax.random.key(0), width=0.01 * largest)
+            for label, each in losses.items()
+        }
+    )
+
+
+def _write_csv(settings: SharpnessSettings, rows: list[Row], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        columns = [f"{m}{end}" for m in settings.measures for end in ("", "_error")]
+        writer.writerow(["network", "seed", "layer", "test_error", *columns])
+        for row in rows:
+            measured = [number for pair in row.measures.values() for number in pair]
+            writer.writerow([*row[:4], *measured])
+
+
+def _write_json(settings: SharpnessSettings, rows: list[Row], path: Path) -> None:
+    chosen = dataclasses.asdict(settings)
+    del chosen["checkpoints"], chosen["output"]  # paths of one machine
+    document = provenance() | {
+        "settings": chosen,
+        "rows": [row._asdict() for row in rows],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
