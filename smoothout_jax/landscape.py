@@ -398,8 +398,8 @@ def _write(path: Path, landscape: Landscape, done, fingerprint: str) -> None:
 def _read(path: Path) -> tuple[Landscape, np.ndarray, str]:
     """The landscape of a file, which of its points are done, and its fingerprint."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
         done, fingerprint = arrays.pop("done"), str(arrays.pop("fingerprint"))
         note = str(arrays.pop("note"))
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
