@@ -1,12 +1,10 @@
 """The figures as tables of Markdown, from the raw results.
 
-`python -m benchmarks.report` makes the page beside the results, and the README's table,
-anew.
+`python -m benchmarks.report` makes the page beside the results anew.
 """
 
 import itertools
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +28,7 @@ def costs(measured: Mapping[str, Any]) -> str:
         )
         for contender in measured["contenders"].values()
     ]
-    return f"{measured['label']}, {_parameters(measured)}\n\n" + _markdown(
+    return f"{measured['label']}, {_parameters(measured)}\n\n" + markdown(
         ("gradient", "step / SGD's [quartiles]", "ms", "compile / SGD's", "MB"), rows
     )
 
@@ -45,7 +43,7 @@ def noise(measured: list[Mapping[str, Any]]) -> str:
         # Four bytes of each weight are read, and four written.
         bandwidth = 8e-9 * tree["parameters"] / np.median(seconds[baseline])
         rows.append((tree["label"], f"{bandwidth:.1f}", *(f"{r:.2f}" for r in ratios)))
-    return _markdown(("parameters", f"{baseline}, GB/s", *ways), rows)
+    return markdown(("parameters", f"{baseline}, GB/s", *ways), rows)
 
 
 def readme(results: Mapping[str, Any]) -> str:
@@ -68,17 +66,14 @@ def readme(results: Mapping[str, Any]) -> str:
     header = itertools.chain.from_iterable(
         (f"{problem['label']}: step", "compile") for problem in problems
     )
-    return _markdown(("gradient", *header), rows)
+    return markdown(("gradient", *header), rows)
 
 
 def page(results: Mapping[str, Any]) -> str:
     """The page of all tables."""
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    versions = ", ".join(f"{key} {value}" for key, value in results["versions"].items())
     sections = [
         "# What smoothing costs",
-        f"Measured on {results['date'][:10]}: {machine}; {versions}. `python -m"
-        " benchmarks` repeats it.",
+        f"{provenance(results)} `python -m benchmarks` repeats it.",
         "Steps are whole training steps with SGD in float32, with donated buffers and"
         " fresh batches, interleaved with the plain step in one process; ratios are of"
         " medians, with the quartiles of the ratios within a round. Compilation"
@@ -104,6 +99,13 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def provenance(results: Mapping[str, Any]) -> str:
+    """A sentence of when and on what the figures were measured."""
+    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    versions = ", ".join(f"{key} {value}" for key, value in results["versions"].items())
+    return f"Measured on {results['date'][:10]}: {machine}; {versions}."
+
+
 def _ratio(row, baseline, name, baseline_name=None) -> tuple[float, float, float]:
     return ratio(np.array(row[name]), np.array(baseline[baseline_name or name]))
 
@@ -113,21 +115,16 @@ def _parameters(measured) -> str:
     return f"{millions:.2f} M parameters in {measured['leaves']} leaves"
 
 
-def _markdown(header, rows) -> str:
+def markdown(header, rows) -> str:
+    """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main(path: str = "docs/performance/cpu.json") -> None:
-    """Writes the page of a file of results, and the table into the README."""
+    """Writes the page of a file of results beside it."""
     results = json.loads(Path(path).read_text())
     Path(path).with_suffix(".md").write_text(page(results))
-    text = Path("README.md").read_text()
-    table = f"<!-- costs -->\n{readme(results)}\n<!-- /costs -->"
-    text, count = re.subn(r"(?s)<!-- costs -->.*<!-- /costs -->", lambda _: table, text)
-    if count != 1:
-        raise ValueError(f"README.md must have one table of costs, it has {count}")
-    Path("README.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,9 @@ def hessian_eigenvalues(
         num_eigenvalues: number of eigenvalues.
         which: `"LA"` for the largest, `"SA"` for the smallest, `"LM"` for the largest
             in magnitude.
-        tolerance: residual norm at which a pair has converged, relative to the
-            eigenvalue; above 0, and above 1e-6 in float32.
+        tolerance: residual norm at which a pair has converged, relative to its
+            eigenvalue plus the root mean square of all; above 0, and above 1e-6 in
+            float32.
         max_iterations: restarts after which to give up.
         key: PRNG key of the first vector; by default `jax.random.key(0)`.
         batches: batches of the loss's second argument; not an iterator.
@@ -116,6 +117,8 @@ def hessian_eigenvalues(
     _checks.count(num_eigenvalues=num_eigenvalues, max_iterations=max_iterations)
     _checks.choice(WHICH, which=which)
     _checks.positive(tolerance=tolerance)
+    key = jax.random.key(0) if key is None else key
+    _checks.prng_key(key)
     with VectorLoss(loss, params, batches, "eigenvalues of the Hessian") as objective:
         size, dtype = objective.params.size, objective.params.dtype
         if num_eigenvalues > size:
@@ -212,7 +215,8 @@ def hessian_density(
         num_samples: number of probes.
         depth: iterations of Lanczos, a product with the Hessian and a vector in memory
             each; at most the number of weights.
-        num_points: points at which the density is given.
+        num_points: points at which the density is given, no further apart than the
+            width.
         width: standard deviation of the Gaussian that each eigenvalue becomes, in the
             units of eigenvalues; by default a hundredth of the spectrum's range.
         batches: batches of the loss's second argument; not an iterator.
@@ -250,6 +254,11 @@ def hessian_density(
     if width is None:
         width = 0.01 * (high - low) or 0.01 * abs(high) or 1.0
     eigenvalues = np.linspace(low - 5 * width, high + 5 * width, num_points)
+    if num_points * width < high - low + 10 * width:
+        raise ValueError(
+            f"num_points={num_points} lie too far apart for peaks of width={width:.2g}"
+            f" between the eigenvalues {low:.2g} and {high:.2g}"
+        )
     densities = np.stack(
         [_gaussian_mixture(eigenvalues, *rule, width) for rule in rules]
     )
@@ -275,20 +284,53 @@ def _dense(product, size, *_):
 
 
 def _arpack(product, size, num_eigenvalues, which, tolerance, max_iterations, key):
-    """Eigenvalues and eigenvectors, the latter in columns."""
-    linalg = require("scipy.sparse.linalg", "sharpness")
-    key = jax.random.key(0) if key is None else key
-    _checks.prng_key(key)
-    start = product(jax.random.normal(key, (size,)))
-    if not start.any():  # of no use to ARPACK; and the Hessian is zero
+    """The leading eigenvalues, and eigenvectors in columns.
+
+    Lanczos' iteration meets one vector of each eigenspace, and only rounding brings in
+    the others. So the search is repeated without the pairs that were found, until it
+    finds none that leads one of them.
+    """
+    keys = iter(jax.random.split(key, num_eigenvalues + 2))
+    start = np.asarray(jax.random.normal(next(keys), (size,)))
+    scale = np.linalg.norm(product(start)) / np.linalg.norm(start)
+    if not scale:
         return np.zeros(num_eigenvalues), np.eye(size, num_eigenvalues)
-    operator = linalg.LinearOperator((size, size), matvec=product, dtype=start.dtype)
+    # Keeps what is left ahead of zero, the eigenvalue of the pairs projected out.
+    shift = start.dtype.type({"LA": scale, "SA": -scale, "LM": 0}[which])
+    values, found = np.zeros(0), np.zeros((size, 0), start.dtype)
+
+    def without_found(vector):
+        return vector - found @ (found.T @ vector) if len(values) else vector
+
+    def shifted(vector):
+        vector = without_found(vector)
+        return without_found(product(vector) + shift * vector)
+
+    wanted = num_eigenvalues
+    while len(values) < size:
+        new, vectors = _search(shifted, start, wanted, which, tolerance, max_iterations)
+        new = new.astype(np.float64) - shift
+        if len(values):
+            last = np.sort(_rank(values, which))[num_eigenvalues - 1]
+            if _rank(new, which)[0] >= last - tolerance * (abs(last) + scale):
+                break
+        values, found = np.r_[values, new], np.c_[found, vectors]
+        wanted, start = 1, np.asarray(jax.random.normal(next(keys), (size,)))
+    return values, found
+
+
+def _search(product, start, num_eigenvalues, which, tolerance, max_iterations):
+    """Eigenvalues and eigenvectors as ARPACK finds them."""
+    linalg = require("scipy.sparse.linalg", "sharpness")
+    operator = linalg.LinearOperator(
+        (len(start),) * 2, matvec=product, dtype=start.dtype
+    )
     try:
         return linalg.eigsh(
             operator,
             num_eigenvalues,
             which=which,
-            v0=start,
+            v0=product(start),
             ncv=_num_vectors(num_eigenvalues),
             maxiter=max_iterations,
             tol=tolerance,

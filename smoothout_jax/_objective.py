@@ -38,17 +38,20 @@ def mean_over_batches(fn: Callable[..., Any], batches: Batches | None) -> Any:
     return mean
 
 
+def as_iterable(batches: Any) -> Batches:
+    """The batches, once they are seen to be an iterable."""
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
+    return batches
+
+
 def check_batches(batches: Any) -> None:
-    """Requires an iterable that can be gone through again and again."""
-    if batches is None:
-        return
-    if isinstance(batches, Iterator):
+    """Requires an iterable that can be gone through again and again, or `None`."""
+    if batches is not None and isinstance(as_iterable(batches), Iterator):
         raise ValueError(
             "batches is an iterator, used up by one pass; give a list, or an iterable"
             f" that starts afresh each time; got {batches!r}"
         )
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
 
 
 def real_scalar(value: Any, name: str = "loss") -> jax.Array:

@@ -13,8 +13,8 @@ from smoothout_jax import _checks
 from smoothout_jax._extras import require
 
 if TYPE_CHECKING:
+    from smoothout_jax._grid import Landscape
     from smoothout_jax._hessian import SpectralDensity
-    from smoothout_jax.landscape import Landscape
 
 Units = Mapping[str, str]
 

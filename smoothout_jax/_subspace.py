@@ -75,7 +75,7 @@ def _gram(key, size, dimension):
         rows = _rows(key, index, size, dimension, jnp.float32)
         return total + rows.T @ rows, None
 
-    zero = jnp.zeros((dimension, dimension))
+    zero = jnp.zeros((dimension, dimension), jnp.float32)
     return jax.lax.scan(add, zero, jnp.arange(_num_blocks(size)))[0]
 
 

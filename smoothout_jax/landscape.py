@@ -11,13 +11,8 @@ References:
     problems <https://arxiv.org/abs/1412.6544>`_, 2015.
 """
 
-import dataclasses
-import hashlib
-import time
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,8 +21,8 @@ import numpy as np
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._extras import progress
-from smoothout_jax._files import whole_file
+from smoothout_jax._grid import Landscape as Landscape
+from smoothout_jax._grid import evaluate_grid
 from smoothout_jax._objective import (
     Batches,
     as_partial,
@@ -41,45 +36,6 @@ from smoothout_jax._plots import plot_density as plot_density
 from smoothout_jax._plots import plot_side_by_side as plot_side_by_side
 from smoothout_jax._plots import plot_surface as plot_surface
 from smoothout_jax.noise import Mask, Params, accumulator_dtype, gaussian
-
-SECONDS_BETWEEN_SAVES = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Landscape:
-    """The loss, and other quantities, on a line or plane through the parameters.
-
-    Attributes:
-        points: the coordinates, float64: one array for a line, two for a plane.
-        values: quantities by name, such as `"loss"` or `"test accuracy"`, float64, in
-            the shape of the grid: (points,) or (points, points). NaN where they are
-            not finite.
-        note: what pictures should say of it.
-    """
-
-    points: tuple[np.ndarray, ...]
-    values: dict[str, np.ndarray]
-    note: str = ""
-
-    def save(self, path: Any) -> None:
-        """Writes it to a file, `.npz`, whole or not at all."""
-        _write(Path(path), self, np.ones(_shape(self.points), bool), "")
-
-    @classmethod
-    def load(cls, path: Any) -> "Landscape":
-        """Reads one that was saved, or written by `loss_curve` or `loss_surface`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file holds something else, is damaged or unfinished.
-        """
-        landscape, done, _ = _read(Path(path))
-        if not done.all():
-            raise ValueError(
-                f"{path} is unfinished: {done.sum()} of {done.size} points; go on with"
-                " the call that wrote it"
-            )
-        return landscape
 
 
 def filter_normalized_direction(
@@ -201,7 +157,7 @@ def loss_curve(
     *,
     batches: Batches | Mapping[str, Batches] | None = None,
     statistics: Callable[..., Any] | None = None,
-    note: str = "",
+    note: str | None = None,
     path: Any = None,
 ) -> Landscape:
     """The loss, and any metric, on a line through the parameters.
@@ -219,7 +175,8 @@ def loss_curve(
             the batch's statistics. At each point their mean over the batches (of the
             first data set) is the last argument of the loss. Without it, the running
             statistics that the loss holds are kept.
-        note: what pictures should say, such as how BatchNorm was evaluated.
+        note: what pictures should say, such as "BatchNorm: running statistics"; by
+            default that statistics are re-estimated, where they are.
         path: file, `.npz`, that the values are written to from time to time; where it
             holds some already, from a call that was cut short, they are kept.
 
@@ -244,7 +201,8 @@ def loss_curve(
         Li et al., 2018: random directions.
     """
     evaluator = _Evaluator(loss, params, (direction,), batches, statistics)
-    return _evaluate(evaluator, (points,), note, path)
+    note = _default_note(statistics) if note is None else note
+    return evaluate_grid(evaluator, (points,), note, path, (params, direction))
 
 
 def loss_surface(
@@ -255,7 +213,7 @@ def loss_surface(
     *,
     batches: Batches | Mapping[str, Batches] | None = None,
     statistics: Callable[..., Any] | None = None,
-    note: str = "",
+    note: str | None = None,
     path: Any = None,
 ) -> Landscape:
     """The loss, and any metric, on a plane through the parameters.
@@ -295,7 +253,8 @@ def loss_surface(
             f" {len(directions)} and {len(points)}"
         )
     evaluator = _Evaluator(loss, params, tuple(directions), batches, statistics)
-    return _evaluate(evaluator, tuple(points), note, path)
+    note = _default_note(statistics) if note is None else note
+    return evaluate_grid(evaluator, points, note, path, (params, directions))
 
 
 class _Evaluator:
@@ -317,10 +276,10 @@ class _Evaluator:
             raise ValueError("batches is an empty dict")
         self._loss = as_partial(loss)
         self._statistics = statistics and as_partial(statistics)
-        self.place = params, directions
+        self._place = params, directions
 
     def __call__(self, coordinates: Sequence[float]) -> dict[str, float]:
-        params = _moved(*self.place, np.asarray(coordinates, np.float32))
+        params = _moved(*self._place, np.asarray(coordinates, np.float64))
         extra = ()
         if self._statistics:
             first = next(iter(self._data_sets.values()))
@@ -333,93 +292,9 @@ class _Evaluator:
             ).items()
         }
 
-    def fingerprint(self, points) -> str:
-        """Of parameters, directions and points, to know a landscape again."""
-        digest = hashlib.sha256()
-        for array in (*jax.tree.leaves(self.place), *points):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
 
-
-def _evaluate(evaluator, points, note: str, path) -> Landscape:
-    """The quantities at each point of the grid, in order; files kept up to date."""
-    points = tuple(_check_points(axis) for axis in points)
-    path = None if path is None else Path(path)
-    fingerprint = evaluator.fingerprint(points)
-    first = evaluator([axis[0] for axis in points])
-    done = np.zeros(_shape(points), bool)
-    values = {name: np.full(done.shape, np.nan) for name in first}
-    landscape = Landscape(points, values, note)
-    if path and path.exists():
-        landscape, done = _resume(path, landscape, first, fingerprint)
-    saved = time.monotonic()
-    for index in progress("points", np.argwhere(~done), done.size):
-        where = tuple(index)
-        coordinates = [axis[i] for axis, i in zip(points, where, strict=True)]
-        for name, value in evaluator(coordinates).items():
-            landscape.values[name][where] = value if np.isfinite(value) else np.nan
-        done[where] = True
-        if path and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-            _write(path, landscape, done, fingerprint)
-            saved = time.monotonic()
-    if path:
-        _write(path, landscape, done, fingerprint)
-    return landscape
-
-
-def _resume(path, blank, first, fingerprint):
-    """What the file holds, once it is seen to belong to this landscape."""
-    landscape, done, written = _read(path)
-    corner = (0,) * done.ndim
-    start = {name: values[corner] for name, values in landscape.values.items()}
-    known = {name: v if np.isfinite(v) else np.nan for name, v in first.items()}
-    same_values = start.keys() == known.keys() and np.allclose(
-        list(start.values()), list(known.values()), rtol=1e-3, equal_nan=True
-    )
-    if written != fingerprint or not (same_values or not done[corner]):
-        raise ValueError(
-            f"path: {path} holds another landscape; remove it, or choose another path"
-        )
-    return dataclasses.replace(landscape, note=blank.note), done
-
-
-def _write(path: Path, landscape: Landscape, done, fingerprint: str) -> None:
-    arrays: dict[str, Any] = {
-        "done": done,
-        "fingerprint": fingerprint,
-        "note": landscape.note,
-    }
-    arrays |= {f"points {i}": axis for i, axis in enumerate(landscape.points)}
-    arrays |= {f"values {name}": array for name, array in landscape.values.items()}
-    with whole_file(path) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def _read(path: Path) -> tuple[Landscape, np.ndarray, str]:
-    """The landscape of a file, which of its points are done, and its fingerprint."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        done, fingerprint = arrays.pop("done"), str(arrays.pop("fingerprint"))
-        note = str(arrays.pop("note"))
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no landscape, or is damaged: {error}") from error
-    points = tuple(arrays.pop(f"points {i}") for i in range(done.ndim))
-    values = {name.removeprefix("values "): array for name, array in arrays.items()}
-    return Landscape(points, values, note), done, fingerprint
-
-
-def _check_points(points) -> np.ndarray:
-    array = np.asarray(points, np.float64)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"points must be one or more numbers in a row; got {points!r}")
-    if not np.isfinite(array).all() or not (np.diff(array) > 0).all():
-        raise ValueError(f"points must be finite and increasing; got {points!r}")
-    return array
-
-
-def _shape(points) -> tuple[int, ...]:
-    return tuple(map(len, points))
+def _default_note(statistics) -> str:
+    return "" if statistics is None else "statistics re-estimated at every point"
 
 
 def _move(params, directions, coordinates):

@@ -38,6 +38,7 @@ from smoothout_jax._hessian import hessian_trace as hessian_trace
 from smoothout_jax._objective import (
     Batches,
     VectorLoss,
+    as_iterable,
     as_partial,
     mean_over_batches,
     real_scalar,
@@ -76,6 +77,7 @@ def expected_sharpness(
         The estimate, in the units of the loss.
 
     Raises:
+        ImportError: if tqdm is not installed (extra `sharpness`).
         TypeError: if the loss is no real scalar, or `key` no single PRNG key.
         ValueError: if there is no batch, or `num_samples` is less than 1.
 
@@ -105,7 +107,7 @@ def expected_sharpness(
         return np.array(noisy) - clean
 
     if batches is not None:
-        batches = progress("expected sharpness", batches)
+        batches = progress("expected sharpness", as_iterable(batches))
     return Estimate.from_samples(mean_over_batches(rises, batches))
 
 
@@ -126,8 +128,9 @@ def keskar_sharpness(
 
         φ = 100 · (max_z f(θ + A z) - f(θ)) / (1 + f(θ)),   |z_i| ≤ ε (|(A⁺ θ)_i| + 1)
 
-    SciPy's L-BFGS-B climbs from a random point of the box, which matters at a minimum,
-    where the gradient at θ is zero; the highest loss it meets counts.
+    SciPy's L-BFGS-B climbs from a random point of the box, or the one opposite if that
+    is higher: at a minimum, the gradient at θ itself is zero. The highest loss it meets
+    counts.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar above -1.
@@ -193,9 +196,10 @@ def sam_sharpness(
 ) -> Estimate:
     """Rise of the loss at the worst point of a ball, max f(θ + ε) - f(θ), ‖ε‖ ≤ ρ.
 
-    Gradient ascent in steps of length ρ, each followed by the projection onto the
-    ball, from a random point of its surface; the highest iterate counts. Near a
-    minimum the rise is ρ²/2 times the Hessian's leading eigenvalue.
+    Normalised gradient ascent from a random point of the ball's surface, each step
+    followed by the projection onto the ball. Steps have length ρ, and half of it each
+    time that one does not rise; the highest point counts. Near a minimum the rise is
+    ρ²/2 times the Hessian's leading eigenvalue.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar.
@@ -230,13 +234,16 @@ def sam_sharpness(
     def sample(objective, key):
         centre = objective.params
         offset = _of_length(rho, jax.random.normal(key, centre.shape, centre.dtype))
-        losses = [objective.clean]
+        length = rho
+        highest, grad = objective.value_and_grad(centre + offset)
         for _ in range(max_iterations):
-            value, grad = objective.value_and_grad(centre + offset)
-            losses.append(value)
-            offset = _ascend(offset, grad, rho)
-        losses.append(objective.value(centre + offset))
-        return max(losses) - objective.clean
+            moved = _ascend(offset, grad, length, rho)
+            value, moved_grad = objective.value_and_grad(centre + moved)
+            if value > highest:
+                offset, highest, grad = moved, value, moved_grad
+            else:
+                length /= 2
+        return max(highest - objective.clean, 0.0)
 
     total = 1 + num_samples * (max_iterations + 1)
     with VectorLoss(loss, params, batches, "SAM's sharpness", total) as objective:
@@ -321,21 +328,22 @@ def _highest_in_box(objective, space, epsilon, key, max_iterations: int) -> floa
     optimize = require("scipy.optimize", "sharpness")
     half_widths = epsilon * (np.abs(space.coordinates(objective.params)) + 1)
     start = jax.random.uniform(key, half_widths.shape, minval=-1, maxval=1)
+    start = np.asarray(start, np.float64)
     rises, scale = [0.0], None
 
     def negative_rise(point):
-        """Of a point of the unit box; in units of the first slope, for the search."""
+        """Of a point of the unit box; in units that make the first step long."""
         nonlocal scale
         offset = space.lift(jnp.asarray(point * half_widths, objective.params.dtype))
         value, grad = objective.value_and_grad(objective.params + offset)
         rises.append(value - objective.clean)
         slope = np.asarray(space.project(grad), np.float64) * half_widths
-        scale = scale or np.abs(slope).sum() or 1.0
+        scale = scale or 0.1 * np.abs(slope).mean() or 1.0
         return -rises[-1] / scale, -slope / scale
 
     optimize.minimize(
         negative_rise,
-        np.asarray(start, np.float64),
+        min(start, -start, key=lambda point: negative_rise(point)[0]),
         jac=True,
         method="L-BFGS-B",
         bounds=optimize.Bounds(-np.ones(len(start)), np.ones(len(start))),
@@ -351,7 +359,7 @@ def _of_length(length, vector):
 
 
 @jax.jit
-def _ascend(offset, grad, rho):
-    """A step of length rho up the gradient, and back into the ball."""
-    moved = offset + _of_length(rho, grad)
+def _ascend(offset, grad, length, rho):
+    """A step up the gradient, and back into the ball of radius rho."""
+    moved = offset + _of_length(length, grad)
     return jnp.where(jnp.linalg.norm(moved) > rho, _of_length(rho, moved), moved)

@@ -214,16 +214,17 @@ def test_batch_norm_is_evaluated_with_statistics_estimated_anew():
 
     along = filter_normalized_direction(jax.random.key(2), params)
     curve = loss_curve(
-        loss, params, along, POINTS, batches=[images], statistics=estimate, note="anew"
+        loss, params, along, POINTS, batches=[images], statistics=estimate
     )
     running = Partial(loss, statistics=variables["batch_stats"])
-    kept = loss_curve(running, params, along, POINTS, batches=[images])
+    kept = loss_curve(running, params, along, POINTS, batches=[images], note="kept")
     for point, value in zip(POINTS, curve.values["loss"], strict=True):
         there = {"params": moved(point, along, params)}
         output, _ = network.apply(there, images, running=False, mutable=["batch_stats"])
         np.testing.assert_allclose(value, jnp.mean(output**2), rtol=1e-4)
     assert not np.allclose(kept.values["loss"], curve.values["loss"], rtol=0.1)
-    assert "anew" in plot_curve(curve).get_xlabel()
+    assert "statistics re-estimated at every point" in plot_curve(curve).get_xlabel()
+    assert "kept" in plot_curve(kept).get_xlabel()
 
 
 def test_statistics_are_averaged_over_the_batches():
@@ -245,8 +246,8 @@ def test_statistics_are_averaged_over_the_batches():
 KILLED = """
 import os, sys
 import jax, jax.numpy as jnp
-from smoothout_jax import landscape, loss_surface
-landscape.SECONDS_BETWEEN_SAVES = 0.0
+from smoothout_jax import _grid, loss_surface
+_grid.SECONDS_BETWEEN_SAVES = 0.0
 calls = 0
 def loss(params):
     return jax.pure_callback(count, jax.ShapeDtypeStruct((), "float32"), params)

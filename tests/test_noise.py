@@ -263,6 +263,22 @@ def test_noise_is_relative_to_the_norm_of_a_whole_layer(shape):
 
 
 @pytest.mark.parametrize("relative_to", ["filter", "layer"])
+def test_normalized_gaussian_noise_has_the_norm_itself(relative_to):
+    leaf = weights(3, 5, 4)
+    noise = gaussian(0.3, relative_to=relative_to, normalize=True)(QUICK_KEY, leaf)
+    norms = sizes(noise, relative_to)
+    np.testing.assert_allclose(norms, 0.3 * sizes(leaf, relative_to), rtol=1e-6)
+    ratios = noise / gaussian(0.3, relative_to=relative_to)(QUICK_KEY, leaf)
+    np.testing.assert_allclose(ratios.min((0, 1)), ratios.max((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("relative_to", [None, "weight"])
+def test_noise_relative_to_no_norm_cannot_be_normalized(relative_to):
+    with pytest.raises(ValueError, match=f"normalize needs.*{relative_to!r}"):
+        gaussian(0.3, relative_to=relative_to, normalize=True)
+
+
+@pytest.mark.parametrize("relative_to", ["filter", "layer"])
 @every_law
 def test_weights_of_a_filter_or_layer_share_one_scale(law, relative_to):
     leaf = weights(3, 5, 4)

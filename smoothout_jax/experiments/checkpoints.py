@@ -5,6 +5,7 @@ Orbax writes them, each a folder that appears whole or not at all.
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,15 @@ def _digest(params) -> str:
 
 def labels(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:
     """The checkpoints by the name of their method, or by path where two share it."""
-    methods = [METHODS[checkpoint.method].label for checkpoint in checkpoints]
-    distinct = len(set(methods)) == len(methods)
-    return {
-        method if distinct else str(checkpoint.path): checkpoint
-        for method, checkpoint in zip(methods, checkpoints, strict=True)
-    }
+    names = [METHODS[checkpoint.method].label for checkpoint in checkpoints]
+    if len(set(names)) < len(names):
+        paths = [checkpoint.path.absolute() for checkpoint in checkpoints]
+        common = os.path.commonpath([path.parent for path in paths])
+        names = [str(path.relative_to(common)) for path in paths]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise InputError(f"checkpoint {path} is given twice")
+    return dict(zip(names, checkpoints, strict=True))
 
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:

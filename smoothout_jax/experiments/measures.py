@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,79 +138,83 @@ def run(settings: SharpnessSettings) -> tuple[Table, list[Path]]:
 
 def measure(settings: SharpnessSettings, checkpoints: list[Checkpoint]) -> list[Row]:
     """Measures every network of the checkpoints."""
-    tasks = {label: Task(c.settings) for label, c in labels(checkpoints).items()}
+    # One task and one set of measures for all, so that they are compiled once.
+    tasks = {settings: Task(settings) for settings in {c.settings for c in checkpoints}}
+    measures = {name: MEASURES[name].measure(settings) for name in settings.measures}
     networks = [
-        (label, seed, checkpoint.network(seed))
+        (label, checkpoint, seed)
         for label, checkpoint in labels(checkpoints).items()
         for seed in range(checkpoint.settings.seeds)
     ]
-    return [
-        row
-        for label, seed, params in progress("networks", networks)
-        for row in _rows(settings, tasks[label], label, seed, params)
-    ]
+    rows = []
+    for label, checkpoint, seed in progress("networks", networks):
+        task, params = tasks[checkpoint.settings], checkpoint.network(seed)
+        error = 1 - float(task.quantities(params)["test accuracy"])
+        parts = _whole(measures, task.train_loss, params)
+        if settings.per_layer:
+            parts |= _by_layer(measures, task.train_loss, params)
+        rows += [Row(label, seed, part, error, found) for part, found in parts.items()]
+    return rows
 
 
-def _rows(settings, task, label: str, seed: int, params) -> Iterator[Row]:
-    error = 1 - float(task.quantities(params)["test accuracy"])
-    measures = {name: MEASURES[name].measure(settings) for name in settings.measures}
-    whole = {name: fn(task.train_loss, params) for name, fn in measures.items()}
-    yield Row(label, seed, WHOLE, error, whole)
-    if settings.per_layer:
-        by_measure = {
-            name: per_layer(fn, task.train_loss, params)
-            for name, fn in measures.items()
-        }
-        for layer in next(iter(by_measure.values())):
-            values = {name: layers[layer] for name, layers in by_measure.items()}
-            yield Row(label, seed, layer, error, values)
+def _whole(measures, loss, params) -> dict[str, Any]:
+    return {WHOLE: {name: measure(loss, params) for name, measure in measures.items()}}
+
+
+def _by_layer(measures, loss, params) -> dict[str, Any]:
+    found = {name: per_layer(fn, loss, params) for name, fn in measures.items()}
+    layers = next(iter(found.values()))
+    return {layer: {name: found[name][layer] for name in found} for layer in layers}
 
 
 def table(settings: SharpnessSettings, rows: list[Row]) -> Table:
-    """The table that the command prints: a line for each measure, and layer."""
-    networks = list(dict.fromkeys(row.network for row in rows))
-    seeds = max(row.seed for row in rows) + 1
+    """The table that the command prints."""
     table = Table(
         title="Sharpness of the training loss",
-        caption=f"Mean ± standard error over the networks, {seeds} at most; of a single"
-        " one, the measure's own. Noise, SAM: rise of the loss under noise, and at the"
-        " worst point of a ball. τ: Kendall's rank correlation with the test error"
-        " over all networks.",
+        caption="Mean ± standard error over the networks of a method; of a single one,"
+        " the measure's own. Noise, SAM: rise of the loss under noise, and at the worst"
+        " point of a ball. τ: Kendall's rank correlation with the test error over all"
+        " networks.",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
     )
-    table.add_column("")
-    for heading in (*networks, "τ"):
+    header, *lines = cells(settings.measures, rows)
+    table.add_column(header[0])
+    for heading in header[1:]:
         table.add_column(heading, justify="right")
-    for layer in dict.fromkeys(row.layer for row in rows):
-        here = [row for row in rows if row.layer == layer]
-        if layer == WHOLE:
-            errors = _cells(here, lambda row: (100 * row.test_error, np.nan))
-            table.add_row("test error (%)", *errors.values(), "")
-        else:
-            table.add_section()
-            table.add_row(layer, style="bold")
-        for name in settings.measures:
-            cells = _cells(here, lambda row, name=name: row.measures[name])
-            table.add_row(
-                MEASURES[name].label, *cells.values(), _correlation(here, name)
-            )
+    for line in lines:
+        table.add_row(*line, style="bold" if len(line) == 1 else None)
     return table
 
 
-def _cells(rows: Iterable[Row], measured) -> dict[str, str]:
-    """Mean and error by network."""
-    values: dict[str, list] = {}
+def cells(measures: Sequence[str], rows: list[Row]) -> list[list[str]]:
+    """The lines of the table: a header, a line for each measure, then by layer."""
+    networks = list(dict.fromkeys(row.network for row in rows))
+    lines = [["", *networks, "τ"]]
+    for layer in dict.fromkeys(row.layer for row in rows):
+        here = [row for row in rows if row.layer == layer]
+        if layer == WHOLE:
+            errors = _by_network(here, lambda row: (100 * row.test_error, np.nan))
+            lines.append(["test error (%)", *errors, ""])
+        else:
+            lines.append([layer])
+        for name in measures:
+            values = _by_network(here, lambda row, name=name: row.measures[name])
+            lines.append([MEASURES[name].label, *values, _correlation(here, name)])
+    return lines
+
+
+def _by_network(rows: Iterable[Row], measured) -> list[str]:
+    """Mean and error of each network's values."""
+    values: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         values.setdefault(row.network, []).append(measured(row))
-    cells = {}
-    for network, pairs in values.items():
+    cells = []
+    for pairs in values.values():
         if len(pairs) > 1:
-            mean, error, _ = Estimate.from_samples(np.array([v for v, _ in pairs]))
-        else:
-            mean, error = pairs[0]
-        cells[network] = _with_error(mean, error)
+            pairs = [Estimate.from_samples(np.array([value for value, _ in pairs]))[:2]]
+        cells.append(_with_error(*pairs[0]))
     return cells
 
 

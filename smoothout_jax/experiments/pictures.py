@@ -1,5 +1,6 @@
 """`smoothout landscape`: the loss around the networks of checkpoints, or between."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,7 @@ from smoothout_jax import (
     plot_side_by_side,
     plot_surface,
 )
-from smoothout_jax.experiments.checkpoints import (
-    Checkpoint,
-    labels,
-    load_checkpoint,
-    save_figure,
-)
+from smoothout_jax.experiments.checkpoints import labels, load_checkpoint, save_figure
 from smoothout_jax.experiments.settings import InputError, LandscapeSettings
 from smoothout_jax.experiments.task import UNITS, Task
 
@@ -45,43 +41,38 @@ def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:
 def _surface(settings, checkpoints) -> list[Path]:
     counts = settings.points
     points = _points(settings, counts[0]), _points(settings, counts[-1])
-    landscapes, paths = {}, []
-    for label, checkpoint in checkpoints.items():
-        params, task = checkpoint.network(settings.seed), Task(checkpoint.settings)
-        paths.append(_array_path(settings, checkpoint))
-        landscapes[label] = _evaluate(
-            loss_surface,
-            task.quantities,
-            params,
-            _directions(settings, task, params, 2),
-            points,
-            path=paths[-1],
-        )
+    landscapes, paths = _around(settings, checkpoints, 2, loss_surface, points)
     contours = plot_side_by_side(landscapes, quantity="train loss", units=UNITS)
-    solid = _solid(landscapes)
     return [
         *paths,
         *save_figure(contours[0].figure, settings.output / "contours"),
-        *save_figure(solid, settings.output / "surface"),
+        *save_figure(_solid(landscapes), settings.output / "surface"),
     ]
 
 
 def _curve(settings, checkpoints) -> list[Path]:
-    (number,) = settings.points
+    points = _points(settings, settings.points[0])
+    landscapes, paths = _around(settings, checkpoints, 1, loss_curve, points)
+    ax = plot_curve(landscapes, units=UNITS)
+    return [*paths, *save_figure(ax.figure, settings.output / "curve")]
+
+
+def _around(settings, checkpoints, num_directions: int, function, points):
+    """The landscape around each network, by its label, and the files of them."""
     landscapes, paths = {}, []
     for label, checkpoint in checkpoints.items():
         params, task = checkpoint.network(settings.seed), Task(checkpoint.settings)
-        paths.append(_array_path(settings, checkpoint))
+        directions = _directions(settings, task, params, num_directions)
+        paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
         landscapes[label] = _evaluate(
-            loss_curve,
+            function,
             task.quantities,
             params,
-            _directions(settings, task, params, 1)[0],
-            _points(settings, number),
+            directions if num_directions > 1 else directions[0],
+            points,
             path=paths[-1],
         )
-    ax = plot_curve(landscapes, units=UNITS)
-    return [*paths, *save_figure(ax.figure, settings.output / "curve")]
+    return landscapes, paths
 
 
 def _between(settings, checkpoints) -> list[Path]:
@@ -94,7 +85,7 @@ def _between(settings, checkpoints) -> list[Path]:
         raise InputError(
             f"checkpoint {other.path} holds another network than {one.path}: {error}"
         ) from error
-    path = settings.output / f"between-{_name(one)}-{_name(other)}.npz"
+    path = settings.output / f"between-{_slug(one_label)}-{_slug(other_label)}.npz"
     landscape = _evaluate(
         loss_curve,
         Task(one.settings).quantities,
@@ -147,9 +138,6 @@ def _solid(landscapes) -> Figure:
     return figure
 
 
-def _array_path(settings, checkpoint: Checkpoint) -> Path:
-    return settings.output / f"{settings.kind}-{_name(checkpoint)}.npz"
-
-
-def _name(checkpoint: Checkpoint) -> str:
-    return checkpoint.path.name
+def _slug(label: str) -> str:
+    """A label as a part of a file's name."""
+    return re.sub(r"\W+", "-", label).strip("-").lower()

@@ -8,7 +8,17 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("smoothout-jax", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
+PACKAGES = (
+    "smoothout-jax",
+    "jax",
+    "jaxlib",
+    "optax",
+    "flax",
+    "matfree",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from smoothout_jax import _checks
+from smoothout_jax import _checks, exclude
 
 MEASURES = ("expected", "keskar", "sam", "eigenvalue", "trace")
 KINDS = ("auto", "surface", "curve", "between")
@@ -248,6 +248,8 @@ class LandscapeSettings:
         for number in self.points:
             if number < 2:
                 raise ValueError(f"points must be at least 2, got {number}")
+        if self.exclude:
+            exclude(*self.exclude)  # tells of patterns that are none
         for name in ("seed", "direction_seed"):
             if getattr(self, name) < 0:
                 raise ValueError(

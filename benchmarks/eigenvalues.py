@@ -1,0 +1,111 @@
+"""What the leading eigenvalues cost beyond their products with the Hessian.
+
+`python -m benchmarks.eigenvalues` finds those of an MLP of 1.46 M parameters, and times
+the whole call and the products in it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import report
+from benchmarks.problems import mlp
+from smoothout_jax import hessian_eigenvalues
+from smoothout_jax._objective import VectorLoss
+from smoothout_jax.experiments.provenance import provenance
+
+
+def measure(num_examples: int, num_eigenvalues: int) -> dict[str, float]:
+    """Times one call, once everything is compiled.
+
+    Args:
+        num_examples: examples that the loss is the mean over.
+        num_eigenvalues: number of leading eigenvalues.
+
+    Returns:
+        The number of products, the seconds they took and those of the whole call.
+    """
+    problem = mlp(batch_size=num_examples)
+    params = problem.init(jax.random.key(0))
+    data = [problem.batch(jax.random.key(1))]
+    hessian_eigenvalues(problem.loss, params, batches=data)
+    seconds = []
+    product = VectorLoss.hessian_vector
+
+    def timed(self, vector):
+        start = time.perf_counter()
+        result = jax.block_until_ready(product(self, vector))
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    VectorLoss.hessian_vector = timed
+    try:
+        start = time.perf_counter()
+        hessian_eigenvalues(
+            problem.loss, params, num_eigenvalues=num_eigenvalues, batches=data
+        )
+        total = time.perf_counter() - start
+    finally:
+        VectorLoss.hessian_vector = product
+    return {
+        "examples": num_examples,
+        "products": len(seconds),
+        "product_seconds": sum(seconds),
+        "seconds": total,
+    }
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The figures as a page of Markdown."""
+    rows = [
+        (
+            f"{run['examples']}",
+            f"{run['products']}",
+            f"{run['product_seconds'] / run['products']:.2f}",
+            f"{run['seconds'] / run['product_seconds']:.2f}",
+        )
+        for run in results["runs"]
+    ]
+    header = "examples", "products", "seconds of one", "whole call / products"
+    return "\n\n".join(
+        (
+            f"# What {results['eigenvalues']} leading eigenvalues cost",
+            f"{report.provenance(results)} `python -m benchmarks.eigenvalues` repeats"
+            " it.",
+            "Of the Hessian of an MLP of 1.46 M parameters, 5 × 512 units, by"
+            " `hessian_eigenvalues` with its default tolerance: the products of the"
+            " Hessian with a vector that it takes, and the time of the whole call as a"
+            " multiple of theirs. What ARPACK adds to a product, passes over 41 vectors"
+            " in memory, does not grow with the examples.",
+            report.markdown(header, rows) + "\n",
+        )
+    )
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.eigenvalues",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--examples", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--eigenvalues", type=int, default=20)
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/performance/eigenvalues.json")
+    )
+    options = parser.parse_args()
+    runs = [measure(number, options.eigenvalues) for number in options.examples]
+    results = provenance() | {"eigenvalues": options.eigenvalues, "runs": runs}
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(page(results))
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,612 @@
+"""Every measure of sharpness against closed forms, its error bars, and every error."""
+
+import importlib
+import math
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+
+from smoothout_jax import (
+    Estimate,
+    expected_sharpness,
+    gaussian,
+    hessian_density,
+    hessian_eigenvalues,
+    hessian_trace,
+    keskar_sharpness,
+    per_layer,
+    sam_sharpness,
+    sharpness,
+    uniform,
+)
+
+KEY = jax.random.key(3)
+NOISE = uniform(0.3)
+MEASURES = {
+    "expected": partial(expected_sharpness, noise=NOISE, key=KEY, num_samples=3),
+    "keskar": partial(keskar_sharpness, epsilon=0.1),
+    "keskar in a subspace": partial(keskar_sharpness, epsilon=0.1, subspace_dim=2),
+    "sam": partial(sam_sharpness, rho=0.1, max_iterations=3),
+    "eigenvalues": partial(hessian_eigenvalues, num_eigenvalues=2),
+    "trace": partial(hessian_trace, key=KEY, num_samples=3),
+    "density": partial(hessian_density, key=KEY, num_samples=2, depth=3),
+    "sam by layer": partial(per_layer, sam_sharpness, rho=0.1),
+}
+every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+every_measure_of_many_passes = pytest.mark.parametrize(
+    "measure", list(MEASURES.values())[1:], ids=list(MEASURES)[1:]
+)
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def quadratic(hessian, centre, slope, params):
+    params = ravel_pytree(params)[0]
+    offset = params - centre
+    return offset @ hessian @ offset / 2 + slope @ params
+
+
+def separable(curvatures, centre, params):
+    return jnp.sum(curvatures * (params - centre) ** 2) / 2
+
+
+def linear(slope, params):
+    return slope @ params
+
+
+def bowl(params, batch=None):
+    return jnp.sum(ravel_pytree(params)[0] ** 2)
+
+
+def wave(params):
+    x, y = params
+    return 2 + jnp.sin(3 * x) * jnp.cos(2 * y) + x * y / 2
+
+
+def bound(loss, *arrays):
+    """The loss with arrays bound to it, arguments of its compiled program."""
+    return Partial(loss, *(jnp.asarray(array, float) for array in arrays))
+
+
+def random_array(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def quadratic_of(eigenvalues):
+    """A quadratic, parameters off its centre, and its Hessian, in a random basis."""
+    size = len(eigenvalues)
+    basis = np.linalg.qr(random_array((size, size), seed=0))[0]
+    hessian = basis * np.asarray(eigenvalues, float) @ basis.T
+    centre, slope, params = random_array((3, size), seed=1)
+    return bound(quadratic, hessian, centre, slope), jnp.asarray(params), hessian
+
+
+def assert_within_four_errors(estimate, truth):
+    assert abs(estimate.value - truth) < 4 * estimate.standard_error
+
+
+SPECTRA = {
+    "positive": lambda size: np.linspace(0.5, 4, size),
+    "negative": lambda size: np.linspace(-4, -0.5, size),
+    "indefinite": lambda size: np.r_[-9, -4.5, np.linspace(-1, 2, size - 5), 3, 4, 5],
+    "triple": lambda size: np.r_[np.linspace(-2, 2, size - 3), 3, 3, 3],
+    "triple below": lambda size: np.r_[-3, -3, -3, np.linspace(-1, 2, size - 3)],
+    "of rank two": lambda size: np.r_[-7, np.zeros(size - 2), 5],
+    "of half rank": lambda size: np.r_[np.zeros(size // 2), 1 : size // 2 + 1],
+    "ill-conditioned": lambda size: np.r_[1e-3, np.geomspace(1, 1e3, size - 1)],
+}
+RANKS = {"LA": lambda value: -value, "SA": lambda value: value, "LM": lambda v: -abs(v)}
+
+
+@pytest.mark.parametrize("which", RANKS)
+@pytest.mark.parametrize("size", [12, 100])
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
+def test_leading_eigenpairs_are_those_of_the_hessian(
+    double_precision, spectrum, size, which
+):
+    loss, params, hessian = quadratic_of(spectrum(size))
+    params = {"bias": params[:3], "kernel": params[3:][None]}
+    pairs = hessian_eigenvalues(loss, params, num_eigenvalues=4, which=which)
+    exact = np.array(sorted(spectrum(size), key=RANKS[which])[:4])
+    assert_allclose(pairs.values, exact, rtol=1e-4, atol=1e-7)
+    shapes = jax.tree.map(lambda leaf: (4, *leaf.shape), params)
+    assert jax.tree.map(jnp.shape, pairs.vectors) == shapes
+    vectors = np.stack([ravel_pytree(pairs.vector(index))[0] for index in range(4)])
+    assert_allclose(vectors @ vectors.T, np.eye(4), atol=1e-9)
+    errors = np.linalg.norm(vectors @ hessian - pairs.values[:, None] * vectors, axis=1)
+    assert_allclose(pairs.residuals, errors, rtol=1e-3, atol=1e-11)
+    assert errors.max() <= 1e-4 * np.abs(spectrum(size)).max()
+
+
+@pytest.mark.parametrize("size", [12, 100])
+def test_eigenvalues_are_found_in_single_precision(size):
+    loss, params, _ = quadratic_of(np.r_[np.geomspace(1e-3, 1e2, size - 3), 3 * [1e3]])
+    pairs = hessian_eigenvalues(loss, params, num_eigenvalues=4)
+    assert_allclose(pairs.values, [1e3, 1e3, 1e3, 1e2], rtol=1e-4)
+
+
+def test_a_linear_loss_has_no_curvature():
+    loss, params = bound(linear, random_array(30, seed=1)), jnp.ones(30)
+    pairs = hessian_eigenvalues(loss, params, num_eigenvalues=3)
+    assert_array_equal(pairs.values, np.zeros(3))
+    assert_array_equal(pairs.vectors @ pairs.vectors.T, np.eye(3))
+    assert MEASURES["trace"](loss, params).value == 0
+    density = MEASURES["density"](loss, params)
+    assert_array_equal(density.nodes[:, 0], np.zeros(2))
+    assert_array_equal(density.weights[:, 0], np.ones(2))
+
+
+def test_the_trace_of_a_diagonal_hessian_is_exact():
+    loss = bound(separable, [1e-3, 2.0, -5.0, 1e3], random_array(4, seed=1))
+    trace = MEASURES["trace"](loss, jnp.ones(4))
+    assert_allclose(trace.samples, np.full(3, 997.001), rtol=1e-6)
+
+
+@pytest.mark.parametrize("eigenvalues", [[1, 4], [1, 2, 3, 5, 7, -2]], ids=str)
+def test_the_trace_has_the_variance_of_hutchinson(eigenvalues):
+    loss, params, hessian = quadratic_of(eigenvalues)
+    trace = hessian_trace(loss, params, key=KEY, num_samples=500)
+    assert_within_four_errors(trace, np.sum(eigenvalues))
+    variance = 2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2))
+    assert_allclose(trace.standard_error, math.sqrt(variance / 500), rtol=0.05)
+
+
+EIGENVALUES, COUNTS = np.array([-1, 0.5, 2]), np.array([5, 15, 20])
+
+
+def mixture(points, weights, width):
+    return stats.norm.pdf(points[:, None], EIGENVALUES, width) @ weights
+
+
+@pytest.mark.parametrize(("depth", "width"), [(3, None), (9, 0.2)])
+def test_the_density_is_a_gaussian_at_each_eigenvalue(depth, width):
+    loss, params, _ = quadratic_of(np.repeat(EIGENVALUES, COUNTS))
+    density = hessian_density(
+        loss, params, key=KEY, num_samples=20, depth=depth, width=width
+    )
+    nodes, no_nodes = np.split(density.nodes, [3], axis=1)
+    weights, no_weights = np.split(density.weights, [3], axis=1)
+    assert_allclose(nodes, np.tile(EIGENVALUES, (20, 1)), atol=1e-5)
+    assert_allclose(weights.sum(axis=1), np.ones(20), rtol=1e-6)
+    assert np.isnan([no_nodes, no_weights]).all()
+    first_moment = Estimate.from_samples(weights @ EIGENVALUES)
+    assert_within_four_errors(first_moment, EIGENVALUES @ COUNTS / 40)
+    points, width = density.eigenvalues, width or 0.03
+    assert_allclose(np.trapezoid(density.density, points), 1, rtol=1e-5)
+    each = [mixture(points, probe, width) for probe in weights]
+    assert_allclose(density.density, np.mean(each, axis=0), atol=1e-4)
+    assert_allclose(density.standard_error, stats.sem(each), atol=1e-4)
+    error = np.abs(density.density - mixture(points, COUNTS / 40, width))
+    assert (error < 4 * density.standard_error + 1e-4).all()
+
+
+def test_the_density_of_a_diagonal_hessian_is_exact():
+    loss = bound(separable, np.repeat(EIGENVALUES, COUNTS), random_array(40, seed=1))
+    density = MEASURES["density"](loss, jnp.ones(40), width=0.3, num_points=50)
+    points = np.linspace(-2.5, 3.5, 50)
+    assert_allclose(density.eigenvalues, points, rtol=1e-5)
+    assert_allclose(density.density, mixture(points, COUNTS / 40, 0.3), rtol=1e-3)
+    assert density.standard_error.max() < 1e-5
+
+
+def test_points_too_far_apart_for_the_peaks_are_an_error():
+    loss = bound(separable, [0.0, 1000.0], [0.0, 0.0])
+    message = r"^num_points=1000 .* width=0.01 .*eigenvalues 0 and 1e\+03$"
+    with pytest.raises(ValueError, match=message):
+        hessian_density(loss, jnp.ones(2), key=KEY, depth=2, width=0.01)
+
+
+def test_lanczos_iteration_of_full_depth_meets_every_eigenvalue():
+    eigenvalues = [-3.0, -1.0, 0.0, 0.5, 2.0, 4.0]
+    loss, params, _ = quadratic_of(eigenvalues)
+    density = MEASURES["density"](loss, params, num_samples=1, depth=6)
+    assert_allclose(density.nodes, [eigenvalues], atol=1e-4)
+    assert np.isnan(density.standard_error).all()
+
+
+@pytest.mark.parametrize(
+    ("noise", "variance"),
+    [
+        (uniform(0.3), lambda _: 0.09 / 3),
+        (gaussian(0.3), lambda _: 0.09),
+        (uniform(0.3, relative_to="filter"), lambda w: 0.09 * np.mean(w**2, axis=0)),
+        (gaussian(0.3, relative_to="filter"), lambda w: 0.09 * np.sum(w**2, axis=0)),
+    ],
+    ids=["uniform", "gaussian", "uniform by filter", "gaussian by filter"],
+)
+@pytest.mark.parametrize("distance", [0.0, 0.05])
+def test_noise_raises_a_quadratic_by_half_its_variance_times_the_curvature(
+    noise, variance, distance
+):
+    curvatures, params, offset = np.abs(random_array((3, 20, 20), seed=1))
+    loss = bound(separable, curvatures, params + distance * offset)
+    rise = expected_sharpness(loss, jnp.asarray(params), noise, key=KEY)
+    assert_within_four_errors(rise, np.sum(curvatures * variance(params)) / 2)
+    assert 4 * rise.standard_error < 0.09 * rise.value
+
+
+def test_any_function_of_a_key_and_parameters_is_a_noise():
+    def shift(key, params, step=None):
+        return jnp.full_like(params, 0.5)
+
+    loss, params, hessian = quadratic_of([1, 2, -3])
+    rise = MEASURES["expected"](loss, params, noise=shift)
+    exact = 0.5 * jax.grad(loss)(params).sum() + 0.125 * hessian.sum()
+    assert_allclose(rise.samples, np.full(3, exact), rtol=1e-5)
+
+
+def test_networks_measured_with_one_key_are_compared_in_pairs():
+    centre, curvatures = np.abs(random_array((2, 20), seed=1))
+
+    def measure(factor, seed):
+        loss = bound(separable, factor * curvatures, centre)
+        return expected_sharpness(loss, jnp.ones(20), NOISE, key=jax.random.key(seed))
+
+    one, other, independent = measure(1, 1), measure(1.1, 1), measure(1.1, 2)
+    assert_array_equal(one.samples, measure(1, 1).samples)
+    assert not np.isin(independent.samples, other.samples).any()
+    paired = Estimate.from_samples(other.samples - one.samples)
+    unpaired = math.hypot(one.standard_error, independent.standard_error)
+    assert paired.standard_error < 0.1 * unpaired
+    assert_allclose(paired.value, 0.1 * one.value, rtol=1e-4)
+
+
+POINT = np.array([0.5, -2.0])
+SURFACES = {
+    "convex": bound(quadratic, [[2, 1], [1, 3]], POINT, [3, -2]),
+    "ill-conditioned": bound(quadratic, [[90, 30], [30, 11]], POINT, [3, -2]),
+    "indefinite": bound(quadratic, [[2, 1], [1, -3]], POINT, [3, -2]),
+    "minimum": bound(quadratic, [[2, 1], [1, 3]], POINT, [0, 0]),
+    "saddle": bound(quadratic, [[2, 1], [1, -3]], POINT, [0, 0]),
+    "steep saddle": bound(quadratic, [[2, 9], [9, -30]], POINT, [0, 0]),
+    "wave": wave,
+}
+TICKS = np.linspace(-1, 1, 201)
+BOX = np.stack(np.meshgrid(TICKS, TICKS), -1).reshape(-1, 2)
+DISC = BOX / np.maximum(np.linalg.norm(BOX, axis=1, keepdims=True), 1)
+
+
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+@pytest.mark.parametrize(
+    ("measure", "points"),
+    [
+        (partial(keskar_sharpness, epsilon=0.2), BOX * [0.3, 0.6]),
+        (partial(sam_sharpness, rho=0.4), DISC * 0.4),
+    ],
+    ids=["keskar", "sam"],
+)
+def test_the_highest_loss_around_is_found(measure, points, surface):
+    losses = jax.vmap(surface)(jnp.asarray(POINT + np.r_[[[0, 0]], points]))
+    clean, rise = float(losses[0]), float(losses.max() - losses[0])
+    exact = 100 * rise / (1 + clean) if measure.func is keskar_sharpness else rise
+    estimate = measure(surface, jnp.asarray(POINT), num_samples=8)
+    assert_allclose(estimate.samples.max(), exact, rtol=2e-3)
+    assert (estimate.samples > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "steepness"),
+    [([4, 1, -1, -2], 0), (4 * [3], 0), (4 * [3], 2), (30 * [0], 2)],
+    ids=str,
+)
+def test_sam_adds_the_slope_and_the_leading_curvature(eigenvalues, steepness):
+    _, centre, hessian = quadratic_of(eigenvalues)
+    slope = steepness * random_array(len(eigenvalues), seed=2)
+    loss = bound(quadratic, hessian, centre, slope)
+    rise = sam_sharpness(loss, centre, rho=0.3, num_samples=3)
+    exact = 0.3 * np.linalg.norm(slope) + 0.3**2 / 2 * max(eigenvalues)
+    assert_allclose(rise.samples, np.full(3, exact), rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [30, 1000])
+def test_keskar_of_a_linear_loss_is_at_the_corner_of_the_box(size):
+    params, slope = random_array((2, size), seed=1)
+    slope = np.abs(slope) * np.sign(params) / size
+    estimate = keskar_sharpness(bound(linear, slope), jnp.asarray(params))
+    rise = 5e-4 * np.sum(np.abs(slope) * (np.abs(params) + 1))
+    assert_allclose(estimate.value, 100 * rise / (1 + slope @ params), rtol=5e-3)
+
+
+@pytest.mark.parametrize(("size", "dimension"), [(9, 1), (10_000, 2)])
+def test_keskar_of_a_subspace_is_that_of_its_matrix(
+    double_precision, monkeypatch, size, dimension
+):
+    spaces = []
+
+    class Recorded(sharpness.Subspace):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            spaces.append(self)
+
+    monkeypatch.setattr(sharpness, "Subspace", Recorded)
+    curvatures, centre, params = np.abs(random_array((3, size), seed=4))
+    params *= math.sqrt(size)
+    loss = bound(separable, curvatures, centre)
+    grad, clean = curvatures * (params - centre), float(loss(params))
+    estimate = keskar_sharpness(
+        loss, params, subspace_dim=dimension, epsilon=0.01, num_samples=2
+    )
+    assert not np.array_equal(*estimate.samples)
+    for space, sample in zip(spaces, estimate.samples, strict=True):
+        matrix = np.stack([space.lift(unit) for unit in jnp.eye(dimension)], axis=1)
+        assert stats.kstest(matrix.ravel(), "norm").pvalue > 1e-3
+        assert np.unique(matrix).size > 0.99 * matrix.size
+        assert_allclose(space.project(grad), matrix.T @ grad, rtol=1e-9)
+        coordinates = np.linalg.pinv(matrix) @ params
+        assert_allclose(space.coordinates(params), coordinates, rtol=1e-5)
+        points = BOX[:, :dimension] * 0.01 * (np.abs(coordinates) + 1)
+        bends = np.sum(points @ (matrix.T * curvatures @ matrix) * points, axis=1) / 2
+        highest = np.max(points @ (matrix.T @ grad) + bends)
+        assert_allclose(sample, 100 * highest / (1 + clean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["keskar in a subspace", "sam", "eigenvalues"])
+def test_the_default_key_is_that_of_seed_zero(name):
+    loss, params, _ = quadratic_of(np.linspace(1, 3, 30))
+    default, same, other = (
+        ravel_pytree(MEASURES[name](loss, params, key=key))[0]
+        for key in (None, jax.random.key(0), jax.random.key(1))
+    )
+    assert_array_equal(default, same)
+    assert not np.array_equal(default, other, equal_nan=True)
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(nn.Dense(6)(x))
+        return nn.Dense(2)(x)
+
+
+def cross_entropy(x, labels, params):
+    log_probabilities = jax.nn.log_softmax(MLP().apply(params, x))
+    return -jnp.mean(jnp.take_along_axis(log_probabilities, labels[:, None], axis=1))
+
+
+def test_the_hessian_of_a_network_and_its_layers_is_that_of_jax():
+    x = jnp.asarray(random_array((30, 3), seed=1))
+    params = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(MLP().init)(KEY, x))
+    loss = Partial(cross_entropy, x, jnp.arange(30) % 2)
+    flat, unravel = ravel_pytree(params)
+    whole = jax.jit(jax.hessian(lambda vector: loss(unravel(vector))))(flat)
+    hessians = whole[:24, :24], whole[24:, 24:], whole
+    for measure in (
+        partial(hessian_eigenvalues, num_eigenvalues=4),
+        partial(hessian_eigenvalues, num_eigenvalues=14),
+        partial(hessian_trace, key=KEY, num_samples=200),
+    ):
+        measured = per_layer(measure, loss, params)
+        assert list(measured) == ["params/Dense_0", "params/Dense_1"]
+        measured["whole"] = measure(loss, params)
+        for found, hessian in zip(measured.values(), hessians, strict=True):
+            if isinstance(found, Estimate):
+                assert_within_four_errors(found, np.trace(hessian))
+            else:
+                exact = np.linalg.eigvalsh(hessian)[::-1][: len(found.values)]
+                assert_allclose(found.values, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_is_what_lies_below_one_node():
+    params = {"body": {"in": {"w": 1.0, "v": 2.0}, "scale": 3.0}, "head": 4.0}
+    loss = bound(quadratic, np.diag([1.0, 1, 2, 5]), np.zeros(4), np.zeros(4))
+    rises = per_layer(sam_sharpness, loss, jax.tree.map(jnp.float32, params), rho=0.5)
+    assert list(rises) == ["body/in", "body", "head"]
+    for rise, curvature, distance in zip(
+        rises.values(), [1, 2, 5], [math.hypot(1, 2), 3, 4], strict=True
+    ):
+        exact = curvature / 2 * ((distance + 0.5) ** 2 - distance**2)
+        assert_allclose(rise.value, exact, rtol=1e-4)
+
+
+TRACES = []
+
+
+def squared_error(params, batch):
+    TRACES.append(params)
+    hidden = jnp.tanh(batch["x"] @ params["first"])
+    return jnp.mean((hidden @ params["last"] - batch["y"]) ** 2)
+
+
+def squared_error_on(data, params):
+    return squared_error(params, data)
+
+
+def regression(seed):
+    """Parameters, 17 examples, and these in batches of 7, 7 and 3."""
+    arrays = (random_array(shape, seed) for shape in ((4, 5), 5, (17, 4), 17))
+    first, last, x, y = map(jnp.asarray, arrays)
+    batches = [{"x": x[i : i + 7], "y": y[i : i + 7]} for i in (0, 7, 14)]
+    return {"first": first, "last": last}, {"x": x, "y": y}, batches
+
+
+@every_measure
+def test_batches_of_any_size_are_the_whole_data(double_precision, measure):
+    params, data, batches = regression(seed=5)
+    whole = measure(Partial(squared_error_on, data), params)
+    in_batches = measure(squared_error, params, batches=batches)
+    jax.tree.map(partial(assert_allclose, rtol=1e-6, atol=1e-9), in_batches, whole)
+
+
+@every_measure
+def test_a_second_network_runs_the_programs_of_the_first(double_precision, measure):
+    num_traces = []
+    for seed in (5, 6):
+        params, data, batches = regression(seed)
+        measure(Partial(squared_error_on, data), params)
+        measure(squared_error, params, batches=batches)
+        num_traces.append(len(TRACES))
+    assert num_traces[0] == num_traces[1] > 0
+
+
+def test_noise_takes_one_pass_over_the_batches_of_an_iterator(double_precision):
+    params, _, batches = regression(seed=5)
+    listed, once = (
+        MEASURES["expected"](squared_error, params, batches=either)
+        for either in (batches, (batch for batch in batches))
+    )
+    assert_array_equal(listed.samples, once.samples)
+
+
+def test_an_estimate_is_the_mean_of_its_samples():
+    samples = random_array(7, seed=1)
+    estimate = Estimate.from_samples(samples.astype(np.float32))
+    assert_allclose(estimate.value, samples.mean(), rtol=1e-6)
+    assert_allclose(estimate.standard_error, stats.sem(samples), rtol=1e-6)
+    assert estimate.samples.dtype == np.float64
+    assert str(Estimate(0.5, 0.0123, samples)) == "0.5 ± 0.012"
+    assert str(Estimate.from_samples(np.array([12.3456]))) == "12.35 ± nan"
+
+
+@pytest.mark.parametrize(("name", "factor"), [("expected", 0.09 / 6), ("trace", 1)])
+def test_19_of_20_intervals_hold_the_truth(name, factor):
+    loss, params, hessian = quadratic_of(range(12))
+    held = []
+    for key in jax.random.split(KEY, 200):
+        estimate = MEASURES[name](loss, params, key=key, num_samples=10)
+        half_width = stats.t.ppf(0.975, 9) * estimate.standard_error
+        held.append(abs(estimate.value - factor * np.trace(hessian)) < half_width)
+    assert 0.9 <= np.mean(held) <= 0.985
+
+
+SIZES = [
+    ("keskar", "epsilon"),
+    ("sam", "rho"),
+    ("eigenvalues", "tolerance"),
+    ("density", "width"),
+]
+DIMENSIONS = [
+    ("keskar", "subspace_dim"),
+    ("eigenvalues", "num_eigenvalues"),
+    ("density", "depth"),
+]
+NUMBERS = [
+    *DIMENSIONS,
+    ("density", "num_points"),
+    *((name, "num_samples") for name in MEASURES if name != "eigenvalues"),
+    *((name, "max_iterations") for name in ("keskar", "sam", "eigenvalues")),
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), SIZES)
+@pytest.mark.parametrize("value", [-0.1, 0, math.nan, math.inf])
+def test_a_size_out_of_range_is_an_error(name, argument, value):
+    message = f"^{argument} must be finite and above 0, got {value}$"
+    with pytest.raises(ValueError, match=message):
+        MEASURES[name](bowl, jnp.ones(3), **{argument: value})
+
+
+@pytest.mark.parametrize(("name", "argument"), NUMBERS)
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0, ValueError), (-2, ValueError), (2.0, TypeError)],
+)
+def test_a_number_that_counts_nothing_is_an_error(name, argument, value, error):
+    with pytest.raises(error, match=f"^{argument} must be .*, got {value}"):
+        MEASURES[name](bowl, jnp.ones(3), **{argument: value})
+
+
+@pytest.mark.parametrize(("name", "argument"), DIMENSIONS)
+def test_more_dimensions_than_weights_are_an_error(name, argument):
+    with pytest.raises(ValueError, match=f"^{argument}=4 is more than the 3 weights"):
+        MEASURES[name](bowl, jnp.ones(3), **{argument: 4})
+
+
+def raises(measure, error, message, *, loss=bowl, params=1.0, **options):
+    with pytest.raises(error, match=message):
+        measure(loss, jax.tree.map(jnp.float32, params), **options)
+
+
+@every_measure
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"key": 3}, TypeError, r"^key must be a single PRNG key.* got 3$"),
+        ({"key": jax.random.split(KEY)}, TypeError, r"^key must be a single PRNG key"),
+        ({"loss": 3}, TypeError, r"^loss must be a function.* got 3$"),
+        ({"loss": jnp.atleast_1d}, TypeError, r"^loss must .* float32 of shape \(1,\)"),
+        ({"loss": jnp.argmax}, TypeError, r"^loss must .* got int32 of shape \(\)"),
+        ({"batches": 3}, TypeError, r"^batches must be an iterable.* got 3$"),
+        ({"batches": []}, ValueError, r"^batches is empty$"),
+        ({"batches": [3.0]}, ValueError, r"^a batch must .* the shapes \[\(\)\]$"),
+        ({"batches": [np.ones(0)]}, ValueError, r"the shapes \[\(0,\)\]$"),
+        ({"batches": [(np.ones(3), np.ones(2))]}, ValueError, r" \[\(3,\), \(2,\)\]$"),
+    ],
+)
+def test_every_measure_refuses(measure, given, error, message):
+    raises(measure, error, message, **given)
+
+
+@every_measure_of_many_passes
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"params": math.nan}, ValueError, r"^the loss at params .* finite, got nan$"),
+        ({"params": math.inf}, ValueError, r"^the loss at params .* finite, got inf$"),
+        ({"params": np.ones(0)}, ValueError, r"^params has no weights$"),
+        ({"batches": iter([])}, ValueError, r"^batches is an iterator.*list_iterator"),
+    ],
+)
+def test_every_measure_of_many_passes_refuses(measure, given, error, message):
+    raises(measure, error, message, **given)
+
+
+@every_measure_of_many_passes
+@pytest.mark.parametrize("dtype", ["float16", "int32"])
+def test_parameters_of_other_types_are_an_error(measure, dtype):
+    params = {"layer": {"bias": jnp.ones(3), "kernel": jnp.ones(3, dtype)}}
+    message = f"^params must be in float32 or float64.*'layer/kernel' is {dtype}"
+    with pytest.raises(TypeError, match=message):
+        measure(bowl, params)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "error", "message"),
+    [
+        ("eigenvalues", {"which": "LR"}, ValueError, r"^which must be .*; got 'LR'$"),
+        ("expected", {"noise": 0.1}, TypeError, r"^noise must be .*; got 0.1$"),
+        ("keskar", {"loss": jnp.negative}, ValueError, r"^loss .* -1 .* got -1.0$"),
+    ],
+)
+def test_a_measure_refuses(name, given, error, message):
+    raises(MEASURES[name], error, message, **given)
+
+
+def test_eigenvalues_that_do_not_converge_are_an_error():
+    loss, params, _ = quadratic_of(np.linspace(1, 2, 100))
+    measure = partial(hessian_eigenvalues, num_eigenvalues=9, tolerance=1e-3)
+    message = r"^only \d of num_eigenvalues=9 .*tolerance=0.001 in max_iterations=1$"
+    with pytest.raises(RuntimeError, match=message):
+        measure(loss, params, max_iterations=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        *((name, "tqdm") for name in MEASURES),
+        *((name, "scipy") for name in ("keskar", "eigenvalues", "density")),
+        *((name, "matfree") for name in ("trace", "density")),
+    ],
+)
+def test_a_missing_package_is_told_by_name(monkeypatch, name, package):
+    def import_module(module, actual=importlib.import_module):
+        if module.partition(".")[0] == package:
+            raise ImportError(module)
+        return actual(module)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    command = re.escape('pip install "smoothout-jax[sharpness]"')
+    with pytest.raises(ImportError, match=f"^{package} is not installed.*{command}$"):
+        MEASURES[name](bowl, jnp.ones(30))
