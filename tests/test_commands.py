@@ -57,7 +57,9 @@ def test_compare_keeps_the_networks_that_it_evaluated(checkpoints):
     for seed, accuracy in enumerate(document["outcomes"]["smoothout"]["test_accuracy"]):
         quantities = Task(kept.settings).quantities(kept.network(seed))
         assert float(quantities["test accuracy"]) == pytest.approx(accuracy)
-    assert kept.settings == Settings.from_json(document["settings"])
+    assert kept.settings == Settings.from_json(
+        document["settings"], kept.settings.data_dir
+    )
     assert sorted(path.name for path in checkpoints.iterdir()) == ["sgd", "smoothout"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from scipy import stats
 from smoothout_jax import smoothout_eval_params
 from smoothout_jax.experiments import cli, methods, report
 from smoothout_jax.experiments.compare import Results, compare
-from smoothout_jax.experiments.data import batch_indices, digits
+from smoothout_jax.experiments.data import batch_indices, load
 from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.settings import METHODS, Settings
 from smoothout_jax.experiments.training import Problem, Trainer
@@ -61,7 +62,7 @@ def test_every_method_learns_and_is_timed(results, settings):
 
 def test_the_baseline_is_plain_momentum_sgd(results, settings):
     """Seed 1, trained once more by a loop that knows Optax alone."""
-    data = digits(settings.train_size)
+    data = load("digits", settings.data_dir, settings.train_size)
     keys = jax.random.split(jax.random.key(1), 3)
     network = MLP(settings.hidden_sizes)
     params = network.init(keys[0], data.train_images[:1])
@@ -123,7 +124,7 @@ def test_the_loss_curve_starts_from_the_trained_network(results):
 
 
 def test_the_split_is_fixed_disjoint_and_stratified():
-    data, again = digits(500), digits(500)
+    data, again = (load("digits", Path(), 500) for _ in range(2))
     assert data.train_images.shape == (500, 64)
     assert data.test_images.shape == (1297, 64)
     np.testing.assert_array_equal(data.train_images, again.train_images)
@@ -204,7 +205,10 @@ def test_the_command_runs_the_methods_it_is_told(tmp_path, capsys):
         ("--seeds 1", "seeds must be at least 2"),
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--batch-size 501", "batch_size=501 is larger than train_size=500"),
-        ("--train-size 1797", "train_size=1797 leaves too few"),
+        (
+            "--train-size 1797",
+            "train_size=1797 is more than the 1787 images that digits",
+        ),
         ("--train-size 9 --batch-size 5", "train_size must be at least 10"),
         ("--hidden-sizes 10 0", "hidden_sizes must be at least 1"),
         ("--radius -0.1", "radius must be finite and at least 0, got -0.1"),

@@ -57,8 +57,12 @@ def save_checkpoint(path: Path, method: str, params: Any, settings: Settings) ->
         )
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
     """Reads a checkpoint.
+
+    Args:
+        path: the checkpoint's folder.
+        data_dir: the folder of the data that it was trained on.
 
     Raises:
         InputError: if there is none, if it is damaged, or holds another network than
@@ -67,7 +71,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise InputError(f"checkpoint {path} does not exist")
     try:
-        about, settings, params = _restore(path)
+        about, settings, params = _restore(path, data_dir)
+    except InputError:
+        raise
     except Exception as error:  # Orbax and its storage raise errors of any kind.
         raise InputError(
             f"checkpoint {path} is damaged, or not one of smoothout compare:"
@@ -78,12 +84,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, about["method"], settings, params)
 
 
-def _restore(path):
+def _restore(path, data_dir):
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         about = checkpointer.restore(
             path.absolute(), ocp.args.Composite(about=ocp.args.JsonRestore())
         )["about"]
-        settings = Settings.from_json(about["settings"])
+        settings = Settings.from_json(about["settings"], data_dir)
         params = checkpointer.restore(
             path.absolute(),
             ocp.args.Composite(params=ocp.args.StandardRestore(_like(settings))),

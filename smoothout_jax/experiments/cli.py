@@ -42,9 +42,10 @@ COMMANDS = {
         Settings,
         "report",
         "train several methods from several seeds, and compare them",
-        "Trains SGD, SmoothOut, AdaSmoothOut and SAM on scikit-learn's digits from the"
-        " same seeds, prints a table and writes results.csv, results.json,"
-        " accuracy.png, landscape.png and a checkpoint of each method.",
+        "Trains SGD, SmoothOut, AdaSmoothOut and SAM on a data set, scikit-learn's"
+        " digits by default, from the same seeds, prints a table and writes"
+        " results.csv, results.json, accuracy.png, landscape.png and a checkpoint of"
+        " each method.",
     ),
     "sharpness": Command(
         SharpnessSettings,

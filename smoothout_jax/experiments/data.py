@@ -1,20 +1,32 @@
 """Data sets: arrays of images and labels, split for training and testing."""
 
-from typing import NamedTuple
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from smoothout_jax._extras import require
+from smoothout_jax.experiments.readers import (
+    Split,
+    read_cifar_folder,
+    read_idx_folder,
+    read_npz_folder,
+)
+from smoothout_jax.experiments.settings import InputError
 
 
 class Dataset(NamedTuple):
     """Images and labels.
 
     Attributes:
-        train_images: float32, (training images, pixels), in [0, 1].
+        train_images: float32, (training images, …), channels last.
         train_labels: int32, (training images,).
-        test_images: float32, (test images, pixels), in [0, 1].
+        test_images: float32, (test images, …).
         test_labels: int32, (test images,).
     """
 
@@ -23,26 +35,107 @@ class Dataset(NamedTuple):
     test_images: jax.Array
     test_labels: jax.Array
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, of which the labels are 0 to one less."""
+        return 1 + int(max(self.train_labels.max(), self.test_labels.max()))
 
-def digits(train_size: int) -> Dataset:
-    """Scikit-learn's digits: 1,797 images of 8 × 8 pixels, embedded in the package.
+
+def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
+    """The data set of a name.
 
     Args:
+        name: one of `TRAINING_IMAGES`.
+        data_dir: folder of those that are read from files.
         train_size: number of training images, drawn once and for all with the classes
-            in proportion; the other images are for testing.
+            in proportion; `None` for all.
 
     Returns:
-        The data set.
+        The data set. Images are in [0, 1] for digits, as they are for MNIST-1D, and
+        otherwise standardised by the training images: mean 0 and variance 1 in each
+        channel.
+
+    Raises:
+        InputError: if a file is missing, damaged, or too small.
     """
-    images, labels = load_digits(return_X_y=True)
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images / 16, labels, train_size=train_size, stratify=labels, random_state=0
+    if name == "digits":
+        images, labels = load_digits(return_X_y=True)
+        return _to_device(*_divide(images / 16, labels, train_size or 500))
+    if name == "mnist1d":
+        train, test = _mnist1d()
+    else:
+        train, test = _read(name, data_dir)
+    if train_size is not None and train_size != len(train.labels):
+        if train_size > len(train.labels):
+            raise InputError(
+                f"train_size={train_size} is more than the {len(train.labels)} images"
+                f" in {data_dir}"
+            )
+        train, _ = _divide(train.images, train.labels, train_size)
+    return _to_device(train, test) if name == "mnist1d" else _standardized(train, test)
+
+
+def _read(name: str, data_dir: Path) -> tuple[Split, Split]:
+    match name:
+        case "mnist":
+            return read_idx_folder(data_dir / "mnist")
+        case "fashion-mnist":
+            folder = data_dir / "fashion-mnist"
+            debian = Path("/usr/share/datasets/fashion-mnist")
+            return read_idx_folder(debian if not folder.exists() else folder)
+        case "cifar10":
+            return read_cifar_folder(data_dir / "cifar-10-batches-bin", 10)
+        case "cifar100":
+            return read_cifar_folder(data_dir / "cifar-100-binary", 100)
+        case _:
+            return read_npz_folder(data_dir)
+
+
+def _mnist1d() -> tuple[Split, Split]:
+    """Greydanus and Kobak's data, generated from their seed.
+
+    Reference:
+        Greydanus and Kobak, `Scaling Down Deep Learning with MNIST-1D
+        <https://arxiv.org/abs/2011.14439>`_, 2020.
+    """
+    mnist1d = require("mnist1d.data", "experiments")
+    state = random.getstate(), np.random.get_state()
+    try:  # it seeds the global generators
+        made = mnist1d.make_dataset()
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+    return Split(made["x"], made["y"]), Split(made["x_test"], made["y_test"])
+
+
+def _divide(images, labels, train_size: int) -> tuple[Split, Split]:
+    """Two parts with the classes in proportion."""
+    parts: Any = train_test_split(
+        images, labels, train_size=train_size, stratify=labels, random_state=0
     )
+    return Split(parts[0], parts[2]), Split(parts[1], parts[3])
+
+
+def _standardized(train: Split, test: Split) -> Dataset:
+    """Images less the mean, over the standard deviation, of each training channel."""
+    axes = tuple(range(train.images.ndim - 1))
+    mean = train.images.mean(axes, dtype=np.float64)
+    deviation = train.images.std(axes, dtype=np.float64)
+    scale = np.where(deviation > 0, deviation, 1)
+
+    def standardize(split):
+        images = (split.images - mean.astype(np.float32)) / scale.astype(np.float32)
+        return Split(images, split.labels)
+
+    return _to_device(standardize(train), standardize(test))
+
+
+def _to_device(train: Split, test: Split) -> Dataset:
     return Dataset(
-        train_images=jnp.asarray(train_images, jnp.float32),
-        train_labels=jnp.asarray(train_labels, jnp.int32),
-        test_images=jnp.asarray(test_images, jnp.float32),
-        test_labels=jnp.asarray(test_labels, jnp.int32),
+        train_images=jnp.asarray(train.images, jnp.float32),
+        train_labels=jnp.asarray(train.labels, jnp.int32),
+        test_images=jnp.asarray(test.images, jnp.float32),
+        test_labels=jnp.asarray(test.labels, jnp.int32),
     )
 
 

@@ -122,7 +122,9 @@ class Row(NamedTuple):
 
 def run(settings: SharpnessSettings) -> tuple[Table, list[Path]]:
     """Runs `smoothout sharpness`: the table to print, and the paths written."""
-    checkpoints = [load_checkpoint(path) for path in settings.checkpoints]
+    checkpoints = [
+        load_checkpoint(path, settings.data_dir) for path in settings.checkpoints
+    ]
     rows = measure(settings, checkpoints)
     writers = {"sharpness.csv": _write_csv, "sharpness.json": _write_json}
     paths = []
@@ -264,7 +266,8 @@ def _write_csv(settings: SharpnessSettings, rows: list[Row], path: Path) -> None
 
 def _write_json(settings: SharpnessSettings, rows: list[Row], path: Path) -> None:
     chosen = dataclasses.asdict(settings)
-    del chosen["checkpoints"], chosen["output"]  # paths of one machine
+    for name in ("checkpoints", "data_dir", "output"):  # paths of one machine
+        del chosen[name]
     document = provenance() | {
         "settings": chosen,
         "rows": [row._asdict() for row in rows],

@@ -27,7 +27,9 @@ from smoothout_jax.experiments.task import UNITS, Task
 
 def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:
     """Runs `smoothout landscape`: nothing to print, and the paths written."""
-    checkpoints = labels([load_checkpoint(path) for path in settings.checkpoints])
+    checkpoints = labels(
+        [load_checkpoint(path, settings.data_dir) for path in settings.checkpoints]
+    )
     for checkpoint in checkpoints.values():
         if settings.seed >= checkpoint.settings.seeds:
             raise InputError(

@@ -70,8 +70,8 @@ def table(results: Results) -> Table:
     """The table that the command prints, of at most 80 columns."""
     settings = results.settings
     table = Table(
-        title=f"Digits, {settings.train_size} training images, {settings.steps} steps,"
-        f" {settings.seeds} seeds",
+        title=f"{settings.data}, batches of {settings.batch_size}, {settings.steps}"
+        f" steps, {settings.seeds} seeds",
         caption="Accuracies in percent, mean ± standard error over the seeds; paired"
         " difference with its 95 % interval. Loss rise: mean rise of the training loss"
         f" (nats) under uniform noise of {settings.noise_radius:g} times each filter's"
@@ -196,7 +196,8 @@ def _draw_accuracies(results: Results, path: Path) -> None:
     axes.set_xlim(-0.5, len(results.outcomes) - 0.3)
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(
-        f"Digits, {results.settings.seeds} seeds: each seed, mean and 95 % interval",
+        f"{results.settings.data}, {results.settings.seeds} seeds: each seed, mean and"
+        " 95 % interval",
         fontsize=11,
     )
     axes.grid(axis="y", alpha=0.3)

@@ -11,7 +11,16 @@ from smoothout_jax import _checks, exclude
 MEASURES = ("expected", "keskar", "sam", "eigenvalue", "trace")
 KINDS = ("auto", "surface", "curve", "between")
 METHODS = ("sgd", "smoothout", "adasmoothout", "sam")
-NUM_EXAMPLES = 1797
+# Training images that there are, by data set; of a folder of npz files nobody knows.
+TRAINING_IMAGES = {
+    "digits": 1787,
+    "mnist1d": 4000,
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "npz": None,
+}
 DEFAULT_OUTPUT = Path("smoothout-results")
 
 
@@ -49,6 +58,19 @@ class Settings:
         TypeError, ValueError: when one is out of its range, or two do not fit.
     """
 
+    data: str = option(
+        "digits",
+        "data set: scikit-learn's digits; MNIST-1D, which is generated; those of the"
+        " other names, read from the data folder; or npz, for the files train.npz and"
+        " test.npz in it, each of arrays images and labels",
+        choices=tuple(TRAINING_IMAGES),
+    )
+    data_dir: Path = option(
+        Path("data"),
+        "folder of the data sets: mnist and fashion-mnist (IDX files),"
+        " cifar-10-batches-bin and cifar-100-binary in it, or npz files",
+        "FOLDER",
+    )
     methods: tuple[str, ...] = option(
         METHODS,
         "methods to compare; SGD, the baseline of the paired differences, always runs",
@@ -59,8 +81,8 @@ class Settings:
     )
     steps: int = option(1000, "updates of the parameters, the same for every method")
     batch_size: int = option(100, "training images in each batch")
-    train_size: int = option(
-        500, f"training images, of {NUM_EXAMPLES}; the others are for testing"
+    train_size: int | None = option(
+        None, "training images; by default 500 of the digits, and all of other data"
     )
     hidden_sizes: tuple[int, ...] = option(
         (100, 100), "widths of the hidden layers", "WIDTH"
@@ -94,7 +116,6 @@ class Settings:
             seeds=self.seeds,
             steps=self.steps,
             batch_size=self.batch_size,
-            train_size=self.train_size,
             noise_samples=self.noise_samples,
         )
         for width in self.hidden_sizes:
@@ -107,15 +128,28 @@ class Settings:
             raise ValueError(
                 f"seeds must be at least 2 for a standard error, got {self.seeds}"
             )
-        if self.train_size > NUM_EXAMPLES - 10:
-            raise ValueError(
-                f"train_size={self.train_size} leaves too few of the {NUM_EXAMPLES}"
-                " images for testing"
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Sees that there are so many training images, where that is known."""
+        _checks.choice(tuple(TRAINING_IMAGES), data=self.data)
+        available = TRAINING_IMAGES[self.data]
+        if self.train_size is None:
+            object.__setattr__(
+                self, "train_size", 500 if self.data == "digits" else available
             )
+        if self.train_size is None:
+            return
+        _checks.count(train_size=self.train_size)
         if self.train_size < 10:
             raise ValueError(
                 f"train_size must be at least 10, one image of each class, got"
                 f" {self.train_size}"
+            )
+        if available and self.train_size > available:
+            raise ValueError(
+                f"train_size={self.train_size} is more than the {available} images that"
+                f" {self.data} has for training"
             )
         if self.batch_size > self.train_size:
             raise ValueError(
@@ -124,19 +158,19 @@ class Settings:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON holds them, but for the folder of one machine."""
+        """The settings as JSON holds them, but for the folders of one machine."""
         settings = dataclasses.asdict(self)
-        del settings["output"]
+        del settings["output"], settings["data_dir"]
         return settings
 
     @classmethod
-    def from_json(cls, settings: dict[str, Any]) -> "Settings":
-        """The settings that `to_json` gave."""
+    def from_json(cls, settings: dict[str, Any], data_dir: Path) -> "Settings":
+        """The settings that `to_json` gave, with the folder of data on this machine."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in settings.items()
         }
-        return cls(**values)
+        return cls(**values, data_dir=data_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +198,9 @@ class SharpnessSettings:
     rho: float = option(0.3, "SAM's sharpness: radius ρ of the ball")
     repetitions: int = option(5, "Keskar's and SAM's sharpness: random starts")
     probes: int = option(100, "trace of the Hessian: random vectors")
+    data_dir: Path = option(
+        Path("data"), "folder of the data that the networks were trained on", "FOLDER"
+    )
     output: Path = option(
         Path("smoothout-sharpness"), "folder for the table and pictures", "FOLDER"
     )
@@ -225,6 +262,9 @@ class LandscapeSettings:
         "END",
     )
     spacing: str = option("linear", "spacing of the points", choices=("linear", "sine"))
+    data_dir: Path = option(
+        Path("data"), "folder of the data that the networks were trained on", "FOLDER"
+    )
     output: Path = option(
         Path("smoothout-landscape"), "folder for the pictures and arrays", "FOLDER"
     )

@@ -6,9 +6,9 @@ import jax
 import optax
 from jax.tree_util import Partial
 
-from smoothout_jax.experiments.data import digits
+from smoothout_jax.experiments.data import load
 from smoothout_jax.experiments.networks import MLP
-from smoothout_jax.experiments.settings import Settings
+from smoothout_jax.experiments.settings import InputError, Settings
 
 UNITS = {"loss": "nats"}
 
@@ -26,8 +26,13 @@ class Task:
     """
 
     def __init__(self, settings: Settings):
-        self.data = digits(settings.train_size)
-        self._network = MLP(settings.hidden_sizes)
+        self.data = load(settings.data, settings.data_dir, settings.train_size)
+        self._network = MLP(settings.hidden_sizes, self.data.num_classes)
+        if settings.batch_size > len(self.data.train_images):
+            raise InputError(
+                f"batch_size={settings.batch_size} is larger than the"
+                f" {len(self.data.train_images)} training images"
+            )
         self.train_loss = Partial(
             self.loss, images=self.data.train_images, labels=self.data.train_labels
         )

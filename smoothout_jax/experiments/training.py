@@ -65,9 +65,9 @@ class Problem:
         return jax.tree.map(np.asarray, self._evaluate(params))
 
     def _batch_indices(self, key):
-        settings = self.settings
+        num_examples = len(self.task.data.train_images)
         return batch_indices(
-            key, settings.train_size, settings.batch_size, settings.steps
+            key, num_examples, self.settings.batch_size, self.settings.steps
         )
 
     def _evaluate_seed(self, params) -> Outcome:
