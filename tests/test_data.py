@@ -54,7 +54,7 @@ def test_idx_files_are_read_as_they_are(compress, tmp_path):
 
 def cifar_records(labels, seed):
     images = some_images(seed, len(labels), 3, 32, 32)
-    return images, np.c_[labels, images.reshape(len(images), -1)].tobytes()
+    return images, np.c_[labels, images.reshape(len(images), 3072)].tobytes()
 
 
 def test_cifar_10_is_read_with_channels_last(tmp_path):

@@ -1,6 +1,7 @@
 """The command `smoothout compare`: what it trains, writes and refuses."""
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -34,6 +35,8 @@ def standard_promotion():
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     return Settings(
+        methods=METHODS,
+        copies=5,
         seeds=3,
         steps=100,
         batch_size=50,
@@ -105,6 +108,19 @@ def test_smoothout_is_evaluated_at_its_clean_parameters(settings):
     )
     distance = optax.tree.max(optax.tree.sub(trainer.params(), perturbed))
     assert 0.9 * settings.radius < distance <= settings.radius
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "sam"])
+def test_without_noise_every_method_is_sgd(settings, name):
+    """And so its copies take each image of the batch once between them."""
+    silent = dataclasses.replace(settings, radius=0.0, relative_radius=0.0, std=0.0)
+    problem = Problem(silent)
+    trainers = [Trainer(methods.METHODS[each], problem) for each in ("sgd", name)]
+    for trainer in trainers:
+        trainer.advance(0, 2)
+    sgd, ours = (trainer.params() for trainer in trainers)
+    chex.assert_trees_all_close(ours, sgd, rtol=1e-4, atol=1e-6)
+    assert optax.tree.norm(optax.tree.sub(sgd, problem.params)) > 0.1
 
 
 def test_same_seeds_give_the_same_results(results, settings):
@@ -200,8 +216,13 @@ def test_the_command_runs_the_methods_it_is_told(tmp_path, capsys):
     [
         (
             "--methods sgd adam",
-            "methods must be one of 'sgd', 'smoothout', 'adasmoothout', 'sam'; got 'ad",
+            "methods must be one of 'sgd', 'smoothout', 'adasmoothout', 'sam', 'spl",
         ),
+        (
+            "--methods split --copies 3",
+            "batch_size=100 does not divide into the 3 parts",
+        ),
+        ("--methods mix --batch-size 25", "does not divide into the 2 parts of mix"),
         ("--seeds 1", "seeds must be at least 2"),
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--batch-size 501", "batch_size=501 is larger than train_size=500"),

@@ -7,7 +7,14 @@ from typing import Any
 import jax
 import optax
 
-from smoothout_jax import smoothout, smoothout_eval_params, uniform
+from smoothout_jax import (
+    cosine_schedule,
+    gaussian,
+    smooth_gradients,
+    smoothout,
+    smoothout_eval_params,
+    uniform,
+)
 from smoothout_jax.experiments.settings import Settings
 
 
@@ -19,11 +26,14 @@ class Method:
         label: its name in tables and pictures.
         wrap: function (optimizer, settings, key) to the transformation that trains.
         eval_params: function (state, params) to the parameters to evaluate.
+        parts: function of the settings to the number of parts of the batch, of which
+            `grad_fn(params, copy)` takes the one numbered by the copy.
     """
 
     label: str
     wrap: Callable[[Any, Settings, jax.Array], optax.GradientTransformation]
     eval_params: Callable[[Any, Any], Any] = lambda state, params: params
+    parts: Callable[[Settings], int] = lambda settings: 1
 
 
 def _smoothout(optimizer, settings, key):
@@ -31,8 +41,34 @@ def _smoothout(optimizer, settings, key):
 
 
 def _adasmoothout(optimizer, settings, key):
-    noise = uniform(settings.relative_radius, relative_to="filter")
-    return smoothout(optimizer, noise, key=key)
+    return smoothout(optimizer, _relative_noise(settings), key=key)
+
+
+def _relative_noise(settings):
+    return uniform(settings.relative_radius, relative_to="filter")
+
+
+def _averaged(optimizer, settings, key, **options):
+    gradients = smooth_gradients(_relative_noise(settings), key=key, **options)
+    return optax.chain(gradients, optimizer)
+
+
+def _split(optimizer, settings, key):
+    return _averaged(optimizer, settings, key, num_copies=settings.copies)
+
+
+def _two_sided(optimizer, settings, key):
+    return _averaged(optimizer, settings, key, num_copies=2, antithetic=True)
+
+
+def _mix(optimizer, settings, key):
+    return _averaged(optimizer, settings, key, clean_weight=0.5)
+
+
+def _gaussian(optimizer, settings, key):
+    growth = 20
+    std = cosine_schedule(settings.std / growth, growth, settings.steps)
+    return smoothout(optimizer, gaussian(std, relative_to="filter"), key=key)
 
 
 def _sam(optimizer, settings, key):
@@ -45,6 +81,10 @@ METHODS = {
     "smoothout": Method("SmoothOut", _smoothout, smoothout_eval_params),
     "adasmoothout": Method("AdaSmoothOut", _adasmoothout, smoothout_eval_params),
     "sam": Method("SAM", _sam),
+    "split": Method("split", _split, parts=lambda settings: settings.copies),
+    "two-sided": Method("two-sided", _two_sided),
+    "mix": Method("mix", _mix, parts=lambda settings: 2),
+    "gaussian": Method("Gaussian", _gaussian, smoothout_eval_params),
 }
 
 

@@ -26,6 +26,10 @@ COLORS = {
     "smoothout": "#56b4e9",
     "adasmoothout": "#0072b2",
     "sam": "#d55e00",
+    "split": "#009e73",
+    "two-sided": "#cc79a7",
+    "mix": "#e69f00",
+    "gaussian": "#999999",
 }
 
 

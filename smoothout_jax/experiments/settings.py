@@ -10,7 +10,8 @@ from smoothout_jax import _checks, exclude
 
 MEASURES = ("expected", "keskar", "sam", "eigenvalue", "trace")
 KINDS = ("auto", "surface", "curve", "between")
-METHODS = ("sgd", "smoothout", "adasmoothout", "sam")
+DEFAULT_METHODS = ("sgd", "smoothout", "adasmoothout", "sam")
+METHODS = (*DEFAULT_METHODS, "split", "two-sided", "mix", "gaussian")
 # Training images that there are, by data set; of a folder of npz files nobody knows.
 TRAINING_IMAGES = {
     "digits": 1787,
@@ -72,8 +73,11 @@ class Settings:
         "FOLDER",
     )
     methods: tuple[str, ...] = option(
-        METHODS,
-        "methods to compare; SGD, the baseline of the paired differences, always runs",
+        DEFAULT_METHODS,
+        f"methods to compare, of {', '.join(METHODS)}; SGD, the baseline of the paired"
+        " differences, always runs. Split: copies of AdaSmoothOut, each on its part of"
+        " the batch. Two-sided: a pair at opposite noises. Mix: half the batch at clean"
+        " weights. Gaussian: rising noise, LPF-SGD's",
         "METHOD",
     )
     seeds: int = option(
@@ -99,6 +103,12 @@ class Settings:
         0.5, "radius of AdaSmoothOut: noise norm over weight norm, in every filter"
     )
     rho: float = option(0.3, "radius ρ of SAM's ball")
+    copies: int = option(4, "perturbed copies between which split divides the batch")
+    std: float = option(
+        0.05,
+        "standard deviation of the Gaussian noise at the end of training, over the norm"
+        " of each filter; it rises from a twentieth of that along a cosine",
+    )
     noise_radius: float = option(
         0.5, "relative radius of the noise under which the rise of the loss is measured"
     )
@@ -116,18 +126,25 @@ class Settings:
             seeds=self.seeds,
             steps=self.steps,
             batch_size=self.batch_size,
+            copies=self.copies,
             noise_samples=self.noise_samples,
         )
         for width in self.hidden_sizes:
             _checks.count(hidden_sizes=width)
         for name in ("learning_rate", "momentum", "weight_decay", "radius"):
             _checks.nonnegative(**{name: getattr(self, name)})
-        for name in ("relative_radius", "rho", "noise_radius"):
+        for name in ("relative_radius", "rho", "std", "noise_radius"):
             _checks.nonnegative(**{name: getattr(self, name)})
         if self.seeds < 2:
             raise ValueError(
                 f"seeds must be at least 2 for a standard error, got {self.seeds}"
             )
+        for method, parts in (("split", self.copies), ("mix", 2)):
+            if method in chosen and self.batch_size % parts:
+                raise ValueError(
+                    f"batch_size={self.batch_size} does not divide into the {parts}"
+                    f" parts of {method}"
+                )
         self._check_sizes()
 
     def _check_sizes(self) -> None:

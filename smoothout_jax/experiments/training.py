@@ -147,15 +147,19 @@ class Trainer:
     def _train_seed(self, noise_key, state, batches):
         transformation = self._transformation(noise_key)
         task = self._problem.task
+        num_parts = self._method.parts(self._problem.settings)
 
         def step(state, batch):
             params, opt_state = state
-            images, labels = (
-                task.data.train_images[batch],
-                task.data.train_labels[batch],
-            )
-            # SAM takes a second gradient by the grad_fn; the others leave it alone.
-            grad_fn = jax.grad(lambda params, _: task.loss(params, images, labels))
+            parts = batch.reshape(-1, num_parts)
+
+            # SAM and averaged copies take gradients by the grad_fn; others leave it.
+            @jax.grad
+            def grad_fn(params, copy):
+                part = parts[:, copy if num_parts > 1 else 0]
+                images = task.data.train_images[part]
+                return task.loss(params, images, task.data.train_labels[part])
+
             updates, opt_state = transformation.update(
                 grad_fn(params, 0), opt_state, params, grad_fn=grad_fn
             )
