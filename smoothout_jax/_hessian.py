@@ -75,8 +75,9 @@ def hessian_eigenvalues(
 ) -> Eigenpairs:
     """Leading eigenvalues of the Hessian of the loss, with their eigenvectors.
 
-    Takes some 20 to 100 products of the Hessian with a vector, and the memory of
-    2 · num_eigenvalues + 1 vectors, 20 at least.
+    Takes tens of products of the Hessian with a vector, and some ten for each
+    eigenvalue, a last search for missed ones included; and the memory of
+    3 · num_eigenvalues + 1 vectors, 20 at least.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar with two
