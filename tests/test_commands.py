@@ -16,7 +16,8 @@ from scipy import stats
 from smoothout_jax import Landscape, uniform
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.checkpoints import load_checkpoint, save_checkpoint
-from smoothout_jax.experiments.settings import LandscapeSettings, Settings
+from smoothout_jax.experiments.measure_settings import LandscapeSettings
+from smoothout_jax.experiments.settings import Settings
 from smoothout_jax.experiments.task import Task
 
 TRAINING = (
@@ -56,8 +57,8 @@ def test_compare_keeps_the_networks_that_it_evaluated(checkpoints):
     kept = load_checkpoint(checkpoints / "smoothout")
     document = json.loads((checkpoints.parent / "results.json").read_text())
     for seed, accuracy in enumerate(document["outcomes"]["smoothout"]["test_accuracy"]):
-        quantities = Task(kept.settings).quantities(kept.network(seed))
-        assert float(quantities["test accuracy"]) == pytest.approx(accuracy)
+        quantities = Task(kept.settings).evaluate(*kept.network(seed))
+        assert quantities["test accuracy"] == pytest.approx(accuracy)
     assert kept.settings == Settings.from_json(
         document["settings"], kept.settings.data_dir
     )
@@ -68,7 +69,9 @@ def test_a_checkpoint_replaces_an_earlier_one(checkpoints, tmp_path):
     kept = load_checkpoint(checkpoints / "sgd")
     twice = jax.tree.map(lambda leaf: 2 * leaf, kept.params)
     for params in (kept.params, twice):
-        save_checkpoint(tmp_path / "it", "sgd", params, kept.settings)
+        save_checkpoint(
+            tmp_path / "it", "sgd", kept.settings, params=params, stats=kept.stats
+        )
     chex.assert_trees_all_equal(load_checkpoint(tmp_path / "it").params, twice)
 
 
@@ -119,8 +122,13 @@ def test_sharpness_measures_what_the_library_does(checkpoints, tmp_path):
     run("sharpness", [checkpoints / "sgd"], tmp_path, f"{QUICK} --measures expected")
     (row, *_) = json.loads((tmp_path / "sharpness.json").read_text())["rows"]
     kept = load_checkpoint(checkpoints / "sgd")
-    params, loss = kept.network(0), Task(kept.settings).train_loss
-    noise = uniform(0.5, relative_to="filter")
+    params, statistics = kept.network(0)
+    task, noise = Task(kept.settings), uniform(0.5, relative_to="filter")
+    (batch,) = task.sets["train"]
+
+    def loss(params):
+        return task.quantities(params, statistics, batch)["loss"]
+
     rises = [
         loss(jax.tree.map(jax.numpy.add, params, noise(key, params))) - loss(params)
         for key in jax.random.split(jax.random.key(0), 5)
@@ -147,7 +155,7 @@ def test_landscape_draws_surfaces_of_any_grid(checkpoints, tmp_path):
     np.testing.assert_allclose(surface.points[0], [-0.5, 0.25, 1])
     assert surface.values["test accuracy"].shape == (3, 4)
     kept = load_checkpoint(checkpoints / "sgd")
-    quantities = Task(kept.settings).quantities(kept.network(1))
+    quantities = Task(kept.settings).evaluate(*kept.network(1))
     np.testing.assert_allclose(
         surface.values["train loss"][:, 1].min(), quantities["train loss"], rtol=0.5
     )
@@ -159,7 +167,7 @@ def test_landscape_draws_the_line_between_two_networks(checkpoints, tmp_path):
     line = Landscape.load(tmp_path / "between-sgd-smoothout.npz")
     for end, path in zip((0, -1), pair, strict=True):
         kept = load_checkpoint(path)
-        for name, value in Task(kept.settings).quantities(kept.network(0)).items():
+        for name, value in Task(kept.settings).evaluate(*kept.network(0)).items():
             np.testing.assert_allclose(line.values[name][end], value, rtol=1e-4)
 
 
@@ -254,8 +262,9 @@ def test_networks_of_different_shapes_have_no_line_between(
     checkpoints, tmp_path, capsys
 ):
     settings = Settings(seeds=2, hidden_sizes=(9,))
-    params = jax.vmap(Task(settings).init)(jax.random.split(jax.random.key(0), 2))
-    save_checkpoint(tmp_path / "wider", "sgd", params, settings)
+    keys = jax.random.split(jax.random.key(0), 2)
+    params, stats = jax.vmap(Task(settings).init)(keys)
+    save_checkpoint(tmp_path / "wider", "sgd", settings, params=params, stats=stats)
     paths = [checkpoints / "sgd", tmp_path / "wider"]
     message = refused("landscape", paths, tmp_path / "output", "", capsys)
     assert f"checkpoint {paths[1]} holds another network than {paths[0]}" in message

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from smoothout_jax.experiments.data import load
+from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.readers import (
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
 )
-from smoothout_jax.experiments.settings import InputError
 
 
 def some_images(seed, *shape):
@@ -244,7 +244,7 @@ def test_mnist_1d_is_generated_alike_and_leaves_the_random_generators():
     random.seed(5)
     data = load("mnist1d", Path(), None)
     assert (np.random.rand(), random.random()) == expected
-    assert data.train_images.shape == (4000, 40)
-    assert data.test_images.shape == (1000, 40)
+    assert data.train_images.shape == (4000, 40, 1)
+    assert data.test_images.shape == (1000, 40, 1)
     np.testing.assert_array_equal(data[2], load("mnist1d", Path(), None)[2])
     assert np.ptp(np.bincount(data.test_labels)) < 40

@@ -1,11 +1,14 @@
-"""Checkpoints: the parameters of a method's networks, and what they were trained on.
+"""Checkpoints: the networks of a method, and what they were trained on.
 
 Orbax writes them, each a folder that appears whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,11 @@ import orbax.checkpoint as ocp
 
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.settings import InputError, Settings
+from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.settings import Settings, TrainSettings
 from smoothout_jax.experiments.task import Task
+
+COMMANDS = {"compare": Settings, "train": TrainSettings}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,40 +34,57 @@ class Checkpoint:
         method: the method's name.
         settings: the settings that they were trained on.
         params: their parameters, a tree with a leading axis of the seeds.
+        stats: their BatchNorm statistics, likewise.
     """
 
     path: Path
     method: str
-    settings: Settings
+    settings: Settings | TrainSettings
     params: Any
+    stats: Any
 
-    def network(self, seed: int) -> Any:
-        """The parameters of one network."""
-        return jax.tree.map(lambda leaf: leaf[seed], self.params)
+    def network(self, seed: int) -> tuple[Any, Any]:
+        """The parameters and statistics of the network trained from a seed."""
+        index = self.settings.all_seeds.index(seed)
+        return jax.tree.map(lambda leaf: leaf[index], (self.params, self.stats))
 
 
-def save_checkpoint(path: Path, method: str, params: Any, settings: Settings) -> None:
-    """Writes a checkpoint, in the place of an earlier one."""
+def save_checkpoint(path: Path, method: str, settings: Any, **trees: Any) -> None:
+    """Writes a checkpoint, in the place of an earlier one.
+
+    Args:
+        path: its folder.
+        method: the method's name.
+        settings: the settings of the command.
+        **trees: `params`, `stats` and, of a run that can go on, its `state`.
+    """
+    (command,) = (name for name, each in COMMANDS.items() if type(settings) is each)
     about = {
+        "command": command,
         "method": method,
         "settings": settings.to_json(),
-        "digest": _digest(params),
+        "digests": {name: _digest(tree) for name, tree in trees.items()},
+    }
+    # Orbax takes no tree without arrays.
+    items: dict[str, Any] = {
+        name: ocp.args.StandardSave(tree)
+        for name, tree in trees.items()
+        if jax.tree.leaves(tree)
     }
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             path.absolute(),
-            ocp.args.Composite(
-                about=ocp.args.JsonSave(about), params=ocp.args.StandardSave(params)
-            ),
+            ocp.args.Composite(about=ocp.args.JsonSave(about), **items),
             force=True,
         )
 
 
 def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
-    """Reads a checkpoint.
+    """Reads the networks of a checkpoint.
 
     Args:
-        path: the checkpoint's folder.
+        path: the checkpoint's folder, or that of a run of `smoothout train`, for the
+            last of its checkpoints.
         data_dir: the folder of the data that it was trained on.
 
     Raises:
@@ -70,46 +93,95 @@ def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
     """
     if not path.is_dir():
         raise InputError(f"checkpoint {path} does not exist")
+    if steps := steps_of(path):
+        path = path_of(path, steps[-1])
+    with _told_by_name(path):
+        about = _restore(path, about=ocp.args.JsonRestore())["about"]
+        settings = COMMANDS[about["command"]].from_json(about["settings"], data_dir)
+        shapes = jax.eval_shape(
+            jax.vmap(Task(settings).init),
+            jax.random.split(jax.random.key(0), len(settings.all_seeds)),
+        )
+    like = dict(zip(("params", "stats"), shapes, strict=True))
+    return Checkpoint(path, about["method"], settings, **load_trees(path, **like))
+
+
+def load_trees(path: Path, **like: Any) -> dict[str, Any]:
+    """Reads trees of a checkpoint.
+
+    Args:
+        path: the checkpoint's folder.
+        **like: for each of them a tree of the same structure, shapes and dtypes.
+
+    Raises:
+        InputError: if the checkpoint is damaged, or holds something else.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        like,
+    )
+    items = {
+        name: ocp.args.StandardRestore(tree)
+        for name, tree in shapes.items()
+        if jax.tree.leaves(tree)
+    }
+    with _told_by_name(path):
+        found = _restore(path, about=ocp.args.JsonRestore(), **items)
+        trees = {name: found.get(name, like[name]) for name in like}
+        for name, tree in trees.items():
+            if _digest(tree) != found["about"]["digests"][name]:
+                raise InputError(f"checkpoint {path} is damaged: {name} has changed")
+    return trees
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps, rising, that a run of `smoothout train` has checkpoints of."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was trained on, as JSON holds them."""
+    with _told_by_name(path):
+        return _restore(path, about=ocp.args.JsonRestore())["about"]["settings"]
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Deletes a checkpoint, which is none any more before the first file goes."""
+    going = path.with_name(f"{path.name}.going")
+    path.rename(going)
+    shutil.rmtree(going)
+
+
+def path_of(run: Path, step: int) -> Path:
+    """The folder of a run's checkpoint."""
+    return run / "checkpoints" / str(step)
+
+
+def _restore(path: Path, **items: Any) -> Any:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path.absolute(), ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def _told_by_name(path: Path) -> Iterator[None]:
     try:
-        about, settings, params = _restore(path, data_dir)
+        yield
     except InputError:
         raise
     except Exception as error:  # Orbax and its storage raise errors of any kind.
         raise InputError(
-            f"checkpoint {path} is damaged, or not one of smoothout compare:"
+            f"checkpoint {path} is damaged, or not one of smoothout:"
             f" {str(error).splitlines()[0]}"
         ) from error
-    if _digest(params) != about["digest"]:
-        raise InputError(f"checkpoint {path} is damaged: its parameters have changed")
-    return Checkpoint(path, about["method"], settings, params)
 
 
-def _restore(path, data_dir):
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        about = checkpointer.restore(
-            path.absolute(), ocp.args.Composite(about=ocp.args.JsonRestore())
-        )["about"]
-        settings = Settings.from_json(about["settings"], data_dir)
-        params = checkpointer.restore(
-            path.absolute(),
-            ocp.args.Composite(params=ocp.args.StandardRestore(_like(settings))),
-        )["params"]
-    return about, settings, params
-
-
-def _like(settings):
-    """Shapes and dtypes of the parameters of all seeds."""
-    keys = jax.random.split(jax.random.key(0), settings.seeds)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(jax.vmap(Task(settings).init), keys),
-    )
-
-
-def _digest(params) -> str:
+def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
+    for leaf in jax.tree.leaves(tree):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 

@@ -5,19 +5,38 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args, get_origin
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from smoothout_jax import __version__
 from smoothout_jax._extras import require
-from smoothout_jax.experiments.settings import (
-    InputError,
+from smoothout_jax.experiments.measure_settings import (
     LandscapeSettings,
-    Settings,
     SharpnessSettings,
+)
+from smoothout_jax.experiments.options import (
+    InputError,
     prepare_folder,
+    read_settings,
+    value_type,
+)
+from smoothout_jax.experiments.settings import (
+    Settings,
+    TrainingSettings,
+    TrainSettings,
 )
 
-EXTRA = ("flax", "matfree", "matplotlib", "orbax", "rich", "sklearn", "tqdm")
+EXTRA = (
+    "flax",
+    "matfree",
+    "matplotlib",
+    "orbax",
+    "rich",
+    "sklearn",
+    "tensorboardX",
+    "tqdm",
+)
+SETTINGS_FILE = "settings.json"
 
 
 class Command(NamedTuple):
@@ -38,14 +57,23 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "train": Command(
+        TrainSettings,
+        "train",
+        "train one network",
+        "Trains one network, by AdaSmoothOut by default. Writes checkpoints, log.csv,"
+        " logs for TensorBoard, and settings.json, which repeats the run. Ctrl-C leaves"
+        " a checkpoint; after it, or after any other end, --resume goes on from the"
+        " last checkpoint to the same bits.",
+    ),
     "compare": Command(
         Settings,
         "report",
         "train several methods from several seeds, and compare them",
         "Trains SGD, SmoothOut, AdaSmoothOut and SAM on a data set, scikit-learn's"
         " digits by default, from the same seeds, prints a table and writes"
-        " results.csv, results.json, accuracy.png, landscape.png and a checkpoint of"
-        " each method.",
+        " settings.json, results.csv, results.json, accuracy.png, landscape.png and a"
+        " checkpoint of each method.",
     ),
     "sharpness": Command(
         SharpnessSettings,
@@ -78,23 +106,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = COMMANDS[options.pop("command")]
     _require_extra(parser)
     try:
-        settings = command.settings(**options)
+        settings, resume = _settings(command, options)
         prepare_folder(settings.output)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"output: cannot write to {options['output']}: {error.strerror}")
+        parser.error(f"output: cannot write to {error.filename}: {error.strerror}")
     try:
-        _run(command, settings)
+        _run(command, settings, **resume)
     except InputError as error:
-        parser.exit(2, f"smoothout: error: {error}\n")
+        parser.exit(error.status, f"smoothout: error: {error}\n")
 
 
-def _run(command: Command, settings: Any) -> None:
+def _settings(command: Command, options: dict[str, Any]) -> tuple[Any, dict[str, bool]]:
+    """The settings: of a file, or of the run that goes on, and then of the options."""
+    path = options.pop("settings", None)
+    resume = {"resume": True} if options.pop("resume", False) else {}
+    if resume and path is None:
+        output = options.get("output", _default_output(command.settings))
+        path = output / SETTINGS_FILE
+    given = read_settings(path, command.settings) if path is not None else {}
+    return command.settings(**given | options), resume
+
+
+def _default_output(settings: type) -> Any:
+    (field,) = (f for f in dataclasses.fields(settings) if f.name == "output")
+    return field.default
+
+
+def _run(command: Command, settings: Any, **options: bool) -> None:
     from rich.console import Console
 
     module = importlib.import_module(f"smoothout_jax.experiments.{command.module}")
-    table, paths = module.run(settings)
+    table, paths = module.run(settings, **options)
     console = Console()
     if table is not None:
         console.print(table)
@@ -114,26 +158,56 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=command.help,
             description=command.description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+        if issubclass(command.settings, TrainingSettings):
+            subparser.add_argument(
+                "--settings",
+                type=Path,
+                metavar="FILE",
+                default=argparse.SUPPRESS,
+                help="JSON file of settings, by the names of the options, such as the"
+                " settings.json that a run wrote; options given beside it count more",
+            )
+        if command.settings is TrainSettings:
+            subparser.add_argument(
+                "--resume",
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help="go on with the run in the output folder from its last checkpoint",
+            )
         for field in dataclasses.fields(command.settings):
             _add_option(subparser, field)
     return parser
 
 
 def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-    """Adds the option, or the argument, that a field of the settings is."""
+    """Adds the option, or the argument, that a field of the settings is.
+
+    Options that are not given stay out of what is parsed, so that a file of settings
+    can give them.
+    """
+    if field.default is dataclasses.MISSING:
+        kind, several = value_type(field)
+        nargs = "+" if several else None
+        parser.add_argument(field.name, type=kind, nargs=nargs, **field.metadata)
+        return
+    shown = field.default
+    if isinstance(shown, tuple):
+        shown = " ".join(map(str, shown))
+    help = field.metadata["help"].replace("%", "%%")
+    options: dict[str, Any] = {
+        "dest": field.name,
+        "default": argparse.SUPPRESS,
+        "help": help if shown in (None, "") else f"{help} (default: {shown})",
+    }
     flag = "--" + field.name.replace("_", "-")
     if field.type is bool:
-        parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(flag, action=action, **options)
         return
-    several = get_origin(field.type) is tuple
-    value_type = get_args(field.type)[0] if get_args(field.type) else field.type
-    options = {"type": value_type, "nargs": "+" if several else None, **field.metadata}
-    if field.default is dataclasses.MISSING:
-        parser.add_argument(field.name, **options)
-    else:
-        parser.add_argument(flag, dest=field.name, default=field.default, **options)
+    kind, several = value_type(field)
+    options |= {name: field.metadata[name] for name in ("metavar", "choices")}
+    parser.add_argument(flag, type=kind, nargs="+" if several else None, **options)
 
 
 def _require_extra(parser: argparse.ArgumentParser) -> None:

@@ -11,13 +11,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from smoothout_jax._extras import require
+from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.readers import (
     Split,
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
 )
-from smoothout_jax.experiments.settings import InputError
 
 
 class Dataset(NamedTuple):
@@ -60,7 +60,8 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
     """
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
-        return _to_device(*_divide(images / 16, labels, train_size or 500))
+        images = images.reshape(-1, 8, 8, 1) / 16
+        return _to_device(*_divide(images, labels, train_size or 500))
     if name == "mnist1d":
         train, test = _mnist1d()
     else:
@@ -105,7 +106,10 @@ def _mnist1d() -> tuple[Split, Split]:
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
-    return Split(made["x"], made["y"]), Split(made["x_test"], made["y_test"])
+    return (
+        Split(made["x"][..., None], made["y"]),
+        Split(made["x_test"][..., None], made["y_test"]),
+    )
 
 
 def _divide(images, labels, train_size: int) -> tuple[Split, Split]:
@@ -139,23 +143,51 @@ def _to_device(train: Split, test: Split) -> Dataset:
     )
 
 
+def hold_out(data: Dataset, size: int) -> Dataset:
+    """The data set with some of its training images in the place of the test images.
+
+    Args:
+        data: the data set.
+        size: number of images to hold out, drawn once and for all with the classes in
+            proportion; with 0, the data set is left as it is.
+
+    Raises:
+        InputError: if there are not so many training images.
+    """
+    if not size:
+        return data
+    available = len(data.train_labels)
+    if size >= available:
+        raise InputError(
+            f"validation_size={size} leaves none of the {available} training images"
+        )
+    images, labels = np.asarray(data.train_images), np.asarray(data.train_labels)
+    return _to_device(*_divide(images, labels, available - size))
+
+
 def batch_indices(
-    key: jax.Array, num_examples: int, batch_size: int, steps: int
+    key: jax.Array, num_examples: int, batch_size: int, start: Any, steps: int
 ) -> jax.Array:
-    """The examples of each step's batch, shuffled anew each epoch.
+    """The examples of the batches of some steps, shuffled anew each epoch.
 
     Args:
         key: PRNG key of the shuffles.
         num_examples: number of examples.
         batch_size: examples in a batch; those that fill none sit the epoch out.
-        steps: number of batches.
+        start: first step, which may be traced.
+        steps: number of steps.
 
     Returns:
         Indices, int32, (steps, batch_size).
     """
     steps_per_epoch = num_examples // batch_size
-    epochs = -(-steps // steps_per_epoch)
-    shuffle = jax.vmap(lambda key: jax.random.permutation(key, num_examples))
-    order = shuffle(jax.random.split(key, epochs))
-    kept = order[:, : steps_per_epoch * batch_size]
-    return kept.reshape(-1, batch_size)[:steps]
+    first_epoch = start // steps_per_epoch
+    epochs = first_epoch + jnp.arange((steps - 1) // steps_per_epoch + 2)
+
+    def shuffle(epoch):
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+        return order[: steps_per_epoch * batch_size].reshape(-1, batch_size)
+
+    batches = jax.lax.map(shuffle, epochs).reshape(-1, batch_size)
+    offset = start - first_epoch * steps_per_epoch
+    return jax.lax.dynamic_slice_in_dim(batches, offset, steps)

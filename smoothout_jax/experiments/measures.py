@@ -33,8 +33,8 @@ from smoothout_jax.experiments.checkpoints import (
     load_checkpoint,
     save_figure,
 )
+from smoothout_jax.experiments.measure_settings import SharpnessSettings
 from smoothout_jax.experiments.provenance import provenance
-from smoothout_jax.experiments.settings import SharpnessSettings
 from smoothout_jax.experiments.task import Task
 
 WHOLE = "whole"
@@ -45,8 +45,8 @@ class Measure(NamedTuple):
 
     Attributes:
         label: its name and unit in the table.
-        measure: function of the settings to the function `measure(loss, params)`, of a
-            value and its standard error.
+        measure: function of the settings to the function `measure(loss, params,
+            batches)`, of a value and its standard error.
     """
 
     label: str
@@ -74,8 +74,8 @@ def _sam(settings):
 
 
 def _eigenvalue(settings):
-    def measure(loss, params):
-        pairs = hessian_eigenvalues(loss, params)
+    def measure(loss, params, batches):
+        pairs = hessian_eigenvalues(loss, params, batches=batches)
         return float(pairs.values[0]), float(pairs.residuals[0])
 
     return measure
@@ -86,8 +86,8 @@ def _trace(settings):
 
 
 def _estimated(function, **options):
-    def measure(loss, params):
-        estimate = function(loss, params, **options)
+    def measure(loss, params, batches):
+        estimate = function(loss, params, batches=batches, **options)
         return estimate.value, estimate.standard_error
 
     return measure
@@ -146,25 +146,27 @@ def measure(settings: SharpnessSettings, checkpoints: list[Checkpoint]) -> list[
     networks = [
         (label, checkpoint, seed)
         for label, checkpoint in labels(checkpoints).items()
-        for seed in range(checkpoint.settings.seeds)
+        for seed in checkpoint.settings.all_seeds
     ]
     rows = []
     for label, checkpoint, seed in progress("networks", networks):
-        task, params = tasks[checkpoint.settings], checkpoint.network(seed)
-        error = 1 - float(task.quantities(params)["test accuracy"])
-        parts = _whole(measures, task.train_loss, params)
+        task, (params, stats) = tasks[checkpoint.settings], checkpoint.network(seed)
+        error = 1 - task.evaluate(params, stats)["test accuracy"]
+        arguments = task.loss_with(stats), params, task.sets["train"]
+        parts = {
+            WHOLE: {name: measure(*arguments) for name, measure in measures.items()}
+        }
         if settings.per_layer:
-            parts |= _by_layer(measures, task.train_loss, params)
+            parts |= _by_layer(measures, *arguments)
         rows += [Row(label, seed, part, error, found) for part, found in parts.items()]
     return rows
 
 
-def _whole(measures, loss, params) -> dict[str, Any]:
-    return {WHOLE: {name: measure(loss, params) for name, measure in measures.items()}}
-
-
-def _by_layer(measures, loss, params) -> dict[str, Any]:
-    found = {name: per_layer(fn, loss, params) for name, fn in measures.items()}
+def _by_layer(measures, loss, params, batches) -> dict[str, Any]:
+    found = {
+        name: per_layer(measure, loss, params, batches=batches)
+        for name, measure in measures.items()
+    }
     layers = next(iter(found.values()))
     return {layer: {name: found[name][layer] for name in found} for layer in layers}
 
@@ -173,10 +175,10 @@ def table(settings: SharpnessSettings, rows: list[Row]) -> Table:
     """The table that the command prints."""
     table = Table(
         title="Sharpness of the training loss",
-        caption="Mean ± standard error over the networks of a method; of a single one,"
-        " the measure's own. Noise, SAM: rise of the loss under noise, and at the worst"
-        " point of a ball. τ: Kendall's rank correlation with the test error over all"
-        " networks.",
+        caption="On the first 2,000 training images. Mean ± standard error over the"
+        " networks of a method; of a single one, the measure's own. Noise, SAM: rise of"
+        " the loss under noise, and at the worst point of a ball. τ:"
+        " Kendall's rank correlation with the test error over all networks.",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
@@ -241,15 +243,25 @@ def _correlation(rows: list[Row], name: str) -> str:
 
 def _density(checkpoints: list[Checkpoint]):
     """Spectral densities of the first networks, blurred alike."""
-    named = labels(checkpoints)
-    losses = {
-        label: (Task(c.settings).train_loss, c.network(0)) for label, c in named.items()
-    }
-    largest = max(abs(hessian_eigenvalues(*each).values[0]) for each in losses.values())
+    found = {}
+    for label, checkpoint in labels(checkpoints).items():
+        task = Task(checkpoint.settings)
+        params, stats = checkpoint.network(checkpoint.settings.all_seeds[0])
+        found[label] = task.loss_with(stats), params, task.sets["train"]
+    largest = max(
+        abs(hessian_eigenvalues(loss, params, batches=batches).values[0])
+        for loss, params, batches in found.values()
+    )
     return plot_density(
         {
-            label: hessian_density(*each, key=jax.random.key(0), width=0.01 * largest)
-            for label, each in losses.items()
+            label: hessian_density(
+                loss,
+                params,
+                key=jax.random.key(0),
+                width=0.01 * largest,
+                batches=batches,
+            )
+            for label, (loss, params, batches) in found.items()
         }
     )
 

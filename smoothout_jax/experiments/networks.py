@@ -7,37 +7,84 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from smoothout_jax.experiments.settings import TrainingSettings
+
+Norm = Callable[[], Any]
+
 
 class MLP(nn.Module):
     """A multilayer perceptron with ReLU units.
 
+    With five hidden layers of 512 and BatchNorm it is F1 of the large-batch literature.
+
     Attributes:
         hidden_sizes: widths of the hidden layers.
         num_classes: number of logits.
+        norm: the normalisation before each ReLU, if any.
+
+    Reference:
+        Keskar et al., `On Large-Batch Training for Deep Learning
+        <https://arxiv.org/abs/1609.04836>`_, 2016: F1.
     """
 
     hidden_sizes: tuple[int, ...]
     num_classes: int = 10
+    norm: Norm | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits, (images, classes), of images of any shape."""
-        images = images.reshape(len(images), -1)
+        x = images.reshape(len(images), -1)
         for size in self.hidden_sizes:
-            images = nn.relu(nn.Dense(size)(images))
-        return nn.Dense(self.num_classes)(images)
+            x = nn.Dense(size)(x)
+            x = nn.relu(self.norm()(x) if self.norm else x)
+        return nn.Dense(self.num_classes)(x)
+
+
+class CNet(nn.Module):
+    """The shallow, AlexNet-like convolutional network, of images in any dimension.
+
+    Two convolutions of width 5, each with normalisation, ReLU and max-pooling by 2,
+    and two hidden layers of six and three times as many units as there are channels.
+
+    Attributes:
+        channels: channels of the convolutions.
+        num_classes: number of logits.
+        norm: the normalisation layer.
+
+    Reference:
+        Keskar et al., `On Large-Batch Training for Deep Learning
+        <https://arxiv.org/abs/1609.04836>`_, 2016: C1, without its dropout.
+    """
+
+    channels: int
+    num_classes: int
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits of images (images, sizes…, channels)."""
+        x, axes = images, images.ndim - 2
+        for _ in range(2):
+            x = nn.Conv(self.channels, (5,) * axes, use_bias=False)(x)
+            x = nn.max_pool(nn.relu(self.norm()(x)), (2,) * axes, (2,) * axes)
+        x = x.reshape(len(x), -1)
+        for size in (6 * self.channels, 3 * self.channels):
+            x = nn.relu(self.norm()(nn.Dense(size, use_bias=False)(x)))
+        return nn.Dense(self.num_classes)(x)
 
 
 class ResNet(nn.Module):
     """The residual network for small images, of depth 6n + 2.
 
-    Three stages of n blocks, of 16, 32 and 64 channels; shortcuts that change the
-    shape are 1×1 convolutions.
+    Three stages of n blocks, each of twice as many channels as the one before;
+    shortcuts that change the shape are 1×1 convolutions.
 
     Attributes:
         depth: number of weight layers, 6n + 2: 20, 32, 44, …
         num_classes: number of logits.
         norm: the normalisation layer.
+        channels: channels of the first stage.
 
     Reference:
         He et al., `Deep Residual Learning for Image Recognition
@@ -46,7 +93,8 @@ class ResNet(nn.Module):
 
     depth: int = 20
     num_classes: int = 10
-    norm: Callable[[], Any] = lambda: nn.GroupNorm(num_groups=8)
+    norm: Norm = lambda: nn.GroupNorm(num_groups=8)
+    channels: int = 16
 
     def __post_init__(self):
         """Refuses a depth that is no 6n + 2."""
@@ -56,9 +104,10 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits, (images, classes), of images (images, h, w, channels)."""
-        x = nn.relu(self.norm()(_conv(16)(images)))
-        for stage, channels in enumerate((16, 32, 64)):
+        """Returns the logits of images (images, sizes…, channels)."""
+        x = nn.relu(self.norm()(_conv(self.channels)(images)))
+        for stage in range(3):
+            channels = self.channels * 2**stage
             for block in range((self.depth - 2) // 6):
                 strides = 2 if stage and not block else 1
                 y = nn.relu(self.norm()(_conv(channels, strides)(x)))
@@ -69,8 +118,117 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
+class WideResNet(nn.Module):
+    """The wide residual network for small images, of depth 6n + 4.
+
+    As `ResNet`, but normalised before each convolution, after a first convolution of
+    16 channels.
+
+    Attributes:
+        depth: number of weight layers, 6n + 4: 16, 22, 28, …
+        channels: channels of the first stage: 16 times the widening factor.
+        num_classes: number of logits.
+        norm: the normalisation layer.
+
+    Reference:
+        Zagoruyko and Komodakis, `Wide Residual Networks
+        <https://arxiv.org/abs/1605.07146>`_, 2016, without dropout.
+    """
+
+    depth: int
+    channels: int
+    num_classes: int
+    norm: Norm
+
+    def __post_init__(self):
+        """Refuses a depth that is no 6n + 4."""
+        super().__post_init__()
+        if self.depth < 10 or self.depth % 6 != 4:
+            raise ValueError(f"depth must be 6n + 4, such as 28; got {self.depth}")
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits of images (images, height, width, channels)."""
+        x = _conv(16)(images)
+        for stage in range(3):
+            channels = self.channels * 2**stage
+            for block in range((self.depth - 4) // 6):
+                strides = 2 if stage and not block else 1
+                y = nn.relu(self.norm()(x))
+                if not block:
+                    x = _conv(channels, strides, kernel=1)(y)
+                y = nn.relu(self.norm()(_conv(channels, strides)(y)))
+                x = x + _conv(channels)(y)
+        x = nn.relu(self.norm()(x))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
 def _conv(channels: int, strides: int = 1, *, kernel: int = 3) -> nn.Conv:
     return nn.Conv(channels, (kernel, kernel), strides, use_bias=False)
+
+
+class ViT(nn.Module):
+    """A small vision transformer: patches of 4 × 4, three heads, mean over patches.
+
+    Attributes:
+        depth: number of blocks.
+        channels: size of the embedding, a multiple of 3.
+        num_classes: number of logits.
+
+    Reference:
+        Dosovitskiy et al., `An Image is Worth 16x16 Words
+        <https://arxiv.org/abs/2010.11929>`_, 2020.
+    """
+
+    depth: int
+    channels: int
+    num_classes: int
+
+    def __post_init__(self):
+        """Refuses an embedding that does not divide between the heads."""
+        super().__post_init__()
+        if self.channels % 3:
+            raise ValueError(f"width must be a multiple of 3, got {self.channels}")
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits of images (images, height, width, channels)."""
+        patches = nn.Conv(self.channels, (4, 4), 4)(images)
+        x = patches.reshape(len(images), -1, self.channels)
+        position = nn.initializers.normal(0.02)
+        x = x + self.param("position", position, (1, *x.shape[1:]))
+        for _ in range(self.depth):
+            x = x + nn.MultiHeadDotProductAttention(3)(nn.LayerNorm()(x))
+            hidden = nn.gelu(nn.Dense(4 * self.channels)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.channels)(hidden)
+        return nn.Dense(self.num_classes)(nn.LayerNorm()(x).mean(1))
+
+
+def make_network(settings: TrainingSettings, num_classes: int, norm: Norm) -> nn.Module:
+    """The network of the settings.
+
+    Args:
+        settings: the settings.
+        num_classes: number of logits.
+        norm: the normalisation of the networks that have BatchNorm.
+
+    Raises:
+        ValueError: if the depth or width is none of the network's.
+    """
+    depth, width = settings.depth, settings.width
+    match settings.network:
+        case "mlp":
+            return MLP(settings.hidden_sizes or (100, 100), num_classes)
+        case "f1":
+            return MLP(settings.hidden_sizes or (512,) * 5, num_classes, norm)
+        case "cnet":
+            return CNet(width or 64, num_classes, norm)
+        case "resnet":
+            return ResNet(depth or 44, num_classes, norm, width or 16)
+        case "wide-resnet":
+            return WideResNet(depth or 28, width or 160, num_classes, norm)
+        case _:
+            return ViT(depth or 6, width or 192, num_classes)
 
 
 class Transformer(nn.Module):

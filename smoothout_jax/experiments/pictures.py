@@ -8,7 +8,6 @@ import jax
 from matplotlib.figure import Figure
 
 from smoothout_jax import (
-    Landscape,
     direction_between,
     exclude,
     filter_normalized_direction,
@@ -21,7 +20,8 @@ from smoothout_jax import (
     plot_surface,
 )
 from smoothout_jax.experiments.checkpoints import labels, load_checkpoint, save_figure
-from smoothout_jax.experiments.settings import InputError, LandscapeSettings
+from smoothout_jax.experiments.measure_settings import LandscapeSettings
+from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.task import UNITS, Task
 
 
@@ -31,10 +31,11 @@ def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:
         [load_checkpoint(path, settings.data_dir) for path in settings.checkpoints]
     )
     for checkpoint in checkpoints.values():
-        if settings.seed >= checkpoint.settings.seeds:
+        seeds = checkpoint.settings.all_seeds
+        if settings.seed is not None and settings.seed not in seeds:
             raise InputError(
                 f"seed={settings.seed}: checkpoint {checkpoint.path} holds the networks"
-                f" of seeds 0 to {checkpoint.settings.seeds - 1}"
+                f" of seeds {seeds[0]} to {seeds[-1]}"
             )
     draw = {"surface": _surface, "curve": _curve, "between": _between}
     return None, draw[settings.kind](settings, checkpoints)
@@ -63,47 +64,79 @@ def _around(settings, checkpoints, num_directions: int, function, points):
     """The landscape around each network, by its label, and the files of them."""
     landscapes, paths = {}, []
     for label, checkpoint in checkpoints.items():
-        params, task = checkpoint.network(settings.seed), Task(checkpoint.settings)
-        directions = _directions(settings, task, params, num_directions)
+        task, (params, stats) = (
+            Task(checkpoint.settings),
+            _network(settings, checkpoint),
+        )
+        directions = _directions(settings, task, params, stats, num_directions)
         paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
         landscapes[label] = _evaluate(
             function,
-            task.quantities,
-            params,
+            settings,
+            task,
+            (params, stats),
             directions if num_directions > 1 else directions[0],
             points,
-            path=paths[-1],
+            paths[-1],
         )
     return landscapes, paths
 
 
 def _between(settings, checkpoints) -> list[Path]:
     (one_label, one), (other_label, other) = checkpoints.items()
+    params, stats = _network(settings, one)
     try:
-        direction = direction_between(
-            one.network(settings.seed), other.network(settings.seed)
-        )
+        direction = direction_between(params, _network(settings, other)[0])
     except ValueError as error:
         raise InputError(
             f"checkpoint {other.path} holds another network than {one.path}: {error}"
         ) from error
+    task = Task(one.settings)
+    if task.batch_norm and settings.statistics == "kept":
+        raise InputError(
+            "between two networks with BatchNorm statistics cannot be kept: give"
+            " --statistics re-estimated"
+        )
     path = settings.output / f"between-{_slug(one_label)}-{_slug(other_label)}.npz"
     landscape = _evaluate(
         loss_curve,
-        Task(one.settings).quantities,
-        one.network(settings.seed),
+        settings,
+        task,
+        (params, stats),
         direction,
         _points(settings, settings.points[0]),
-        path=path,
+        path,
     )
     ax = plot_curve(landscape, units=UNITS)
     ax.set_xlabel(f"from {one_label} (0) to {other_label} (1)")
     return [path, *save_figure(ax.figure, settings.output / "between")]
 
 
-def _evaluate(function: Any, *args: Any, path: Path) -> Landscape:
+def _network(settings, checkpoint) -> tuple[Any, Any]:
+    """Parameters and statistics of the network that is drawn."""
+    seeds = checkpoint.settings.all_seeds
+    return checkpoint.network(seeds[0] if settings.seed is None else settings.seed)
+
+
+def _evaluate(function: Any, settings, task, network, direction, points, path):
+    """A landscape of loss and accuracy, with BatchNorm's statistics as was asked."""
+    params, stats = network
+    quantities, options = task.quantities_with(stats), {}
+    if task.batch_norm:
+        options["note"] = f"BatchNorm statistics {settings.statistics}"
+        if settings.statistics == "re-estimated":
+            quantities = task.quantities
+            options["statistics"] = task.batch_statistics
     try:
-        return function(*args, path=path)
+        return function(
+            quantities,
+            params,
+            direction,
+            points,
+            batches=task.sets,
+            path=path,
+            **options,
+        )
     except ValueError as error:
         if str(path) not in str(error):
             raise
@@ -115,9 +148,14 @@ def _points(settings: LandscapeSettings, number: int):
     return line_points(low, high, number, spacing=settings.spacing)
 
 
-def _directions(settings, task, params, number: int) -> list[Any]:
+def _directions(settings, task, params, stats, number: int) -> list[Any]:
     if settings.directions == "eigenvectors":
-        pairs = hessian_eigenvalues(task.train_loss, params, num_eigenvalues=number)
+        pairs = hessian_eigenvalues(
+            task.loss_with(stats),
+            params,
+            num_eigenvalues=number,
+            batches=task.sets["train"],
+        )
         return [pairs.vector(index) for index in range(number)]
     keys = jax.random.split(jax.random.key(settings.direction_seed), number)
     relative_to = None if settings.relative_to == "none" else settings.relative_to

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smoothout_jax.experiments.settings import InputError
+from smoothout_jax.experiments.options import InputError
 
 CIFAR_SHAPE = (3, 32, 32)
 

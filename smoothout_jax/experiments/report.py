@@ -7,18 +7,22 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import scipy.stats
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
-from scipy import stats
 
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.checkpoints import save_checkpoint
-from smoothout_jax.experiments.compare import Results, compare
+from smoothout_jax.experiments.compare import (
+    DIRECTIONS,
+    DISTANCES,
+    Results,
+    compare,
+)
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.provenance import provenance
 from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.training import DIRECTIONS, DISTANCES
 
 # Okabe and Ito's colours, told apart by readers of every colour vision.
 COLORS = {
@@ -26,10 +30,14 @@ COLORS = {
     "smoothout": "#56b4e9",
     "adasmoothout": "#0072b2",
     "sam": "#d55e00",
-    "split": "#009e73",
+    "msam": "#e69f00",
+    "smoothout-split": "#44cfa6",
+    "adasmoothout-split": "#009e73",
     "two-sided": "#cc79a7",
-    "mix": "#e69f00",
-    "gaussian": "#999999",
+    "mix": "#8c564b",
+    "gaussian": "#7f3c8d",
+    "no-denoising": "#999999",
+    "sgd-split": "#555555",
 }
 
 
@@ -49,7 +57,7 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Mean difference of pairs, and the ends of its 95 % interval by Student's t."""
     mean, error = mean_and_error(values - baseline)
-    half_width = stats.t.ppf(0.975, len(values) - 1) * error
+    half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * error
     return mean, float(mean - half_width), float(mean + half_width)
 
 
@@ -74,8 +82,7 @@ def table(results: Results) -> Table:
     """The table that the command prints, of at most 80 columns."""
     settings = results.settings
     table = Table(
-        title=f"{settings.data}, batches of {settings.batch_size}, {settings.steps}"
-        f" steps, {settings.seeds} seeds",
+        title=title(settings),
         caption="Accuracies in percent, mean ± standard error over the seeds; paired"
         " difference with its 95 % interval. Loss rise: mean rise of the training loss"
         f" (nats) under uniform noise of {settings.noise_radius:g} times each filter's"
@@ -94,10 +101,23 @@ def table(results: Results) -> Table:
             "{:.2f} ± {:.2f}".format(*row["test_accuracy"]),
             "" if name == "sgd" else difference,
             "{:.2f}".format(row["train_accuracy"][0]),
-            "{:.3f} ± {:.3f}".format(*row["loss_rise"]),
+            "{:.3g}".format(row["loss_rise"][0]),
             "{:.2f}".format(row["relative_step_time"]),
         )
     return table
+
+
+def title(settings: Settings) -> str:
+    """Data, network, batch size, length and seeds of a comparison."""
+    length = (
+        f"{settings.steps} steps"
+        if settings.steps is not None
+        else f"{settings.epochs:g} epochs"
+    )
+    return (
+        f"{settings.data}, {settings.network}, batches of {settings.batch_size},"
+        f" {length}, {settings.seeds} seeds"
+    )
 
 
 def write(results: Results) -> list[Path]:
@@ -106,10 +126,12 @@ def write(results: Results) -> list[Path]:
     Each file or checkpoint replaces an earlier one whole, once it is complete.
 
     Returns:
-        The paths: `results.csv`, `results.json`, the pictures and `checkpoints`, a
-        folder with a checkpoint of each method.
+        The paths: `settings.json`, which repeat the comparison, `results.csv`,
+        `results.json`, the pictures and `checkpoints`, a folder with a checkpoint of
+        each method.
     """
     writers = {
+        "settings.json": _write_settings,
         "results.csv": _write_csv,
         "results.json": _write_json,
         "accuracy.png": _draw_accuracies,
@@ -122,8 +144,10 @@ def write(results: Results) -> list[Path]:
             write_file(results, unfinished)
         paths.append(path)
     checkpoints = results.settings.output / "checkpoints"
-    for name, params in results.params.items():
-        save_checkpoint(checkpoints / name, name, params, results.settings)
+    for name, (params, stats) in results.networks.items():
+        save_checkpoint(
+            checkpoints / name, name, results.settings, params=params, stats=stats
+        )
     return [*paths, checkpoints]
 
 
@@ -134,6 +158,10 @@ def _scalars(outcome) -> dict[str, np.ndarray]:
         for name, values in outcome._asdict().items()
         if name != "loss_curve"
     }
+
+
+def _write_settings(results: Results, path: Path) -> None:
+    path.write_text(json.dumps(results.settings.to_json(), indent=1) + "\n")
 
 
 def _write_csv(results: Results, path: Path) -> None:

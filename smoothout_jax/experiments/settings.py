@@ -1,17 +1,30 @@
-"""What the commands run on: every setting, checked before any work is done."""
+"""What training and comparisons run on: every setting, checked before any work."""
 
 import dataclasses
-import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from smoothout_jax import _checks, exclude
+from smoothout_jax import _checks
+from smoothout_jax.experiments.options import option
 
-MEASURES = ("expected", "keskar", "sam", "eigenvalue", "trace")
-KINDS = ("auto", "surface", "curve", "between")
 DEFAULT_METHODS = ("sgd", "smoothout", "adasmoothout", "sam")
-METHODS = (*DEFAULT_METHODS, "split", "two-sided", "mix", "gaussian")
+METHODS = (
+    *DEFAULT_METHODS,
+    "msam",
+    "smoothout-split",
+    "adasmoothout-split",
+    "two-sided",
+    "mix",
+    "gaussian",
+    "no-denoising",
+    "sgd-split",
+)
+METHODS_HELP = (
+    f"of {', '.join(METHODS)}. Split: each copy takes its part of the batch, and"
+    " BatchNorm its statistics there (ghost batches). Two-sided: a pair at opposite"
+    " noises. Mix: half the batch at clean weights. Gaussian: split, and rising:"
+    " LPF-SGD. No-denoising: the noise stays in the weights"
+)
 # Training images that there are, by data set; of a folder of npz files nobody knows.
 TRAINING_IMAGES = {
     "digits": 1787,
@@ -22,38 +35,14 @@ TRAINING_IMAGES = {
     "cifar100": 50_000,
     "npz": None,
 }
-DEFAULT_OUTPUT = Path("smoothout-results")
-
-
-class InputError(ValueError):
-    """A file given to a command cannot be used: told in a line, without a traceback."""
-
-
-def option(default, help, metavar=None, choices=None):
-    """A field of the settings, which is an option of the command too."""
-    metadata = {"help": help, "metavar": metavar, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def argument(help, metavar):
-    """A field of the settings that the command takes by its place."""
-    return dataclasses.field(metadata={"help": help, "metavar": metavar})
-
-
-def prepare_folder(path: Path) -> None:
-    """Makes a folder, and sees that files can be written there.
-
-    Raises:
-        OSError: if not.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-        pass
+NETWORKS = ("mlp", "f1", "cnet", "resnet", "wide-resnet", "vit")
+LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+FOLDERS = ("output", "data_dir")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Settings of `smoothout compare`; each is an option of the command.
+class TrainingSettings:
+    """Settings of training, whatever the method; each is an option of the commands.
 
     Raises:
         TypeError, ValueError: when one is out of its range, or two do not fit.
@@ -72,89 +61,158 @@ class Settings:
         " cifar-10-batches-bin and cifar-100-binary in it, or npz files",
         "FOLDER",
     )
-    methods: tuple[str, ...] = option(
-        DEFAULT_METHODS,
-        f"methods to compare, of {', '.join(METHODS)}; SGD, the baseline of the paired"
-        " differences, always runs. Split: copies of AdaSmoothOut, each on its part of"
-        " the batch. Two-sided: a pair at opposite noises. Mix: half the batch at clean"
-        " weights. Gaussian: rising noise, LPF-SGD's",
-        "METHOD",
-    )
-    seeds: int = option(
-        10, "number of seeds, at least 2; a seed fixes initial parameters and batches"
-    )
-    steps: int = option(1000, "updates of the parameters, the same for every method")
-    batch_size: int = option(100, "training images in each batch")
     train_size: int | None = option(
-        None, "training images; by default 500 of the digits, and all of other data"
+        None, "training images; 500 of the digits and all of other data if not given"
+    )
+    validation_size: int = option(
+        0,
+        "training images that are held out, and take the place of the test images:"
+        " to choose settings on",
+    )
+    network: str = option(
+        "mlp",
+        "network: a multilayer perceptron; F1, the paper's, with BatchNorm; the shallow"
+        " convolutional C net; a residual network; a wide one; or a vision transformer",
+        choices=NETWORKS,
     )
     hidden_sizes: tuple[int, ...] = option(
-        (100, 100), "widths of the hidden layers", "WIDTH"
+        (), "widths of the hidden layers: 100 100 of mlp, 5 of 512 of f1", "WIDTH"
     )
-    learning_rate: float = option(
-        0.1, "peak learning rate; it falls to zero along a cosine"
+    depth: int | None = option(
+        None, "layers: 6n + 2 of resnet (44), 6n + 4 of wide-resnet (28), of vit (6)"
     )
-    momentum: float = option(0.9, "momentum of SGD, which every method is built on")
-    weight_decay: float = option(0.0, "weight decay, coupled with the gradient")
+    width: int | None = option(
+        None,
+        "channels of the first stage: of cnet (64), resnet (16), wide-resnet (160),"
+        " vit (192)",
+    )
+    steps: int | None = option(
+        None, "updates of the parameters; 1000 unless epochs are given"
+    )
+    epochs: float | None = option(None, "passes over the training images, for steps")
+    batch_size: int = option(100, "training images in each batch")
+    base_batch_size: int | None = option(
+        None, "batch size b that the learning rate and epochs are meant for"
+    )
+    learning_rate_rule: str = option(
+        "none",
+        "what multiplies the learning rate at batch size B: sqrt(B/b), or B/b",
+        choices=("none", "sqrt", "linear"),
+    )
+    adapt_epochs: bool = option(
+        False, "multiply the epochs by B/b, so that every batch size takes equal steps"
+    )
+    optimizer: str = option(
+        "sgd",
+        "optimizer that every method is built on; sgd has momentum",
+        choices=tuple(LEARNING_RATES),
+    )
+    learning_rate: float | None = option(
+        None, "peak learning rate; 0.1 of sgd and 0.001 of others if not given"
+    )
+    schedule: str = option(
+        "cosine",
+        "learning rate: falls to zero along a cosine, is divided by ten at each"
+        " milestone, or stays",
+        choices=("cosine", "multistep", "constant"),
+    )
+    milestones: tuple[float, ...] = option(
+        (0.5, 0.75), "milestones of multistep, as fractions of training", "FRACTION"
+    )
+    warmup: float = option(
+        0.0, "fraction of training in which the learning rate rises from zero"
+    )
+    momentum: float = option(0.9, "momentum of sgd, and first decay of the others")
+    weight_decay: float = option(
+        0.0, "weight decay; coupled with the gradient but in adamw"
+    )
+    clip_norm: float | None = option(
+        None, "global norm that gradients are clipped at, after averaging copies"
+    )
+    shift: int = option(0, "augmentation: most pixels by which images are moved")
+    flip: bool = option(False, "augmentation: mirror every other image")
     radius: float = option(
         0.1, "radius of SmoothOut: half-width of the uniform noise in every weight"
     )
     relative_radius: float = option(
         0.5, "radius of AdaSmoothOut: noise norm over weight norm, in every filter"
     )
+    radius_schedule: str = option(
+        "constant",
+        "how the radius of uniform noise changes over training: falls slowly (anneal)"
+        " or rises (tanh; cosine, from a twentieth)",
+        choices=("constant", "anneal", "tanh", "cosine"),
+    )
     rho: float = option(0.3, "radius ρ of SAM's ball")
-    copies: int = option(4, "perturbed copies between which split divides the batch")
+    msam_rho: float = option(0.3, "length ρ of MSAM's step along the momentum")
+    copies: int = option(4, "copies between which the split methods divide the batch")
     std: float = option(
         0.05,
         "standard deviation of the Gaussian noise at the end of training, over the norm"
         " of each filter; it rises from a twentieth of that along a cosine",
     )
-    noise_radius: float = option(
-        0.5, "relative radius of the noise under which the rise of the loss is measured"
-    )
-    noise_samples: int = option(50, "samples of that noise for each network")
-    output: Path = option(
-        DEFAULT_OUTPUT, "folder for the results and pictures", "FOLDER"
+    statistics: str = option(
+        "re-estimated",
+        "BatchNorm statistics that networks are evaluated with: re-estimated at the"
+        " clean weights, or the running ones of training",
+        choices=("re-estimated", "running"),
     )
 
     def __post_init__(self):
-        for method in self.methods:
-            _checks.choice(METHODS, methods=method)
-        chosen = tuple(m for m in METHODS if m == "sgd" or m in self.methods)
-        object.__setattr__(self, "methods", chosen)
-        _checks.count(
-            seeds=self.seeds,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            copies=self.copies,
-            noise_samples=self.noise_samples,
-        )
-        for width in self.hidden_sizes:
-            _checks.count(hidden_sizes=width)
-        for name in ("learning_rate", "momentum", "weight_decay", "radius"):
-            _checks.nonnegative(**{name: getattr(self, name)})
-        for name in ("relative_radius", "rho", "std", "noise_radius"):
-            _checks.nonnegative(**{name: getattr(self, name)})
-        if self.seeds < 2:
+        for field in dataclasses.fields(self):
+            if field.metadata["choices"]:
+                value = getattr(self, field.name)
+                _checks.choice(field.metadata["choices"], **{field.name: value})
+        if self.train_size is None:
+            available = TRAINING_IMAGES[self.data]
+            self._set(train_size=500 if self.data == "digits" else available)
+        if self.learning_rate is None:
+            self._set(learning_rate=LEARNING_RATES[self.optimizer])
+        if self.steps is not None and self.epochs is not None:
             raise ValueError(
-                f"seeds must be at least 2 for a standard error, got {self.seeds}"
+                f"steps={self.steps} and epochs={self.epochs} exclude each other"
             )
-        for method, parts in (("split", self.copies), ("mix", 2)):
-            if method in chosen and self.batch_size % parts:
-                raise ValueError(
-                    f"batch_size={self.batch_size} does not divide into the {parts}"
-                    f" parts of {method}"
-                )
+        if self.steps is None and self.epochs is None:
+            self._set(steps=1000)
+        self._check_numbers()
         self._check_sizes()
+        self._check_regime()
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_numbers(self) -> None:
+        for name in ("steps", "batch_size", "copies", "base_batch_size", "depth"):
+            if (value := getattr(self, name)) is not None:
+                _checks.count(**{name: value})
+        for size in self.hidden_sizes:
+            _checks.count(hidden_sizes=size)
+        if self.width is not None:
+            _checks.count(width=self.width)
+        names = (
+            "learning_rate momentum weight_decay radius relative_radius rho msam_rho"
+        )
+        for name in (*names.split(), "std"):
+            _checks.nonnegative(**{name: getattr(self, name)})
+        for name in ("epochs", "clip_norm"):
+            if getattr(self, name) is not None:
+                _checks.positive(**{name: getattr(self, name)})
+        for name in ("shift", "validation_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} must be at least 0, got {getattr(self, name)}"
+                )
+        for name, values in (
+            ("warmup", (self.warmup,)),
+            ("milestones", self.milestones),
+        ):
+            for value in values:
+                if not 0 <= value < 1:
+                    raise ValueError(f"{name} must be in [0, 1), got {value}")
 
     def _check_sizes(self) -> None:
         """Sees that there are so many training images, where that is known."""
-        _checks.choice(tuple(TRAINING_IMAGES), data=self.data)
-        available = TRAINING_IMAGES[self.data]
-        if self.train_size is None:
-            object.__setattr__(
-                self, "train_size", 500 if self.data == "digits" else available
-            )
         if self.train_size is None:
             return
         _checks.count(train_size=self.train_size)
@@ -163,25 +221,62 @@ class Settings:
                 f"train_size must be at least 10, one image of each class, got"
                 f" {self.train_size}"
             )
+        available = TRAINING_IMAGES[self.data]
         if available and self.train_size > available:
             raise ValueError(
                 f"train_size={self.train_size} is more than the {available} images that"
                 f" {self.data} has for training"
             )
-        if self.batch_size > self.train_size:
+        if self.validation_size and not (
+            10 <= self.validation_size <= self.train_size - 10
+        ):
+            raise ValueError(
+                f"validation_size={self.validation_size} must leave at least 10 of"
+                f" train_size={self.train_size} images to either part"
+            )
+        if self.batch_size > self.train_size - self.validation_size:
+            held_out = ""
+            if self.validation_size:
+                held_out = f" less validation_size={self.validation_size}"
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than"
-                f" train_size={self.train_size}"
+                f" train_size={self.train_size}{held_out}"
+            )
+
+    def _check_regime(self) -> None:
+        """Sees that settings which only mean something together come together."""
+        adapted = self.learning_rate_rule != "none" or self.adapt_epochs
+        if adapted and self.base_batch_size is None:
+            raise ValueError(
+                "learning_rate_rule and adapt_epochs need base_batch_size, the batch"
+                " size that the learning rate and epochs are meant for"
+            )
+        if self.adapt_epochs and self.epochs is None:
+            raise ValueError("adapt_epochs needs epochs")
+        if self.hidden_sizes and self.network not in ("mlp", "f1"):
+            raise ValueError(f"hidden_sizes are of mlp and f1, not of {self.network}")
+        if self.depth is not None and self.network in ("mlp", "f1", "cnet"):
+            raise ValueError(f"depth: {self.network} has none to choose")
+        if self.width is not None and self.network in ("mlp", "f1"):
+            raise ValueError(f"width: give hidden_sizes of {self.network}")
+
+    def check_parts(self, method: str) -> None:
+        """Sees that the batch divides between a method's copies."""
+        split = method.endswith("-split") or method == "gaussian"
+        parts = self.copies if split else 2 if method == "mix" else 1
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide into the {parts}"
+                f" parts of {method}"
             )
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON holds them, but for the folders of one machine."""
         settings = dataclasses.asdict(self)
-        del settings["output"], settings["data_dir"]
-        return settings
+        return {name: value for name, value in settings.items() if name not in FOLDERS}
 
     @classmethod
-    def from_json(cls, settings: dict[str, Any], data_dir: Path) -> "Settings":
+    def from_json(cls, settings: dict[str, Any], data_dir: Path) -> Any:
         """The settings that `to_json` gave, with the folder of data on this machine."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -191,136 +286,90 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SharpnessSettings:
-    """Settings of `smoothout sharpness`.
-
-    Raises:
-        TypeError, ValueError: when one is out of its range.
-    """
-
-    checkpoints: tuple[Path, ...] = argument(
-        "checkpoints of smoothout compare", "CHECKPOINT"
-    )
-    measures: tuple[str, ...] = option(
-        MEASURES,
-        f"measures of sharpness, of the training loss: {', '.join(MEASURES)}",
-        "MEASURE",
-    )
-    per_layer: bool = option(False, "measure each layer too")
-    noise_radius: float = option(
-        0.5, "expected sharpness: radius of uniform noise relative to filters"
-    )
-    noise_samples: int = option(100, "expected sharpness: samples of the noise")
-    epsilon: float = option(5e-4, "Keskar's sharpness: size ε of the box")
-    rho: float = option(0.3, "SAM's sharpness: radius ρ of the ball")
-    repetitions: int = option(5, "Keskar's and SAM's sharpness: random starts")
-    probes: int = option(100, "trace of the Hessian: random vectors")
-    data_dir: Path = option(
-        Path("data"), "folder of the data that the networks were trained on", "FOLDER"
-    )
-    output: Path = option(
-        Path("smoothout-sharpness"), "folder for the table and pictures", "FOLDER"
-    )
-
-    def __post_init__(self):
-        for measure in self.measures:
-            _checks.choice(MEASURES, measures=measure)
-        chosen = tuple(name for name in MEASURES if name in self.measures)
-        object.__setattr__(self, "measures", chosen)
-        _checks.count(
-            noise_samples=self.noise_samples,
-            repetitions=self.repetitions,
-            probes=self.probes,
-        )
-        _checks.positive(
-            noise_radius=self.noise_radius, epsilon=self.epsilon, rho=self.rho
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LandscapeSettings:
-    """Settings of `smoothout landscape`.
+class Settings(TrainingSettings):
+    """Settings of `smoothout compare`; each is an option of the command.
 
     Raises:
         TypeError, ValueError: when one is out of its range, or two do not fit.
     """
 
-    checkpoints: tuple[Path, ...] = argument(
-        "checkpoints of smoothout compare", "CHECKPOINT"
+    methods: tuple[str, ...] = option(
+        DEFAULT_METHODS,
+        "methods to compare; SGD, the baseline of the paired differences, always runs:"
+        f" {METHODS_HELP}",
+        "METHOD",
     )
-    kind: str = option(
-        "auto",
-        "what to draw; auto draws the line between two networks, and the surfaces of"
-        " one, or of several beside each other",
-        choices=KINDS,
+    seeds: int = option(
+        10, "number of seeds, at least 2; a seed fixes initial parameters and batches"
     )
-    directions: str = option(
-        "random",
-        "random directions, or the leading eigenvectors of the training loss's Hessian",
-        choices=("random", "eigenvectors"),
+    equal_gradients: bool = option(
+        False,
+        "give methods that take two gradients a step half the steps, so that all take"
+        " about the same time",
     )
-    relative_to: str = option(
-        "filter",
-        "what random directions are normalised to",
-        choices=("filter", "layer", "weight", "none"),
+    noise_radius: float = option(
+        0.5, "relative radius of the noise under which the rise of the loss is measured"
     )
-    exclude: tuple[str, ...] = option(
-        (), "regular expressions of parameters that stay, such as bias", "PATTERN"
-    )
-    seed: int = option(0, "which of a checkpoint's networks")
-    direction_seed: int = option(0, "seed of the random directions")
-    points: tuple[int, ...] = option(
-        (41,), "number of points, or numbers along either direction", "NUMBER"
-    )
-    range: tuple[float, ...] = option(
-        (),
-        "first and last coordinate, in lengths of the direction; by default -1 1, and"
-        " -0.5 1.5 between two networks",
-        "END",
-    )
-    spacing: str = option("linear", "spacing of the points", choices=("linear", "sine"))
-    data_dir: Path = option(
-        Path("data"), "folder of the data that the networks were trained on", "FOLDER"
-    )
+    noise_samples: int = option(50, "samples of that noise for each network")
     output: Path = option(
-        Path("smoothout-landscape"), "folder for the pictures and arrays", "FOLDER"
+        Path("smoothout-results"), "folder for the results and pictures", "FOLDER"
     )
 
     def __post_init__(self):
-        _checks.choice(KINDS, kind=self.kind)
-        kind = self.kind
-        if kind == "auto":
-            kind = "between" if len(self.checkpoints) == 2 else "surface"
-            object.__setattr__(self, "kind", kind)
-        if kind == "between" and len(self.checkpoints) != 2:
+        for method in self.methods:
+            _checks.choice(METHODS, methods=method)
+        chosen = tuple(m for m in METHODS if m == "sgd" or m in self.methods)
+        self._set(methods=chosen)
+        _checks.count(seeds=self.seeds, noise_samples=self.noise_samples)
+        _checks.nonnegative(noise_radius=self.noise_radius)
+        if self.seeds < 2:
             raise ValueError(
-                f"kind='between' needs two checkpoints, got {len(self.checkpoints)}"
+                f"seeds must be at least 2 for a standard error, got {self.seeds}"
             )
-        most = 2 if kind == "surface" else 1
-        if not 1 <= len(self.points) <= most:
-            raise ValueError(
-                f"points: kind={kind!r} needs one number{' or two' * (most == 2)}, got"
-                f" {len(self.points)}"
-            )
-        for number in self.points:
-            if number < 2:
-                raise ValueError(f"points must be at least 2, got {number}")
-        if self.exclude:
-            exclude(*self.exclude)  # tells of patterns that are none
-        for name in ("seed", "direction_seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} must be at least 0, got {getattr(self, name)}"
-                )
-        low, high = self.limits
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(f"range must increase, got {low} {high}")
+        super().__post_init__()
+        for method in chosen:
+            self.check_parts(method)
 
     @property
-    def limits(self) -> tuple[float, float]:
-        """First and last coordinate on each axis."""
-        if len(self.range) not in (0, 2):
-            raise ValueError(f"range must be two numbers, got {len(self.range)}")
-        default = (-0.5, 1.5) if self.kind == "between" else (-1.0, 1.0)
-        low, high = self.range or default
-        return low, high
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds that networks are trained from."""
+        return tuple(range(self.seeds))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(TrainingSettings):
+    """Settings of `smoothout train`; each is an option of the command.
+
+    Raises:
+        TypeError, ValueError: when one is out of its range, or two do not fit.
+    """
+
+    method: str = option("adasmoothout", METHODS_HELP, choices=METHODS)
+    seed: int = option(0, "fixes initial parameters, batches and noise")
+    evaluate_every: int | None = option(
+        None,
+        "steps between evaluations, each a line of the log; an epoch, or a hundredth of"
+        " training where that is longer, if not given",
+    )
+    checkpoint_minutes: float = option(
+        1.0, "least minutes between checkpoints, which follow evaluations"
+    )
+    keep: int = option(2, "last checkpoints that are kept")
+    output: Path = option(
+        Path("smoothout-run"), "folder for checkpoints, logs and settings", "FOLDER"
+    )
+
+    def __post_init__(self):
+        _checks.count(keep=self.keep)
+        _checks.nonnegative(checkpoint_minutes=self.checkpoint_minutes)
+        if self.evaluate_every is not None:
+            _checks.count(evaluate_every=self.evaluate_every)
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2³¹), got {self.seed}")
+        super().__post_init__()
+        self.check_parts(self.method)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seed that the network is trained from."""
+        return (self.seed,)

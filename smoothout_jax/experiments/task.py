@@ -1,66 +1,201 @@
 """What a network learns: the data, the network itself and how it is judged."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jax.tree_util import Partial
 
-from smoothout_jax.experiments.data import load
-from smoothout_jax.experiments.networks import MLP
-from smoothout_jax.experiments.settings import InputError, Settings
+from smoothout_jax._objective import mean_over_batches
+from smoothout_jax.experiments.data import Dataset, hold_out, load
+from smoothout_jax.experiments.networks import make_network
+from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.regime import augment, num_steps
+from smoothout_jax.experiments.settings import TrainingSettings
 
 UNITS = {"loss": "nats"}
+MEASURED_IMAGES = 2000
+BATCH = 500
 
 
 class Task:
     """Data, network, loss and accuracy.
 
+    Parameters are trees `{"params": …}`, and BatchNorm's statistics trees
+    `{"batch_stats": …}`, or empty for networks without it.
+
     Args:
-        settings: the settings that training ran on.
+        settings: the settings that training runs on.
 
     Attributes:
+        settings: those settings.
         data: the data set.
-        train_loss: mean cross entropy of the training images, a function of the
-            parameters, in nats.
+        steps: updates in the whole of training.
+        steps_per_epoch: updates in a pass over the training images.
+        batch_norm: whether the network has BatchNorm.
+        convolves: whether it has convolutions, which are slow in loops and under vmap
+            on CPU.
+        sets: batches of images and labels: `"train"`, the first 2,000 training images,
+            on which measures are taken, and `"test"`.
+
+    Raises:
+        InputError: if the data cannot be read, or do not suit the network.
     """
 
-    def __init__(self, settings: Settings):
-        self.data = load(settings.data, settings.data_dir, settings.train_size)
-        self._network = MLP(settings.hidden_sizes, self.data.num_classes)
-        if settings.batch_size > len(self.data.train_images):
+    def __init__(self, settings: TrainingSettings):
+        self.settings = settings
+        data = load(settings.data, settings.data_dir, settings.train_size)
+        self.data: Dataset = hold_out(data, settings.validation_size)
+        num_images = len(self.data.train_images)
+        if settings.batch_size > num_images:
             raise InputError(
-                f"batch_size={settings.batch_size} is larger than the"
-                f" {len(self.data.train_images)} training images"
+                f"batch_size={settings.batch_size} is larger than the {num_images}"
+                " training images"
             )
-        self.train_loss = Partial(
-            self.loss, images=self.data.train_images, labels=self.data.train_labels
+        self._check_images(self.data.train_images.shape)
+        self.steps = num_steps(settings, num_images)
+        self.steps_per_epoch = num_images // settings.batch_size
+        self.convolves = settings.network not in ("mlp", "f1")
+        try:
+            self._training, self._evaluating, self._measuring = (
+                make_network(
+                    settings,
+                    self.data.num_classes,
+                    functools.partial(nn.BatchNorm, **options),
+                )
+                for options in (
+                    {"use_running_average": False, "momentum": 0.9},
+                    {"use_running_average": True},
+                    {"use_running_average": False, "momentum": 0.0},
+                )
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self._init_stats = jax.eval_shape(self.init, jax.random.key(0))[1]
+        self.batch_norm = bool(self._init_stats)
+        self.sets = {
+            "train": _batches(
+                self.data.train_images[:MEASURED_IMAGES],
+                self.data.train_labels[:MEASURED_IMAGES],
+            ),
+            "test": _batches(self.data.test_images, self.data.test_labels),
+        }
+        self._quantities = jax.jit(self.quantities)
+        self._statistics = jax.jit(self.batch_statistics)
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """Initial parameters and statistics."""
+        variables = dict(self._training.init(key, self.data.train_images[:2]))
+        params = {"params": variables.pop("params")}
+        return params, variables
+
+    def loss(
+        self, params: Any, stats: Any, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        """The loss that is trained, in nats, with new statistics and the accuracy."""
+        logits, stats = _apply_training(self._training, params, stats, images)
+        return _cross_entropy(logits, labels), (stats, _accuracy(logits, labels))
+
+    def batch(self, key: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Training images, augmented, and their labels."""
+        images = augment(self.settings, key, self.data.train_images[indices])
+        return images, self.data.train_labels[indices]
+
+    def quantities(self, params: Any, stats: Any, batch: Any) -> dict[str, jax.Array]:
+        """Loss and accuracy of images and labels, by statistics that stay."""
+        images, labels = batch
+        logits = self._evaluating.apply(params | stats, images)
+        return {
+            "loss": _cross_entropy(logits, labels),
+            "accuracy": _accuracy(logits, labels),
+        }
+
+    def evaluate(self, params: Any, stats: Any) -> dict[str, float]:
+        """Loss and accuracy of each of the sets, such as `"train loss"`."""
+        return {
+            f"{name} {quantity}": float(value)
+            for name, batches in self.sets.items()
+            for quantity, value in mean_over_batches(
+                lambda batch: self._quantities(params, stats, batch), batches
+            ).items()
+        }
+
+    def loss_with(self, stats: Any) -> Partial:
+        """The loss of a batch, by statistics that stay: `loss(params, batch)`."""
+        return Partial(self._loss, stats)
+
+    def quantities_with(self, stats: Any) -> Partial:
+        """Loss and accuracy of a batch, by statistics that stay."""
+        return Partial(self._fixed, stats)
+
+    def statistics(self, params: Any, running: Any) -> Any:
+        """The BatchNorm statistics to evaluate with, by the setting of that name.
+
+        Args:
+            params: the clean parameters.
+            running: the statistics of training, taken at noisy parameters as a rule.
+
+        Returns:
+            The running ones, or means of the batches' statistics over the first
+            training images.
+        """
+        if not self.batch_norm or self.settings.statistics == "running":
+            return running
+        return mean_over_batches(
+            lambda batch: self._statistics(params, batch), self.sets["train"]
         )
 
-    def init(self, key: jax.Array) -> Any:
-        """Initial parameters."""
-        return self._network.init(key, self.data.train_images[:1])
+    def batch_statistics(self, params: Any, batch: Any) -> Any:
+        """The BatchNorm statistics of a batch: running means without momentum."""
+        empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), self._init_stats)
+        return _apply_training(self._measuring, params, empty, batch[0])[1]
 
-    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """Mean cross entropy of a batch, in nats."""
-        return _cross_entropy(self._logits(params, images), labels)
+    def _check_images(self, shape) -> None:
+        settings = self.settings
+        if settings.network in ("resnet", "wide-resnet", "vit") and len(shape) != 4:
+            raise InputError(
+                f"network {settings.network} needs images of two dimensions, those of"
+                f" {settings.data} have shape {shape[1:]}"
+            )
+        if settings.network == "vit" and (shape[1] % 4 or shape[2] % 4):
+            raise InputError(
+                "network vit needs images of a multiple of 4 pixels either way, got"
+                f" {shape[1:3]}"
+            )
+        if settings.network == "cnet" and len(shape) < 3:
+            raise InputError(
+                f"network cnet needs images with channels, those of {settings.data}"
+                f" have shape {shape[1:]}"
+            )
+        if (settings.shift or settings.flip) and len(shape) != 4:
+            raise InputError(
+                "shift and flip need images of two dimensions, those of"
+                f" {settings.data} have shape {shape[1:]}"
+            )
 
-    def quantities(self, params: Any) -> dict[str, jax.Array]:
-        """Loss and accuracy, a fraction, of each data set, such as `"train loss"`."""
-        data = self.data
-        named = {}
-        for data_set, images, labels in (
-            ("train", data.train_images, data.train_labels),
-            ("test", data.test_images, data.test_labels),
-        ):
-            logits = self._logits(params, images)
-            named[f"{data_set} loss"] = _cross_entropy(logits, labels)
-            named[f"{data_set} accuracy"] = (logits.argmax(-1) == labels).mean()
-        return named
+    def _fixed(self, stats, params, batch):
+        return self.quantities(params, stats, batch)
 
-    def _logits(self, params, images) -> Any:
-        return self._network.apply(params, images)
+    def _loss(self, stats, params, batch):
+        return self.quantities(params, stats, batch)["loss"]
+
+
+def _apply_training(network, params, stats, images) -> Any:
+    """Logits, normalised by the batch, and the statistics moved by it."""
+    return network.apply(params | stats, images, mutable=["batch_stats"])
+
+
+def _batches(images, labels):
+    starts = range(0, len(labels), BATCH)
+    return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in starts]
 
 
 def _cross_entropy(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _accuracy(logits, labels):
+    return (logits.argmax(-1) == labels).mean()

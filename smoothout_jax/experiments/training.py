@@ -1,10 +1,13 @@
-"""Training several methods from several seeds, side by side.
+"""Training by one method from several seeds.
 
-The seeds of a method train together in one compiled program. The methods take turns
-every few steps, so that the time of each is measured under the same load.
+Runs train side by side in one compiled program where that is faster: the networks
+without convolutions. Convolutions are many times slower under `vmap` (one kernel for
+each run) and, on CPU, in loops: there runs take turns, and steps are dispatched one by
+one.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,157 +15,247 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from smoothout_jax import smooth, uniform
+from smoothout_jax import smoothout_value_and_grad
 from smoothout_jax.experiments.data import batch_indices
-from smoothout_jax.experiments.methods import Method, optimizer
-from smoothout_jax.experiments.settings import Settings
+from smoothout_jax.experiments.methods import Context, Method
+from smoothout_jax.experiments.regime import peak_learning_rate
 from smoothout_jax.experiments.task import Task
 
-DIRECTIONS = 5
-DISTANCES = np.linspace(-1.5, 1.5, 61)
 
-
-class Outcome(NamedTuple):
-    """What one method reached; the leading axis of every array is the seed.
+class State(NamedTuple):
+    """State of a run, from which it goes on bit for bit.
 
     Attributes:
-        test_accuracy: fraction of the test images classified rightly.
-        train_accuracy: the same of the training images.
-        test_loss: cross entropy, in nats.
-        train_loss: cross entropy, in nats.
-        loss_rise: mean rise of the training loss under noise, in nats.
-        loss_curve: training loss along a line through the parameters, at `DISTANCES`
-            in units of each filter's norm, averaged over random directions.
+        step: updates so far, int32.
+        params: parameters of the training loop.
+        stats: BatchNorm's running statistics.
+        opt_state: state of the transformation.
+        noise_key: data of the key of the noise.
+        batch_key: data of the key of the batches and their augmentation.
+        strength: the method's strength, such as a radius.
     """
 
-    test_accuracy: Any
-    train_accuracy: Any
-    test_loss: Any
-    train_loss: Any
-    loss_rise: Any
-    loss_curve: Any
+    step: Any
+    params: Any
+    stats: Any
+    opt_state: Any
+    noise_key: Any
+    batch_key: Any
+    strength: Any
 
 
-class Problem:
-    """What all methods share: the task, initial parameters, batches and measures.
+class Metrics(NamedTuple):
+    """What is known of a step: loss (nats) and accuracy of its batch."""
 
-    Args:
-        settings: the settings of the comparison.
-    """
+    loss: Any
+    accuracy: Any
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        self.task = Task(settings)
-        seeds = jax.vmap(jax.random.key)(jnp.arange(settings.seeds))
-        keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(seeds)
-        params_keys, self.noise_keys, batch_keys = keys
-        self.params = jax.jit(jax.vmap(self.task.init))(params_keys)
-        self.batches = jax.jit(jax.vmap(self._batch_indices))(batch_keys)
-        self._evaluate = jax.jit(jax.vmap(self._evaluate_seed))
 
-    def evaluate(self, params: Any) -> Outcome:
-        """Measures the networks of all seeds."""
-        return jax.tree.map(np.asarray, self._evaluate(params))
+def stack(trees: list[Any]) -> Any:
+    """Trees of arrays as one, along a new leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
-    def _batch_indices(self, key):
-        num_examples = len(self.task.data.train_images)
-        return batch_indices(
-            key, num_examples, self.settings.batch_size, self.settings.steps
-        )
 
-    def _evaluate_seed(self, params) -> Outcome:
-        quantities = self.task.quantities(params)
-        under_noise = smooth(
-            self.task.train_loss,
-            uniform(self.settings.noise_radius, relative_to="filter"),
-            num_copies=self.settings.noise_samples,
-            execution="scan",
-        )
-        # One key for all methods and seeds: their differences are not the noise's.
-        noisy_loss = under_noise(jax.random.key(0), params)
-        return Outcome(
-            test_accuracy=quantities["test accuracy"],
-            train_accuracy=quantities["train accuracy"],
-            test_loss=quantities["test loss"],
-            train_loss=quantities["train loss"],
-            loss_rise=noisy_loss - quantities["train loss"],
-            loss_curve=self._loss_curve(params),
-        )
-
-    def _loss_curve(self, params):
-        """Mean loss on lines along random directions with the norm of each filter."""
-        draw_direction = uniform(1.0, relative_to="filter")
-
-        def curve(key):
-            direction = draw_direction(key, params)
-
-            def loss_at(distance):
-                return self.task.train_loss(
-                    optax.tree.add_scale(params, distance, direction)
-                )
-
-            return jax.lax.map(loss_at, jnp.asarray(DISTANCES, jnp.float32))
-
-        keys = jax.random.split(jax.random.key(1), DIRECTIONS)
-        return jax.lax.map(curve, keys).mean(0)
+def strength_of(method: Method, settings: Any) -> float:
+    """The strength of the settings, with the learning rate by its rule."""
+    if method.strength == "learning_rate":
+        return peak_learning_rate(settings)
+    return getattr(settings, method.strength)
 
 
 class Trainer:
-    """Trains one method on a problem, from all seeds at once.
+    """Trains one method on a task, in several runs.
 
     Args:
         method: the method.
-        problem: the problem.
+        task: the task.
+        seeds: the seed of each run.
+        strengths: the method's strength in each run; by default the settings'.
+        steps: updates in the whole of training; by default the task's.
+
+    Attributes:
+        steps: updates in the whole of training.
+        compile_seconds: seconds that compiling took so far.
     """
 
-    def __init__(self, method: Method, problem: Problem):
-        self._method = method
-        self._problem = problem
-        params = jax.tree.map(jnp.copy, problem.params)
-        init = jax.vmap(lambda key, params: self._transformation(key).init(params))
-        self._state = params, jax.jit(init)(problem.noise_keys, params)
-        self._train = jax.jit(jax.vmap(self._train_seed), donate_argnums=1)
-        self._compiled = {}
+    def __init__(
+        self,
+        method: Method,
+        task: Task,
+        seeds: Sequence[int],
+        strengths: Sequence[float] | None = None,
+        steps: int | None = None,
+    ):
+        self.method, self._task = method, task
+        self.steps = task.steps if steps is None else steps
+        if strengths is None:
+            strengths = [strength_of(method, task.settings)] * len(seeds)
+        self._context = Context(task.settings, self.steps, task.batch_norm)
+        self._together = not task.convolves
+        self._loops = self._together or jax.default_backend() != "cpu"
+        self.compile_seconds, self._compiled = 0.0, {}
+        init = jax.jit(jax.vmap(self._init))
+        self.restore(init(jnp.asarray(seeds), jnp.asarray(strengths, jnp.float32)))
 
-    def advance(self, start: int, stop: int) -> float:
-        """Trains from one step to another and returns the seconds it took."""
-        batches = jax.block_until_ready(self._problem.batches[:, start:stop])
-        arguments = (self._problem.noise_keys, self._state, batches)
-        if stop - start not in self._compiled:
-            self._compiled[stop - start] = self._train.lower(*arguments).compile()
+    @property
+    def state(self) -> State:
+        """The state of all runs, along a leading axis."""
+        if self._together:
+            return self._groups[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._groups)
+
+    def restore(self, state: State) -> None:
+        """Goes on from a state of all runs."""
+        if self._together:
+            self._groups = [jax.tree.map(jnp.copy, state)]
+        else:
+            self._groups = [
+                jax.tree.map(lambda leaf, run=run: leaf[run], state)
+                for run in range(len(state.step))
+            ]
+
+    def advance(
+        self, start: int, stop: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Metrics, float]:
+        """Trains all runs from one step to another.
+
+        Args:
+            start: the step that the runs are at.
+            stop: the step to train to.
+            stopped: whether to end early, asked where steps are dispatched one by one.
+
+        Returns:
+            Metrics, (runs, steps), and the seconds that the steps took.
+        """
+        batches = self._draw(start, stop - start)
+        batches = [batches] if self._together else list(batches)
+        program = self._training_program(self._groups[0], batches[0])
+        jax.block_until_ready((self._groups, batches))
         began = time.perf_counter()
-        self._state = jax.block_until_ready(self._compiled[stop - start](*arguments))
-        return time.perf_counter() - began
+        metrics = []
+        for run, group in enumerate(zip(self._groups, batches, strict=True)):
+            self._groups[run], found = self._run(program, *group, stopped)
+            metrics.append(found)
+        jax.block_until_ready(self._groups)
+        seconds = time.perf_counter() - began
+        if self._together:
+            return jax.tree.map(np.asarray, metrics[0]), seconds
+        return jax.tree.map(lambda *each: np.stack(each), *metrics), seconds
 
-    def params(self) -> Any:
-        """The parameters to evaluate, of all seeds."""
-        params, opt_state = self._state
-        return self._method.eval_params(opt_state, params)
+    def networks(self) -> list[tuple[Any, Any]]:
+        """Parameters and statistics to evaluate, of each run."""
+        params = self.method.eval_params(self.state.opt_state, self.state.params)
+        stats = self.state.stats
+        networks = []
+        for run in range(len(self.state.step)):
+            of_run = jax.tree.map(lambda leaf, run=run: leaf[run], (params, stats))
+            networks.append((of_run[0], self._task.statistics(*of_run)))
+        return networks
 
-    def _transformation(self, key):
-        settings = self._problem.settings
-        transformation = self._method.wrap(optimizer(settings), settings, key)
+    def _draw(self, start, steps) -> jax.Array:
+        """The batches of all runs, (runs, steps, batch_size)."""
+        keys = [group.batch_key for group in self._groups]
+        keys = keys[0] if self._together else jnp.stack(keys)
+        draw = jax.vmap(lambda key, start: self._batches(key, start, steps), (0, None))
+        first = jnp.asarray(start, jnp.int32)
+        return self._program(steps, draw, keys, first)(keys, first)
+
+    def _training_program(self, state, batches):
+        """The compiled program of all steps of these batches, or of one of them."""
+        function, batch = self._scan, batches
+        if self._together:
+            function = jax.vmap(function)
+        elif not self._loops:
+            function, batch = self._step, batches[0]
+        return self._program(batches.shape, function, state, batch, donate_argnums=0)
+
+    def _program(self, name, function, *arguments, **options):
+        if name not in self._compiled:
+            began = time.perf_counter()
+            lowered = jax.jit(function, **options).lower(*arguments)
+            self._compiled[name] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._compiled[name]
+
+    def _run(self, program, state, batches, stopped) -> Any:
+        if self._loops:
+            return program(state, batches)
+        metrics = []
+        for batch in batches:
+            state, found = program(state, batch)
+            metrics.append(found)
+            if stopped():
+                break
+        return state, jax.tree.map(lambda *each: np.stack(each), *metrics)
+
+    def _init(self, seed, strength) -> State:
+        params_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)
+        params, stats = self._task.init(params_key)
+        return State(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            stats=stats,
+            opt_state=self._transformation(strength, noise_key).init(params),
+            noise_key=jax.random.key_data(noise_key),
+            batch_key=jax.random.key_data(batch_key),
+            strength=strength,
+        )
+
+    def _transformation(self, strength, key):
+        transformation = self.method.transform(self._context, strength, key)
         return optax.with_extra_args_support(transformation)
 
-    def _train_seed(self, noise_key, state, batches):
-        transformation = self._transformation(noise_key)
-        task = self._problem.task
-        num_parts = self._method.parts(self._problem.settings)
+    def _batches(self, batch_key, start, steps):
+        task = self._task
+        return batch_indices(
+            jax.random.wrap_key_data(batch_key),
+            len(task.data.train_images),
+            task.settings.batch_size,
+            start,
+            steps,
+        )
 
-        def step(state, batch):
-            params, opt_state = state
-            parts = batch.reshape(-1, num_parts)
+    def _scan(self, state, batches):
+        return jax.lax.scan(self._step, state, batches)
 
-            # SAM and averaged copies take gradients by the grad_fn; others leave it.
-            @jax.grad
-            def grad_fn(params, copy):
-                part = parts[:, copy if num_parts > 1 else 0]
-                images = task.data.train_images[part]
-                return task.loss(params, images, task.data.train_labels[part])
+    def _step(self, state: State, batch) -> tuple[State, Metrics]:
+        noise_key = jax.random.wrap_key_data(state.noise_key)
+        batch_key = jax.random.wrap_key_data(state.batch_key)
+        # Shuffles fold in the number of the epoch; this is none.
+        augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
+        images, labels = self._task.batch(
+            jax.random.fold_in(augment_key, state.step), batch
+        )
 
-            updates, opt_state = transformation.update(
-                grad_fn(params, 0), opt_state, params, grad_fn=grad_fn
-            )
-            return (optax.apply_updates(params, updates), opt_state), None
+        def loss(params, images, labels):
+            return self._task.loss(params, state.stats, images, labels)
 
-        return jax.lax.scan(step, state, batches)[0]
+        def grad_fn(params, copy):  # SAM's second gradient
+            return jax.grad(loss, has_aux=True)(params, images, labels)[0]
+
+        (value, (stats, accuracy)), grads = self._value_and_grad(loss, state)(
+            jax.random.fold_in(noise_key, state.step), state.params, images, labels
+        )
+        updates, opt_state = self._transformation(state.strength, noise_key).update(
+            grads, state.opt_state, state.params, grad_fn=grad_fn
+        )
+        return state._replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            stats=stats,
+            opt_state=opt_state,
+        ), Metrics(value, accuracy)
+
+    def _value_and_grad(self, loss, state: State):
+        method = self.method
+        if method.noise is None:
+            plain = jax.value_and_grad(loss, has_aux=True)
+            return lambda key, *arguments: plain(*arguments)
+        noise = method.noise(self._context, state.strength)
+        return smoothout_value_and_grad(
+            loss,
+            lambda key, params, step=None: noise(key, params, state.step),
+            has_aux=True,
+            batch_argnums=(1, 2) if method.splits else (),
+            **method.copies(self._task.settings),
+        )

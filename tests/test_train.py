@@ -1,0 +1,421 @@
+"""The command `smoothout train`: runs that last, and the regime they follow."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from smoothout_jax import uniform
+from smoothout_jax.experiments import cli, regime, rivals
+from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
+from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.settings import NETWORKS, Settings, TrainSettings
+from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.training import Trainer
+
+SMALL = (
+    "--steps 40 --evaluate-every 5 --train-size 100 --batch-size 20 --network f1"
+    " --hidden-sizes 16 --shift 1 --flip --checkpoint-minutes 0"
+    " --method adasmoothout-split --relative-radius 0.2 --copies 2"
+)
+TINY = {"train_size": 40, "batch_size": 20, "steps": 4}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def train(output, options=""):
+    cli.main(["train", *SMALL.split(), *options.split(), "--output", str(output)])
+    return output
+
+
+def in_a_process(*arguments):
+    command = [sys.executable, "-m", "smoothout_jax.experiments.cli", "train"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def digests(run):
+    about = run / "checkpoints" / "40" / "about" / "metadata"
+    return json.loads(about.read_text())["digests"]
+
+
+def lines(run):
+    """What was logged, but for the seconds."""
+    with (run / "log.csv").open() as file:
+        return [{**row, "seconds": None} for row in csv.DictReader(file)]
+
+
+def test_a_run_learns_and_writes_what_it_did(whole, capsys):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoints",
+        "log.csv",
+        "settings.json",
+        "tensorboard",
+    ]
+    rows = lines(whole)
+    assert [int(row["step"]) for row in rows] == list(range(5, 45, 5))
+    assert [float(row["epoch"]) for row in rows] == list(range(1, 9))
+    assert float(rows[-1]["loss"]) < 0.85 * float(rows[0]["loss"])
+    assert float(rows[-1]["test accuracy"]) > 0.3
+    assert steps_of(whole) == [35, 40]
+    kept = load_checkpoint(whole)
+    found = Task(kept.settings).evaluate(*kept.network(0))
+    for name, value in found.items():
+        assert float(rows[-1][name]) == pytest.approx(value, rel=1e-6)
+    (events,) = (whole / "tensorboard").iterdir()
+    assert b"test/accuracy" in events.read_bytes()
+
+
+def test_the_settings_written_repeat_the_run(whole, tmp_path):
+    cli.main(
+        ["train", "--settings", f"{whole}/settings.json", "--output", str(tmp_path)]
+    )
+    assert digests(tmp_path) == digests(whole)
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_options_count_more_than_the_file_of_settings(whole, tmp_path):
+    options = ["--settings", f"{whole}/settings.json", "--seed", "3", "--steps", "5"]
+    cli.main(["train", *options, "--output", str(tmp_path)])
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (settings["seed"], settings["steps"], settings["shift"]) == (3, 5, 1)
+    assert load_checkpoint(tmp_path).settings.all_seeds == (3,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"stepz": 3}', "'stepz' is no setting"),
+        ('{"steps": "3"}', "steps must be int, got '3'"),
+        ('{"steps": true}', "steps must be int, got True"),
+        ('{"milestones": 0.5}', "milestones must be a list of float, got 0.5"),
+        ('{"flip": 1}', "flip must be bool, got 1"),
+        ("[1]", "must hold an object, got [1]"),
+        ("{", "is no JSON file"),
+        ('{"network": "lenet"}', "network must be one of 'mlp', 'f1', 'cnet'"),
+    ],
+)
+def test_bad_settings_files_are_told(content, message, tmp_path, capsys):
+    path = tmp_path / "settings.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--settings", str(path), "--output", f"{tmp_path}/run"])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(number, whole, tmp_path):
+    process = in_a_process(*SMALL.split(), "--output", tmp_path)
+    while len(steps_of(tmp_path)) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), shown
+    if number != signal.SIGKILL:
+        step = steps_of(tmp_path)[-1]
+        assert f"interrupted at step {step} of 40; to go on: smoothout train" in shown
+    assert max(steps_of(tmp_path)) < 40
+    cli.main(["train", "--resume", "--output", str(tmp_path)])
+    assert digests(tmp_path) == digests(whole)
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path):
+    (tmp_path / "settings.json").write_text((whole / "settings.json").read_text())
+    (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    cli.main(["train", "--resume", "--output", str(tmp_path)])
+    assert digests(tmp_path) == digests(whole)
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", *map(str, arguments)])
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_is_not_overwritten_nor_gone_on_with_otherwise(whole, tmp_path, capsys):
+    message = refused(capsys, *SMALL.split(), "--output", whole)
+    assert f"output {whole} holds a run already, at step 40" in message
+    message = refused(capsys, "--resume", "--seed", "1", "--output", whole)
+    assert "cannot resume" in message
+    assert "seed was 0, not 1" in message
+    message = refused(capsys, "--resume", "--output", tmp_path / "none")
+    assert "settings.json: No such file" in message
+    assert digests(whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    options = [*SMALL.split(), "--learning-rate", "1e30"]
+    message = refused(capsys, *options, "--output", tmp_path)
+    assert "the loss is nan at step" in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/0" in message
+    assert "Lower the learning_rate (1e+30) or relative_radius (0.2)" in message
+    assert steps_of(tmp_path) == [0]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_learns(network):
+    depths = {"resnet": 8, "wide-resnet": 10, "vit": 1}
+    widths = {"cnet": 4, "resnet": 4, "wide-resnet": 4, "vit": 12}
+    settings = TrainSettings(
+        network=network,
+        **TINY | {"steps": 10},
+        depth=depths.get(network),
+        width=widths.get(network),
+        hidden_sizes=(16,) if network in ("mlp", "f1") else (),
+        optimizer="adam",
+        learning_rate=0.01,
+        schedule="constant",
+        relative_radius=0.05,
+    )
+    task = Task(settings)
+    trainer = Trainer(METHODS["adasmoothout-split"], task, (0,))
+    assert task.batch_norm == (network not in ("mlp", "vit"))
+    before = task.evaluate(*trainer.networks()[0])["train loss"]
+    metrics, _ = trainer.advance(0, 10)
+    assert metrics.loss.shape == (1, 10)
+    assert task.evaluate(*trainer.networks()[0])["train loss"] < 0.95 * before
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        ("resnet", {"depth": 9}, "depth must be 6n + 2"),
+        ("wide-resnet", {"depth": 8}, "depth must be 6n + 4"),
+        ("vit", {"width": 10}, "width must be a multiple of 3"),
+        ("resnet", {"data": "mnist1d"}, "needs images of two dimensions"),
+        ("mlp", {"data": "mnist1d", "flip": True}, "shift and flip need images of two"),
+    ],
+)
+def test_networks_that_do_not_suit_are_told(network, options, message):
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        Task(TrainSettings(network=network, **options))
+
+
+@pytest.fixture(scope="module")
+def batch_normed():
+    return Task(
+        TrainSettings(network="f1", hidden_sizes=(8,), weight_decay=0.0, **TINY)
+    )
+
+
+def batch_statistics(params, images):
+    """Mean and variance that enter the first BatchNorm, by hand."""
+    layer = jax.tree.map(np.asarray, params["params"]["Dense_0"])
+    hidden = (
+        np.asarray(images).reshape(len(images), -1) @ layer["kernel"] + layer["bias"]
+    )
+    return hidden.mean(0), hidden.var(0)
+
+
+def running(stats):
+    return (stats["batch_stats"]["BatchNorm_0"][name][0] for name in ("mean", "var"))
+
+
+@pytest.mark.parametrize(
+    ("method", "copies"), [("sgd", 1), ("sgd-split", 4), ("sam", 1)]
+)
+def test_running_statistics_move_once_a_step(method, copies, batch_normed):
+    """By the batch's at clean parameters, or by the mean of the ghost batches'."""
+    task = batch_normed
+    trainer = Trainer(METHODS[method], task, (0,))
+    state = jax.tree.map(lambda leaf: leaf[0], trainer.state)
+    indices = trainer._draw(0, 1)[0, 0]
+    trainer.advance(0, 1)
+    images = task.data.train_images[indices]
+    parts = [images[copy::copies] for copy in range(copies)]
+    each = [batch_statistics(state.params, part) for part in parts]
+    mean, var = (sum(values) / copies for values in zip(*each, strict=True))
+    new_mean, new_var = running(trainer.state.stats)
+    np.testing.assert_allclose(new_mean, 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(new_var, 0.9 + 0.1 * var, rtol=1e-4)
+
+
+def test_networks_are_evaluated_with_statistics_of_the_clean_parameters(batch_normed):
+    trainer = Trainer(METHODS["adasmoothout"], batch_normed, (0,))
+    trainer.advance(0, 4)
+    ((params, stats),) = trainer.networks()
+    images = batch_normed.data.train_images
+    mean, var = batch_statistics(params, images)
+    found = stats["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["var"], var, rtol=1e-4)
+    kept = TrainSettings(network="f1", hidden_sizes=(8,), statistics="running", **TINY)
+    plain = Trainer(METHODS["adasmoothout"], Task(kept), (0,))
+    plain.advance(0, 4)
+    chex.assert_trees_all_equal(
+        plain.networks()[0][1], jax.tree.map(lambda leaf: leaf[0], plain.state.stats)
+    )
+
+
+def test_batch_norm_gets_no_noise(batch_normed):
+    trainer = Trainer(METHODS["smoothout"], batch_normed, (0,))
+    trainer.advance(0, 1)
+    ((clean, _),) = trainer.networks()
+    held = jax.tree.map(lambda leaf: leaf[0], trainer.state.params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), clean, held)["params"]
+    assert moved["Dense_0"]["kernel"]
+    assert not any(moved["BatchNorm_0"].values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("method", ["smoothout", "msam", "sam"])
+def test_methods_are_built_on_any_optimizer(method, optimizer):
+    settings = TrainSettings(
+        optimizer=optimizer, hidden_sizes=(8,), clip_norm=1.0, **TINY
+    )
+    task = Task(settings)
+    trainer = Trainer(METHODS[method], task, (0,))
+    before = task.evaluate(*trainer.networks()[0])["train loss"]
+    trainer.advance(0, 4)
+    assert task.evaluate(*trainer.networks()[0])["train loss"] < before
+
+
+def make(**options):
+    return TrainSettings(train_size=100, batch_size=20, **options)
+
+
+def rates(settings, steps=100):
+    schedule = regime.learning_rate_schedule(
+        settings, regime.peak_learning_rate(settings), steps
+    )
+    return np.array([schedule(step) for step in range(steps)])
+
+
+def test_learning_rates_follow_their_schedules():
+    cosine = rates(make(learning_rate=0.2))
+    expected = 0.1 * (1 + np.cos(np.pi * np.arange(100) / 100))
+    np.testing.assert_allclose(cosine, expected, atol=1e-6)
+    steps = rates(make(schedule="multistep", milestones=(0.5, 0.9)))
+    np.testing.assert_allclose(
+        steps[[0, 49, 51, 89, 91]], [0.1, 0.1, 0.01, 0.01, 0.001]
+    )
+    rising = rates(make(schedule="constant", warmup=0.1))
+    np.testing.assert_allclose(rising[:11], 0.1 * np.minimum(np.arange(1, 12) / 10, 1))
+
+
+def test_learning_rate_and_epochs_adapt_to_the_batch_size():
+    options = {"learning_rate": 0.1, "base_batch_size": 5, "epochs": 3.0}
+    root = make(learning_rate_rule="sqrt", **options)
+    assert regime.peak_learning_rate(root) == pytest.approx(0.2)
+    linear = make(learning_rate_rule="linear", adapt_epochs=True, **options)
+    assert regime.peak_learning_rate(linear) == pytest.approx(0.4)
+    assert regime.num_steps(root, 100) == 15
+    assert regime.num_steps(linear, 100) == 60
+
+
+def test_the_optimizer_is_optax_s():
+    settings = make(optimizer="adamw", weight_decay=0.1, clip_norm=0.5, momentum=0.8)
+    ours = regime.make_optimizer(settings, 10)
+    schedule = optax.cosine_decay_schedule(1e-3, 10)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(schedule, b1=0.8, weight_decay=0.1),
+    )
+    params, grads = {"w": jnp.arange(3.0)}, {"w": jnp.array([1.0, -2.0, 3.0])}
+    found = []
+    for optimizer in (ours, theirs):
+        state, held = optimizer.init(params), params
+        for _ in range(3):
+            updates, state = optimizer.update(grads, state, held)
+            held = optax.apply_updates(held, updates)
+        found.append(held)
+    chex.assert_trees_all_close(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["anneal", "tanh", "cosine"])
+def test_the_radius_follows_its_schedule(name):
+    schedule = regime.radius_schedule(make(radius_schedule=name), 0.4, 100)
+    first, last = float(schedule(0)), float(schedule(99))
+    expected = {"anneal": (0.4, 0.4 * 100**-0.275), "tanh": (0, 0.4)}
+    np.testing.assert_allclose(
+        (first, last), expected.get(name, (0.02, 0.4)), rtol=2e-3, atol=1e-4
+    )
+
+
+def test_augmentation_moves_and_mirrors_each_image_by_itself():
+    images = jnp.zeros((64, 6, 6, 1)).at[:, 2, 1].set(1.0)
+    settings = make(shift=1, flip=True)
+    moved = regime.augment(settings, jax.random.key(0), images)
+    places = {tuple(np.argwhere(image)[0][:2].tolist()) for image in moved}
+    rows, columns = zip(*places, strict=True)
+    assert set(rows) == {1, 2, 3}
+    assert set(columns) == {0, 1, 2, 3, 4, 5}
+    assert float(moved.sum()) == 64
+    unmoved = regime.augment(make(), jax.random.key(0), images)
+    assert unmoved is images
+
+
+def test_msam_takes_gradients_ahead_along_the_momentum():
+    """Against the algorithm of the paper, written out."""
+
+    def gradient(w):
+        return np.array([3.0, 1.0]) * np.asarray(w) + np.sin(np.asarray(w))
+
+    optimizer = rivals.msam(optax.sgd(0.1, momentum=0.9), rho=0.3)
+    held = jnp.array([1.0, -2.0])
+    state = optimizer.init(held)
+    w, v, perturbed = np.array([1.0, -2.0]), np.zeros(2), np.array([1.0, -2.0])
+    for _ in range(5):
+        np.testing.assert_allclose(held, perturbed, rtol=1e-5)
+        updates, state = optimizer.update(jnp.asarray(gradient(held)), state, held)
+        held = optax.apply_updates(held, updates)
+        v = 0.9 * v + gradient(perturbed)
+        w = w - 0.1 * v
+        perturbed = w - 0.3 * v / np.linalg.norm(v)
+        np.testing.assert_allclose(rivals.msam_eval_params(state, held), w, rtol=1e-5)
+
+
+def test_noise_that_stays_adds_up():
+    noise = rivals.staying_noise(uniform(1.0), jax.random.key(0))
+    params = jnp.zeros(5000)
+    state = noise.init(params)
+    for step in range(1, 10):
+        updates, state = noise.update(jnp.zeros(5000), state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params.var(), step / 3, rtol=0.1)
+
+
+def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
+    from smoothout_jax.experiments import compare
+
+    seen = {}
+
+    class Spy(Trainer):
+        def __init__(self, method, *args, **options):
+            super().__init__(method, *args, **options)
+            seen[method.label] = self.steps
+
+    monkeypatch.setattr(compare, "Trainer", Spy)
+    settings = Settings(
+        methods=("sam", "smoothout"),
+        equal_gradients=True,
+        seeds=2,
+        noise_samples=2,
+        hidden_sizes=(8,),
+        **TINY,
+    )
+    results = compare.compare(settings)
+    assert seen == {"SGD": 4, "SmoothOut": 4, "SAM": 2}
+    assert set(results.outcomes) == {"sgd", "smoothout", "sam"}
