@@ -20,6 +20,7 @@ from smoothout_jax.experiments.options import (
     read_settings,
     value_type,
 )
+from smoothout_jax.experiments.plans import EvidenceSettings
 from smoothout_jax.experiments.settings import (
     Settings,
     TrainingSettings,
@@ -74,6 +75,13 @@ COMMANDS = {
         " digits by default, from the same seeds, prints a table and writes"
         " settings.json, results.csv, results.json, accuracy.png, landscape.png and a"
         " checkpoint of each method.",
+    ),
+    "evidence": Command(
+        EvidenceSettings,
+        "evidence",
+        "repeat an experiment of the results page",
+        "Tries as many strengths of each method on held-out training images, compares"
+        " all at the best on the test images, and writes EXPERIMENT-FORM.json.",
     ),
     "sharpness": Command(
         SharpnessSettings,

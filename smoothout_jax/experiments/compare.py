@@ -6,6 +6,7 @@ same load.
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ class Outcome(NamedTuple):
         train_loss: cross entropy of the first training images, in nats.
         loss_rise: mean rise of that loss under noise, in nats.
         loss_curve: that loss along a line through the parameters, at `DISTANCES` in
-            units of each filter's norm, averaged over random directions.
+            units of each filter's norm, averaged over random directions; or nothing.
     """
 
     test_accuracy: Any
@@ -72,14 +73,26 @@ class Results:
         return float(np.median(self.seconds[method] / self.seconds["sgd"]))
 
 
-def compare(settings: Settings) -> Results:
-    """Trains every method from every seed and measures what they reached."""
-    task = Task(settings)
+def compare(
+    settings: Settings,
+    strengths: Mapping[str, float] | None = None,
+    *,
+    curves: bool = True,
+) -> Results:
+    """Trains every method from every seed and measures what they reached.
+
+    Args:
+        settings: the settings.
+        strengths: strengths of methods, by name, in the place of the settings'.
+        curves: whether to measure the loss along lines too, which takes longest.
+    """
+    task, strengths = Task(settings), strengths or {}
     trainers = {
         name: Trainer(
             METHODS[name],
             task,
             settings.all_seeds,
+            [strengths[name]] * settings.seeds if name in strengths else None,
             steps=_num_steps(settings, task, name),
         )
         for name in settings.methods
@@ -87,7 +100,7 @@ def compare(settings: Settings) -> Results:
     seconds = _train(trainers)
     networks = {name: trainer.networks() for name, trainer in trainers.items()}
     total = len(networks) * settings.seeds
-    measure = Measurement(settings, task)
+    measure = Measurement(settings, task, DIRECTIONS if curves else 0)
     with progress("measuring", total=total) as bar:
         outcomes = {name: measure(each, bar) for name, each in networks.items()}
     return Results(
@@ -122,10 +135,12 @@ class Measurement:
     Args:
         settings: the settings of the comparison.
         task: the task that they were trained on.
+        directions: number of directions in which the loss is averaged.
     """
 
-    def __init__(self, settings: Settings, task: Task):
+    def __init__(self, settings: Settings, task: Task, directions: int):
         self._task, self._num_samples = task, settings.noise_samples
+        self._keys = jax.random.split(jax.random.key(1), directions)
         self._noise = uniform(
             settings.noise_radius,
             relative_to="filter",
@@ -154,8 +169,8 @@ class Measurement:
                 filter_normalized_direction(key, params),
                 DISTANCES,
                 batches=batches,
-            )
-            for key in jax.random.split(jax.random.key(1), DIRECTIONS)
+            ).values["loss"]
+            for key in self._keys
         ]
         bar.update()
         return Outcome(
@@ -164,5 +179,5 @@ class Measurement:
             test_loss=found["test loss"],
             train_loss=found["train loss"],
             loss_rise=rise.value,
-            loss_curve=np.mean([curve.values["loss"] for curve in curves], axis=0),
+            loss_curve=np.mean(curves, axis=0) if curves else np.empty(0),
         )

@@ -19,9 +19,10 @@ def option(default, help, metavar=None, choices=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def argument(help, metavar):
+def argument(help, metavar, choices=None):
     """A field of the settings that the command takes by its place."""
-    return dataclasses.field(metadata={"help": help, "metavar": metavar})
+    metadata = {"help": help, "metavar": metavar, "choices": choices}
+    return dataclasses.field(metadata=metadata)
 
 
 def value_type(field: dataclasses.Field) -> tuple[Any, bool]:

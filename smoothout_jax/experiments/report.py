@@ -151,8 +151,8 @@ def write(results: Results) -> list[Path]:
     return [*paths, checkpoints]
 
 
-def _scalars(outcome) -> dict[str, np.ndarray]:
-    """The measures that are one number a seed."""
+def scalars(outcome) -> dict[str, np.ndarray]:
+    """The measures of an outcome that are one number a seed."""
     return {
         name: values
         for name, values in outcome._asdict().items()
@@ -168,7 +168,7 @@ def _write_csv(results: Results, path: Path) -> None:
     """One row for each method and seed."""
     rows = [
         {"method": name, "seed": seed}
-        | {key: float(values[seed]) for key, values in _scalars(outcome).items()}
+        | {key: float(values[seed]) for key, values in scalars(outcome).items()}
         for name, outcome in results.outcomes.items()
         for seed in range(results.settings.seeds)
     ]
