@@ -50,7 +50,9 @@ def examine(case: Case, data_dir: Path) -> dict[str, Any]:
     began = time.monotonic()
     trials = try_strengths(case, data_dir)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
-    settings = case.settings(data_dir, held_out=False, learning_rate=chosen["sgd"])
+    settings = dataclasses.replace(
+        case.settings(data_dir, held_out=False), learning_rate=chosen["sgd"]
+    )
     results = compare(settings, chosen, curves=False)
     twice = tuple(name for name in case.methods if METHODS[name].gradients == 2)
     halved = dataclasses.replace(settings, methods=twice, equal_gradients=True)

@@ -22,8 +22,8 @@ TRIALS = {
     "msam_rho": (0.1, 0.3, 1.0, 3.0),
     "std": (0.005, 0.01, 0.03, 0.1),
 }
-NINE = tuple(m for m in METHODS if m not in ("no-denoising", "sgd-split"))
-SIX = (
+TEN = tuple(m for m in METHODS if m not in ("no-denoising", "sgd-split"))
+SEVEN = (
     "sgd",
     "smoothout",
     "adasmoothout",
@@ -64,47 +64,64 @@ class Case:
         """What tells it from the other cases of an experiment."""
         return f"{self.network}, batch {self.batch_size or 'full'}"
 
-    def settings(self, data_dir: Path, *, held_out: bool, **chosen: Any) -> Settings:
+    def settings(self, data_dir: Path, *, held_out: bool) -> Settings:
         """Settings of the comparison, or of trials on held-out images."""
         validation_size = self.validation_size if held_out else 0
-        train_size = self.training["train_size"]
-        noise = {"noise_samples": 10}
+        whole = self.training["train_size"] - validation_size
+        chosen: dict[str, Any] = self.training
         return Settings(
-            **noise | self.training | chosen,
+            **chosen,
             data=self.data,
             data_dir=data_dir,
             network=self.network,
-            batch_size=self.batch_size or train_size - validation_size,
+            batch_size=self.batch_size or whole,
             validation_size=validation_size,
             methods=self.methods,
             seeds=self.seeds,
+            noise_samples=10,
         )
 
 
-def _cases(data, network, batches, methods, validation_size, seeds, **training):
-    """Cases that differ in the batch size, and the steps that go with it."""
-    trial_seeds = training.pop("trial_seeds", 1)
+def _cases(
+    data: str,
+    network: str,
+    batches: dict[int, tuple[int, int]],
+    methods: tuple[str, ...],
+    sizes: tuple[int, int],
+    seeds: tuple[int, int],
+    **training: Any,
+) -> tuple[Case, ...]:
+    """Cases that differ in the batch size.
+
+    Args:
+        data: the data set.
+        network: the network.
+        batches: steps, and copies of the split methods, by the batch size.
+        methods: the methods.
+        sizes: training images, and how many of them are held out for trials.
+        seeds: number of seeds, and of those of each trial.
+        **training: other settings of training.
+    """
     return tuple(
         Case(
             data=data,
             network=network,
             batch_size=batch_size,
             methods=methods,
-            validation_size=validation_size,
-            seeds=seeds,
-            trial_seeds=trial_seeds,
-            training={**training, "steps": steps},
+            validation_size=sizes[1],
+            seeds=seeds[0],
+            trial_seeds=seeds[1],
+            training=training
+            | {"train_size": sizes[0], "steps": steps, "copies": copies},
         )
-        for batch_size, steps in batches.items()
+        for batch_size, (steps, copies) in batches.items()
     )
 
 
 _DIGITS = _cases(
-    *("digits", "mlp", {50: 1000, 0: 1000}, METHODS, 150, 20),
-    train_size=500,
-    copies=5,
-    trial_seeds=5,
+    "digits", "mlp", {50: (1000, 5), 0: (1000, 5)}, METHODS, (500, 150), (20, 5)
 )
+_FULL_1D = {100: (4000, 4), 1000: (4000, 8), 0: (4000, 8)}
 _CROPS = {"shift": 4, "flip": True, "weight_decay": 5e-4}
 
 EXPERIMENTS = {
@@ -112,49 +129,61 @@ EXPERIMENTS = {
         "cpu": _DIGITS,
         "full": _DIGITS,
         "smoke": _cases(
-            *("digits", "f1", {20: 4}, ("sgd", "sam", "adasmoothout-split"), 20, 2),
+            "digits",
+            "f1",
+            {20: (4, 4)},
+            ("sgd", "sam", "adasmoothout-split"),
+            (60, 20),
+            (2, 1),
             hidden_sizes=(8,),
-            train_size=60,
         ),
     },
     "mnist1d": {
         "cpu": (
             *_cases(
-                *("mnist1d", "mlp", {100: 1000, 1000: 400, 0: 400}, METHODS, 500, 10),
-                train_size=2000,
-                trial_seeds=2,
+                "mnist1d",
+                "mlp",
+                {100: (1000, 4), 1000: (400, 4), 0: (400, 4)},
+                METHODS,
+                (2000, 500),
+                (10, 2),
             ),
             *_cases(
-                *("mnist1d", "cnet", {100: 300, 1000: 150, 0: 100}, METHODS, 500, 10),
-                train_size=2000,
+                "mnist1d",
+                "cnet",
+                {100: (300, 4), 1000: (150, 4), 0: (100, 4)},
+                METHODS,
+                (2000, 500),
+                (10, 1),
                 width=8,
             ),
         ),
-        "full": (
-            *_cases(
-                *("mnist1d", "mlp", dict.fromkeys((100, 1000, 0), 4000), METHODS),
-                *(1000, 10),
-                train_size=4000,
-                trial_seeds=3,
-            ),
-            *_cases(
-                *("mnist1d", "cnet", dict.fromkeys((100, 1000, 0), 4000), METHODS),
-                *(1000, 10),
-                train_size=4000,
-                trial_seeds=3,
-            ),
+        "full": tuple(
+            case
+            for network in ("mlp", "cnet")
+            for case in _cases(
+                "mnist1d", network, _FULL_1D, METHODS, (4000, 1000), (10, 3)
+            )
         ),
     },
     "fashion-mnist": {
         "cpu": (
             *_cases(
-                *("fashion-mnist", "f1", {128: 640, 4096: 100}, NINE, 2048, 5),
-                train_size=10_240,
+                "fashion-mnist",
+                "f1",
+                {128: (640, 4), 4096: (100, 32)},
+                TEN,
+                (10_240, 2048),
+                (5, 1),
                 hidden_sizes=(128,) * 5,
             ),
             *_cases(
-                *("fashion-mnist", "cnet", {128: 200, 1024: 40}, NINE, 1024, 3),
-                train_size=5120,
+                "fashion-mnist",
+                "cnet",
+                {128: (200, 4), 1024: (40, 8)},
+                TEN,
+                (5120, 1024),
+                (3, 1),
                 width=8,
             ),
         ),
@@ -162,23 +191,33 @@ EXPERIMENTS = {
             case
             for network in ("f1", "cnet")
             for case in _cases(
-                *("fashion-mnist", network, {128: 14_000, 4096: 3500}, NINE, 6000, 5),
-                train_size=60_000,
-                copies=32,
-                trial_seeds=2,
+                "fashion-mnist",
+                network,
+                {128: (14_000, 4), 4096: (3500, 32)},
+                TEN,
+                (60_000, 6000),
+                (5, 2),
             )
         ),
     },
     "cifar10": {
         "cpu": (
             *_cases(
-                *("cifar10", "cnet", {128: 160, 1024: 32}, SIX, 1024, 3),
-                train_size=5120,
+                "cifar10",
+                "cnet",
+                {128: (160, 4), 1024: (32, 8)},
+                SEVEN,
+                (5120, 1024),
+                (3, 1),
                 width=8,
             ),
             *_cases(
-                *("cifar10", "resnet", {128: 60}, SIX, 1024, 3),
-                train_size=5120,
+                "cifar10",
+                "resnet",
+                {128: (60, 4)},
+                SEVEN,
+                (5120, 1024),
+                (3, 1),
                 depth=44,
                 width=4,
             ),
@@ -187,9 +226,12 @@ EXPERIMENTS = {
             case
             for network in ("cnet", "resnet")
             for case in _cases(
-                *("cifar10", network, {128: 78_000, 2048: 19_500}, SIX, 5000, 5),
-                train_size=50_000,
-                copies=16,
+                "cifar10",
+                network,
+                {128: (78_000, 4), 2048: (19_500, 16)},
+                SEVEN,
+                (50_000, 5000),
+                (5, 1),
                 **_CROPS,
             )
         ),

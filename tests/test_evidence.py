@@ -1,0 +1,133 @@
+"""The command `smoothout evidence`, and the page made of its results."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import results
+from smoothout_jax.experiments import cli, evidence
+from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIALS
+from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.training import Trainer
+
+ROOT = Path(__file__).parents[1]
+NAME = "f1, batch 20"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    output = tmp_path_factory.mktemp("evidence")
+    cli.main(["evidence", "digits", "--form", "smoke", "--output", str(output)])
+    return output
+
+
+@pytest.fixture(scope="module")
+def document(output):
+    return json.loads((output / "digits-smoke.json").read_text())
+
+
+def test_every_method_gets_as_many_trials_and_chooses_the_best(document):
+    trials = document["cases"][NAME]["trials"]
+    assert list(trials) == ["sgd", "sam", "adasmoothout-split"]
+    for name, trial in trials.items():
+        assert tuple(trial["strengths"]) == TRIALS[METHODS[name].strength]
+        assert len(trial["strengths"]) == 4
+        means = np.mean(trial["accuracies"], 1)
+        best = means[trial["strengths"].index(trial["chosen"])]
+        assert best == means.max()
+
+
+def test_trials_never_see_the_test_images():
+    (case,) = EXPERIMENTS["digits"]["smoke"]
+    trial, final = (
+        Task(case.settings(Path(), held_out=held_out)).data
+        for held_out in (True, False)
+    )
+
+    def images(array):
+        return {image.tobytes() for image in np.asarray(array)}
+
+    held_out, test = images(trial.test_images), images(final.test_images)
+    assert len(held_out) == 20
+    assert not held_out & test
+    assert not images(trial.train_images) & (held_out | test)
+    assert held_out | images(trial.train_images) == images(final.train_images)
+    for forms in EXPERIMENTS.values():
+        for cases in forms.values():
+            for each in cases:
+                assert each.seeds <= FIRST_TRIAL_SEED
+
+
+def test_methods_are_compared_at_what_they_chose(document):
+    """SAM's second seed, trained once more on its own."""
+    (case,) = EXPERIMENTS["digits"]["smoke"]
+    found = document["cases"][NAME]
+    chosen = {name: trial["chosen"] for name, trial in found["trials"].items()}
+    assert found["settings"]["learning_rate"] == chosen["sgd"]
+    settings = case.settings(Path(), held_out=False)
+    object.__setattr__(settings, "learning_rate", chosen["sgd"])
+    task = Task(settings)
+    for held, steps in (("equal_updates", 4), ("equal_gradients", 2)):
+        trainer = Trainer(METHODS["sam"], task, [1], [chosen["sam"]], steps=steps)
+        trainer.advance(0, steps)
+        loss = task.evaluate(*trainer.networks()[0])["test loss"]
+        outcome = found[held]["outcomes"]["sam"]
+        assert outcome["test_loss"][1] == pytest.approx(loss, rel=1e-3)
+
+
+def test_cases_that_are_there_are_not_run_again(output, document, monkeypatch):
+    monkeypatch.setattr(evidence, "examine", lambda *_: pytest.fail("it ran again"))
+    cli.main(["evidence", "digits", "--form", "smoke", "--output", str(output)])
+    assert json.loads((output / "digits-smoke.json").read_text()) == document
+
+
+def test_results_of_another_plan_are_not_added_to(document, tmp_path, capsys):
+    other = json.loads(json.dumps(document))
+    other["plan"][NAME]["seeds"] = 9
+    path = tmp_path / "digits-smoke.json"
+    path.write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evidence", "digits", "--form", "smoke", "--output", str(tmp_path)])
+    assert f"case '{NAME}' of another plan" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("imagenet", "invalid choice: 'imagenet'"),
+        ("cifar10 --form smoke", "form must be one of 'cpu', 'full'; got 'smoke'"),
+        ("digits --cases mlp", "cases must be one of 'mlp, batch 50', 'mlp, batch fu"),
+    ],
+)
+def test_bad_options_are_told(options, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evidence", *options.split()])
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_is_that_of_the_committed_results():
+    found = results.read()
+    assert found
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert page == results.page(found)
+    for form in {each.form for each in found}:
+        assert (ROOT / "docs" / "results" / f"differences-{form}.png").exists()
+
+
+def test_committed_results_are_of_the_plans():
+    for each in results.read():
+        plan = {case.name: case for case in EXPERIMENTS[each.experiment][each.form]}
+        settings = plan[each.name].settings(Path(), held_out=False).to_json()
+        kept = each.case["settings"] | {"learning_rate": settings["learning_rate"]}
+        assert json.loads(json.dumps(settings)) == kept
