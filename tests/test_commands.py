@@ -127,7 +127,7 @@ def test_sharpness_measures_what_the_library_does(checkpoints, tmp_path):
     (batch,) = task.sets["train"]
 
     def loss(params):
-        return task.quantities(params, statistics, batch)["loss"]
+        return task.quantities(params, batch, statistics)["loss"]
 
     rises = [
         loss(jax.tree.map(jax.numpy.add, params, noise(key, params))) - loss(params)
@@ -320,3 +320,54 @@ def test_bad_options_are_told_before_any_work(
 def test_the_kind_drawn_follows_from_the_number_of_checkpoints():
     kinds = [LandscapeSettings(checkpoints=("a",) * n).kind for n in (1, 2, 3)]
     assert kinds == ["surface", "between", "surface"]
+
+
+@pytest.fixture(scope="module")
+def batch_normed(tmp_path_factory):
+    """Runs of `smoothout train`, of networks with BatchNorm."""
+    options = (
+        "--network f1 --hidden-sizes 8 --steps 30 --train-size 60 --batch-size 20"
+        " --evaluate-every 30 --relative-radius 0.2 --method"
+    )
+    runs = []
+    for method in ("sgd", "adasmoothout"):
+        output = tmp_path_factory.mktemp(method)
+        cli.main(["train", *options.split(), method, "--output", str(output)])
+        runs.append(output)
+    return runs
+
+
+def evaluated(run):
+    kept = load_checkpoint(run)
+    return Task(kept.settings).evaluate(*kept.network(0))
+
+
+def test_sharpness_reads_runs_and_keeps_their_statistics(batch_normed, tmp_path):
+    run("sharpness", batch_normed, tmp_path, f"{QUICK} --measures expected sam")
+    rows = json.loads((tmp_path / "sharpness.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == ["SGD", "AdaSmoothOut"]
+    for row, folder in zip(rows, batch_normed, strict=True):
+        error = 1 - evaluated(folder)["test accuracy"]
+        assert row["test_error"] == pytest.approx(error, abs=1e-6)
+        assert row["measures"]["sam"][0] > 0
+
+
+@pytest.mark.parametrize("statistics", ["kept", "re-estimated"])
+def test_landscapes_say_what_statistics_they_show(statistics, batch_normed, tmp_path):
+    options = f"--kind curve --points 3 --statistics {statistics}"
+    run("landscape", batch_normed[:1], tmp_path, options)
+    curve = Landscape.load(tmp_path / "curve-sgd.npz")
+    assert curve.note == f"BatchNorm statistics {statistics}"
+    for name, value in evaluated(batch_normed[0]).items():
+        np.testing.assert_allclose(curve.values[name][1], value, rtol=1e-4)
+
+
+def test_statistics_cannot_be_kept_between_two_networks(batch_normed, tmp_path, capsys):
+    options = "--statistics kept --points 3"
+    message = refused("landscape", batch_normed, tmp_path, options, capsys)
+    assert "statistics cannot be kept: give --statistics re-estimated" in message
+    run("landscape", batch_normed, tmp_path, "--points 3 --range 0 1")
+    line = Landscape.load(tmp_path / "between-sgd-adasmoothout.npz")
+    for end, folder in zip((0, -1), batch_normed, strict=True):
+        for name, value in evaluated(folder).items():
+            np.testing.assert_allclose(line.values[name][end], value, rtol=1e-4)

@@ -104,7 +104,7 @@ class Task:
         images = augment(self.settings, key, self.data.train_images[indices])
         return images, self.data.train_labels[indices]
 
-    def quantities(self, params: Any, stats: Any, batch: Any) -> dict[str, jax.Array]:
+    def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
         """Loss and accuracy of images and labels, by statistics that stay."""
         images, labels = batch
         logits = self._evaluating.apply(params | stats, images)
@@ -119,17 +119,17 @@ class Task:
             f"{name} {quantity}": float(value)
             for name, batches in self.sets.items()
             for quantity, value in mean_over_batches(
-                lambda batch: self._quantities(params, stats, batch), batches
+                lambda batch: self._quantities(params, batch, stats), batches
             ).items()
         }
 
     def loss_with(self, stats: Any) -> Partial:
         """The loss of a batch, by statistics that stay: `loss(params, batch)`."""
-        return Partial(self._loss, stats)
+        return Partial(self._loss, stats=stats)
 
     def quantities_with(self, stats: Any) -> Partial:
         """Loss and accuracy of a batch, by statistics that stay."""
-        return Partial(self._fixed, stats)
+        return Partial(self.quantities, stats=stats)
 
     def statistics(self, params: Any, running: Any) -> Any:
         """The BatchNorm statistics to evaluate with, by the setting of that name.
@@ -176,11 +176,8 @@ class Task:
                 f" {settings.data} have shape {shape[1:]}"
             )
 
-    def _fixed(self, stats, params, batch):
-        return self.quantities(params, stats, batch)
-
-    def _loss(self, stats, params, batch):
-        return self.quantities(params, stats, batch)["loss"]
+    def _loss(self, params, batch, stats):
+        return self.quantities(params, batch, stats)["loss"]
 
 
 def _apply_training(network, params, stats, images) -> Any:
