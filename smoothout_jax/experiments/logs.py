@@ -27,8 +27,11 @@ class Log:
 
     Args:
         settings: the settings of the run.
-        start: the step that the run goes on from; what was logged of later steps, which
-            are trained again, is dropped.
+        start: the step that the run goes on from; what was logged of later steps,
+            which are trained again, is dropped.
+
+    Attributes:
+        earlier_seconds: seconds that the steps before took.
     """
 
     def __init__(self, settings: TrainSettings, start: int):
@@ -39,6 +42,7 @@ class Log:
                 rows = list(csv.reader(file))[1:]
             whole = [row for row in rows if len(row) == len(COLUMNS)]
             lines += [row for row in whole if int(row[0]) <= start]
+        self.earlier_seconds = float(lines[-1][-1]) if len(lines) > 1 else 0.0
         with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
             csv.writer(file).writerows(lines)
         self._file = path.open("a", newline="")

@@ -13,7 +13,7 @@ from smoothout_jax._objective import mean_over_batches
 from smoothout_jax.experiments.data import Dataset, hold_out, load
 from smoothout_jax.experiments.networks import make_network
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.regime import augment, num_steps
+from smoothout_jax.experiments.regime import num_steps
 from smoothout_jax.experiments.settings import TrainingSettings
 
 UNITS = {"loss": "nats"}
@@ -99,10 +99,10 @@ class Task:
         logits, stats = _apply_training(self._training, params, stats, images)
         return _cross_entropy(logits, labels), (stats, _accuracy(logits, labels))
 
-    def batch(self, key: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Training images, augmented, and their labels."""
-        images = augment(self.settings, key, self.data.train_images[indices])
-        return images, self.data.train_labels[indices]
+    @property
+    def training_data(self) -> tuple[jax.Array, jax.Array]:
+        """Training images and their labels."""
+        return self.data.train_images, self.data.train_labels
 
     def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
         """Loss and accuracy of images and labels, by statistics that stay."""

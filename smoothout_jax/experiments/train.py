@@ -86,14 +86,16 @@ class Run:
         settings, total = self._settings, self._task.steps
         bar = progress("training", total=total)
         bar.initial = bar.n = self._step
-        found = self._evaluate()
+        found = None
         with _interruption() as interrupted, bar, Log(settings, self._step) as log:
             while self._step < total:
                 before = self._step
                 row = self._advance(interrupted)
                 found = self._evaluate()
-                self._check(row["loss"], found)
-                log.write(row | found | {"seconds": self._seconds["steps"]})
+                if not np.isfinite(found["train loss"]):  # the last update spoilt it
+                    raise InputError(self._advice(self._step, found["train loss"]))
+                seconds = log.earlier_seconds + self._seconds["steps"]
+                log.write(row | found | {"seconds": seconds})
                 bar.set_postfix_str(
                     f"accuracy {100 * found['test accuracy']:.1f} %,"
                     f" loss {row['loss']:.4g}",
@@ -109,7 +111,7 @@ class Run:
                         f"interrupted at step {self._step} of {total}; to go on:"
                         f" smoothout train --resume --output {settings.output}"
                     )
-        return self._table(found), [
+        return self._table(found or self._evaluate()), [
             settings.output / name
             for name in ("settings.json", "log.csv", "tensorboard", "checkpoints")
         ]
@@ -154,11 +156,6 @@ class Run:
     def _evaluate(self) -> dict[str, float]:
         with self._timed("evaluation"):
             return self._task.evaluate(*self._trainer.networks()[0])
-
-    def _check(self, loss: float, found: dict[str, float]) -> None:
-        """Stops a run whose last update spoilt the parameters."""
-        if not np.isfinite(found["train loss"]):
-            raise InputError(self._advice(self._step, found["train loss"]))
 
     def _advice(self, step: int, loss: float) -> str:
         settings = self._settings

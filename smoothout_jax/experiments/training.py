@@ -18,7 +18,7 @@ import optax
 from smoothout_jax import smoothout_value_and_grad
 from smoothout_jax.experiments.data import batch_indices
 from smoothout_jax.experiments.methods import Context, Method
-from smoothout_jax.experiments.regime import peak_learning_rate
+from smoothout_jax.experiments.regime import augment, peak_learning_rate
 from smoothout_jax.experiments.task import Task
 
 
@@ -162,12 +162,15 @@ class Trainer:
 
     def _training_program(self, state, batches):
         """The compiled program of all steps of these batches, or of one of them."""
-        function, batch = self._scan, batches
+        function, batch, data = self._scan, batches, self._task.training_data
         if self._together:
-            function = jax.vmap(function)
+            function = jax.vmap(function, (0, 0, None))
         elif not self._loops:
             function, batch = self._step, batches[0]
-        return self._program(batches.shape, function, state, batch, donate_argnums=0)
+        program = self._program(
+            batches.shape, function, state, batch, data, donate_argnums=0
+        )
+        return lambda state, batch: program(state, batch, data)
 
     def _program(self, name, function, *arguments, **options):
         if name not in self._compiled:
@@ -215,16 +218,19 @@ class Trainer:
             steps,
         )
 
-    def _scan(self, state, batches):
-        return jax.lax.scan(self._step, state, batches)
+    def _scan(self, state, batches, data):
+        return jax.lax.scan(
+            lambda state, batch: self._step(state, batch, data), state, batches
+        )
 
-    def _step(self, state: State, batch) -> tuple[State, Metrics]:
+    def _step(self, state: State, batch, data) -> tuple[State, Metrics]:
         noise_key = jax.random.wrap_key_data(state.noise_key)
         batch_key = jax.random.wrap_key_data(state.batch_key)
         # Shuffles fold in the number of the epoch; this is none.
         augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
-        images, labels = self._task.batch(
-            jax.random.fold_in(augment_key, state.step), batch
+        images, labels = (array[batch] for array in data)
+        images = augment(
+            self._task.settings, jax.random.fold_in(augment_key, state.step), images
         )
 
         def loss(params, images, labels):
