@@ -298,19 +298,18 @@ def draw(found: list[Found]) -> Figure:
     figure = Figure(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for ax, each in zip(panels, found, strict=False):
-        for row, name in enumerate(names):
-            if difference := each.difference(name):
-                mean, low, high = difference
-                # A method that fails altogether would leave no scale for the others.
-                if mean > -10:
-                    bar = [[mean - low], [high - mean]]
-                    color = COLORS[name]
-                    ax.errorbar(
-                        mean, row, xerr=bar, fmt="o", color=color, capsize=3, lw=1.5
-                    )
-                else:
-                    note = f"{mean:.0f}"
-                    ax.annotate(note, (0.02, row), xycoords=("axes fraction", "data"))
+        differences = {name: d for name in names if (d := each.difference(name))}
+        # A method that fails would leave no scale for the others: it is written out.
+        least = -2 * max(high for _, _, high in differences.values())
+        for name, (mean, low, high) in differences.items():
+            row = names.index(name)
+            if mean > least:
+                bar = [[mean - low], [high - mean]]
+                style = {"fmt": "o", "color": COLORS[name], "capsize": 3, "lw": 1.5}
+                ax.errorbar(mean, row, xerr=bar, **style)
+            else:
+                place = {"xycoords": ("axes fraction", "data"), "va": "center"}
+                ax.annotate(f"← {mean:.1f}", (0.02, row), color=COLORS[name], **place)
         ax.axvline(0, color="black", lw=0.8)
         ax.set_title(each.label.replace(", batch", "\nbatch"), fontsize=9)
         ax.grid(axis="x", alpha=0.3)

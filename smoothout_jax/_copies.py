@@ -6,6 +6,7 @@ class that holds the options, checked, and averages any function over the copies
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from smoothout_jax import _checks
 from smoothout_jax._apart import apart
@@ -40,6 +42,7 @@ class Copies:
     execution: str = "auto"
     chunk_size: int | None = None
     axis_name: str | tuple[str, ...] | None = None
+    spmd_axis_name: str | tuple[str, ...] | None = None
 
     def __post_init__(self):
         _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
@@ -49,6 +52,7 @@ class Copies:
         self._check_clean_weight()
         self._check_argnums()
         self._check_chunk_size()
+        self._check_spmd_axis_name()
         if self.antithetic and self.num_copies % 2:
             raise ValueError(
                 "antithetic copies come in pairs, so num_copies must be even; got"
@@ -115,6 +119,21 @@ class Copies:
                 f" copies{clean}"
             )
 
+    def _check_spmd_axis_name(self):
+        if self.spmd_axis_name is None:
+            return
+        if self.execution not in ("auto", "vmap") or self.chunk_size is not None:
+            raise ValueError(
+                "spmd_axis_name lays the copies over devices, which run them together;"
+                f" it excludes execution={self.execution!r} and"
+                f" chunk_size={self.chunk_size}"
+            )
+        if self.axis_name is not None:
+            raise ValueError(
+                f"axis_name={self.axis_name!r} is for jax.shard_map and"
+                f" spmd_axis_name={self.spmd_axis_name!r} for jax.jit: give one"
+            )
+
     @property
     def total(self) -> int:
         """The number of copies, the clean one included."""
@@ -150,9 +169,12 @@ class Copies:
 
         # Split, not folded once more: unsafe_rbg keys fold alike in either order.
         keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
+        if self.antithetic:
+            keys = keys[np.arange(self.total) // 2]
 
-        def perturb(params, number):
-            return self._perturb(keys, params, number, step)
+        def perturb(params, numbered):
+            number, key = numbered
+            return self._perturb(number, key, params, step)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
@@ -162,7 +184,8 @@ class Copies:
                 ((result, aux), None) if self.aux == "mean" else ((result, None), aux)
             )
 
-        (result, aux), stacked = self._run(perturb, call, params, own_args)
+        numbered = np.arange(self.total), keys
+        (result, aux), stacked = self._run(perturb, call, params, numbered, own_args)
         if self.aux != "mean":
             picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[picked], stacked)
@@ -173,14 +196,15 @@ class Copies:
                 aux = jax.lax.pmean(aux, self.axis_name)
         return result, aux
 
-    def _run(self, perturb, call, params, own_args) -> tuple[Any, Any]:
+    def _run(self, perturb, call, params, numbered, own_args) -> tuple[Any, Any]:
         """Calls every copy: the weighted sum of the results, and stacked auxiliaries.
 
         Args:
-            perturb: function of the parameters and a copy's number to its own.
+            perturb: function of the parameters and a copy's number and key to its own.
             call: function of a copy's parameters and own arguments to a result that is
                 summed and one that is stacked.
             params: the clean parameters.
+            numbered: the copies' numbers and keys.
             own_args: the arguments that differ, with a leading axis of copies.
         """
         execution = self._execution()
@@ -189,14 +213,16 @@ class Copies:
         ]
 
         def run(params, chunk):
-            numbers, own = chunk
+            numbered, own = chunk
+            if self.spmd_axis_name is not None:
+                return self._run_over_mesh(perturb, call, params, numbered, own)
             if size == 1:
-                return call(perturb(params, numbers), own)
+                return call(perturb(params, numbered), own)
             # A loop draws the noise: under vmap, rbg keys would draw another.
-            perturbed = jax.lax.map(functools.partial(perturb, params), numbers)
+            perturbed = jax.lax.map(functools.partial(perturb, params), numbered)
             return jax.vmap(call)(perturbed, own)
 
-        copies = (np.arange(self.total), own_args)
+        copies = (numbered, own_args)
         weights = np.full(self.total, (1 - self.clean_weight) / self.num_copies)
         if self.clean_weight:
             weights[-1] = self.clean_weight
@@ -212,8 +238,40 @@ class Copies:
             )
         return total, stacked
 
+    def _run_over_mesh(self, perturb, call, params, numbered, own):
+        """Every copy where its part of the mesh is."""
+        mesh = jax.sharding.get_abstract_mesh()
+        names = self.spmd_axis_name or ()
+        names = (names,) if isinstance(names, str) else names
+        if missing := [name for name in names if name not in mesh.axis_names]:
+            raise ValueError(
+                f"spmd_axis_name: the mesh has no axis {missing[0]!r}, but"
+                f" {mesh.axis_names}; set it by jax.set_mesh(mesh)"
+            )
+        devices = math.prod(mesh.shape[name] for name in names)
+        if self.total % devices:
+            raise ValueError(
+                f"spmd_axis_name: the {self.total} copies do not divide over the"
+                f" {devices} devices of {self.spmd_axis_name!r}"
+            )
+
+        explicit = AxisType.Explicit in mesh.axis_types
+
+        def run(numbered, own):
+            perturbed = perturb(params, numbered)
+            if not explicit:
+                perturbed = jax.tree.map(_anywhere, perturbed)
+            return call(perturbed, own)
+
+        lay = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+        copies = jax.tree.map(jnp.asarray, (numbered, own))
+        copies = lay(copies, jax.P(self.spmd_axis_name))
+        return jax.vmap(run, spmd_axis_name=self.spmd_axis_name)(*copies)
+
     def _execution(self) -> str:
         """How the copies run, `"auto"` decided; one copy needs no loop."""
+        if self.spmd_axis_name is not None:
+            return "vmap"
         if self.total == 1:
             return "unroll"
         if self.execution != "auto":
@@ -224,12 +282,11 @@ class Copies:
             return "vmap"
         return "unroll" if self.total <= MAX_UNROLLED else "scan"
 
-    def _perturb(self, keys, params, number, step):
+    def _perturb(self, number, key, params, step):
         """The parameters of one copy."""
-        pair = number // 2 if self.antithetic else number
         # Without a step of ours, the noise may have one bound by functools.partial.
         steps = () if step is None else (step,)
-        noise = self.noise(keys[pair], params, *steps)
+        noise = self.noise(key, params, *steps)
         if self.antithetic:
             odd = number % 2 == 1
             noise = jax.tree.map(
@@ -245,8 +302,9 @@ class Copies:
     def _own_args(self, args) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""
         own = {}
+        split = _split_rows if self.spmd_axis_name is None else _split_blocks
         for name, distribute in (
-            ("batch_argnums", _split_rows),
+            ("batch_argnums", split),
             ("copy_argnums", _check_slices),
         ):
             for argnum in getattr(self, name):
@@ -263,6 +321,17 @@ class Copies:
 
 def _split_rows(total: int, argnum: int, path, leaf) -> jax.Array:
     """Rows m, m + total, … of a leaf, at index m of a new leading axis."""
+    shape = _check_rows(total, argnum, path, leaf)
+    return jnp.swapaxes(jnp.reshape(leaf, (-1, total, *shape[1:])), 0, 1)
+
+
+def _split_blocks(total: int, argnum: int, path, leaf) -> jax.Array:
+    """The m-th block of rows of a leaf, at index m of a new leading axis."""
+    shape = _check_rows(total, argnum, path, leaf)
+    return jnp.reshape(leaf, (total, -1, *shape[1:]))
+
+
+def _check_rows(total: int, argnum: int, path, leaf) -> tuple[int, ...]:
     shape = jnp.shape(leaf)
     if not shape or shape[0] % total:
         raise ValueError(
@@ -270,7 +339,7 @@ def _split_rows(total: int, argnum: int, path, leaf) -> jax.Array:
             f" {shape[0] if shape else 'no'} rows, which do not divide between {total}"
             " copies"
         )
-    return jnp.swapaxes(jnp.reshape(leaf, (-1, total, *shape[1:])), 0, 1)
+    return shape
 
 
 def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
@@ -282,6 +351,12 @@ def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
             f" {shape} needs a leading axis with one slice for each of {total} copies"
         )
     return leaf
+
+
+def _anywhere(leaf: jax.Array) -> jax.Array:
+    """The leaf, laid over devices as it may be, but for the copies."""
+    free = jax.P(*[jax.P.UNCONSTRAINED] * leaf.ndim)
+    return jax.lax.with_sharding_constraint(leaf, free)
 
 
 def _vary(params: Params, index: jax.Array) -> Params:

@@ -48,13 +48,24 @@ def uniform_levels(
 
     def draw(leaf):
         if leaf.size < LARGE:
-            end = next(ends)
-            drawn = together[end - leaf.size : end].reshape(leaf.shape)
+            drawn = _part(together, next(ends), leaf.size).reshape(leaf.shape)
         else:
             drawn = _integers(key, next(groups), leaf.shape, bits)
         return _levels(drawn, bits, leaf.dtype)
 
     return [draw(leaf) for leaf in leaves]
+
+
+def _part(together: jax.Array, end: int, size: int) -> jax.Array:
+    """The elements before an end, where every device has them all.
+
+    Were the place known to XLA, it would lay the whole over devices as the parts are
+    laid, and then pass them around.
+    """
+    if on_one_cpu():
+        return together[end - size : end]
+    start = jax.lax.optimization_barrier(jnp.int32(end - size))
+    return jax.lax.dynamic_slice_in_dim(together, start, size)
 
 
 def _integers(key, group: int, shape: tuple[int, ...], bits: int) -> jax.Array:

@@ -40,7 +40,7 @@ def smooth(
         num_copies: number of perturbed copies.
         has_aux: whether `fun` returns a pair, the second of which is auxiliary.
         **options: the options of `smoothout_value_and_grad`, from `batch_argnums` to
-            `axis_name`.
+            `spmd_axis_name`.
 
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
@@ -87,6 +87,7 @@ def smoothout_value_and_grad(
     execution: str = "auto",
     chunk_size: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    spmd_axis_name: str | tuple[str, ...] | None = None,
 ) -> Callable[..., Any]:
     """Value and gradient averaged over perturbed copies of the parameters.
 
@@ -133,6 +134,12 @@ def smoothout_value_and_grad(
             (or `jax.vmap`): each device draws noise of its own, and the value, the
             gradients and `"mean"` or `"clean"` auxiliary outputs are averaged over the
             axis. `"stack"` and `"first"` stay each device's own.
+        spmd_axis_name: name, or names, of the mesh axis that the copies are laid over
+            under `jax.jit`, with the mesh set by `jax.set_mesh`; as many copies as
+            devices, or a multiple. The copies run together, each where its devices
+            are, and a batch is split into blocks, copy m taking the m-th, so that one
+            sharded over the axis stays where it is. Excludes `axis_name`, other
+            `execution` than `"vmap"`, and `chunk_size`.
 
     Returns:
         The function `fn(key, params, *args, **kwargs)` to `(value, grads)`, or
@@ -176,6 +183,7 @@ def smoothout_value_and_grad(
         execution=execution,
         chunk_size=chunk_size,
         axis_name=axis_name,
+        spmd_axis_name=spmd_axis_name,
     )
     _checks.function("fun(params, *args)", fun=fun)
     plain = jax.value_and_grad(fun, has_aux=has_aux)

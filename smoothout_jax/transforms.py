@@ -248,6 +248,7 @@ def smooth_gradients(
     execution: str = "auto",
     chunk_size: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    spmd_axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradients by gradients averaged over perturbed copies.
 
@@ -267,6 +268,7 @@ def smooth_gradients(
             integer under `"unroll"`, and traced under `"vmap"` and `"scan"`.
         chunk_size: copies vmapped together inside a scan.
         axis_name: the axis of devices that each draw noise of their own.
+        spmd_axis_name: the mesh axis that the copies are laid over.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` raises a `ValueError`
@@ -303,6 +305,7 @@ def smooth_gradients(
         execution=execution,
         chunk_size=chunk_size,
         axis_name=axis_name,
+        spmd_axis_name=spmd_axis_name,
     )
     _checks.prng_key(key)
 
