@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.methods import METHODS
@@ -116,11 +117,7 @@ def load_trees(path: Path, **like: Any) -> dict[str, Any]:
     Raises:
         InputError: if the checkpoint is damaged, or holds something else.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        like,
-    )
+    shapes = jax.tree.map(_placed, like)
     items = {
         name: ocp.args.StandardRestore(tree)
         for name, tree in shapes.items()
@@ -161,6 +158,13 @@ def path_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / str(step)
 
 
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and place of a leaf, which is the first device if it has none."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, "sharding", None) or first
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def _restore(path: Path, **items: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path.absolute(), ocp.args.Composite(**items))
@@ -182,6 +186,8 @@ def _told_by_name(path: Path) -> Iterator[None]:
 def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
+        if not getattr(leaf, "is_fully_addressable", True):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 

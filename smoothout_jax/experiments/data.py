@@ -30,10 +30,10 @@ class Dataset(NamedTuple):
         test_labels: int32, (test images,).
     """
 
-    train_images: jax.Array
-    train_labels: jax.Array
-    test_images: jax.Array
-    test_labels: jax.Array
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
 
     @property
     def num_classes(self) -> int:
@@ -61,7 +61,7 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8, 1) / 16
-        return _to_device(*_divide(images, labels, train_size or 500))
+        return _dataset(*_divide(images, labels, train_size or 500))
     if name == "mnist1d":
         train, test = _mnist1d()
     else:
@@ -73,7 +73,7 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
                 f" in {data_dir}"
             )
         train, _ = _divide(train.images, train.labels, train_size)
-    return _to_device(train, test) if name == "mnist1d" else _standardized(train, test)
+    return _dataset(train, test) if name == "mnist1d" else _standardized(train, test)
 
 
 def _read(name: str, data_dir: Path) -> tuple[Split, Split]:
@@ -131,15 +131,15 @@ def _standardized(train: Split, test: Split) -> Dataset:
         images = (split.images - mean.astype(np.float32)) / scale.astype(np.float32)
         return Split(images, split.labels)
 
-    return _to_device(standardize(train), standardize(test))
+    return _dataset(standardize(train), standardize(test))
 
 
-def _to_device(train: Split, test: Split) -> Dataset:
+def _dataset(train: Split, test: Split) -> Dataset:
     return Dataset(
-        train_images=jnp.asarray(train.images, jnp.float32),
-        train_labels=jnp.asarray(train.labels, jnp.int32),
-        test_images=jnp.asarray(test.images, jnp.float32),
-        test_labels=jnp.asarray(test.labels, jnp.int32),
+        train_images=np.asarray(train.images, np.float32),
+        train_labels=np.asarray(train.labels, np.int32),
+        test_images=np.asarray(test.images, np.float32),
+        test_labels=np.asarray(test.labels, np.int32),
     )
 
 
@@ -161,8 +161,7 @@ def hold_out(data: Dataset, size: int) -> Dataset:
         raise InputError(
             f"validation_size={size} leaves none of the {available} training images"
         )
-    images, labels = np.asarray(data.train_images), np.asarray(data.train_labels)
-    return _to_device(*_divide(images, labels, available - size))
+    return _dataset(*_divide(data.train_images, data.train_labels, available - size))
 
 
 def batch_indices(

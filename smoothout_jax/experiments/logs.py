@@ -1,11 +1,13 @@
 """Logs of a run: a CSV file, and event files for TensorBoard."""
 
+import contextlib
 import csv
 from typing import Any
 
 import tensorboardX
 
 from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.processes import is_first
 from smoothout_jax.experiments.settings import TrainSettings
 
 COLUMNS = (
@@ -30,11 +32,20 @@ class Log:
         start: the step that the run goes on from; what was logged of later steps,
             which are trained again, is dropped.
 
+    Only the first of several processes writes.
+
     Attributes:
         earlier_seconds: seconds that the steps before took.
     """
 
     def __init__(self, settings: TrainSettings, start: int):
+        self.earlier_seconds = 0.0
+        self._files = contextlib.ExitStack()
+        self._writes = is_first()
+        if self._writes:
+            self._open(settings, start)
+
+    def _open(self, settings, start) -> None:
         path = settings.output / "log.csv"
         lines = [COLUMNS]
         if path.exists() and start:
@@ -42,23 +53,26 @@ class Log:
                 rows = list(csv.reader(file))[1:]
             whole = [row for row in rows if len(row) == len(COLUMNS)]
             lines += [row for row in whole if int(row[0]) <= start]
-        self.earlier_seconds = float(lines[-1][-1]) if len(lines) > 1 else 0.0
+        if len(lines) > 1:
+            self.earlier_seconds = float(lines[-1][-1])
         with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
             csv.writer(file).writerows(lines)
-        self._file = path.open("a", newline="")
+        self._file = self._files.enter_context(path.open("a", newline=""))
         self._writer = tensorboardX.SummaryWriter(
             str(settings.output / "tensorboard"), purge_step=start + 1
         )
+        self._files.callback(self._writer.close)
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._file.close()
-        self._writer.close()
+        self._files.close()
 
     def write(self, row: dict[str, float]) -> None:
         """Writes what was found at a step, by the names of `COLUMNS`."""
+        if not self._writes:
+            return
         csv.writer(self._file).writerow([row[name] for name in COLUMNS])
         self._file.flush()
         for name in COLUMNS[2:]:

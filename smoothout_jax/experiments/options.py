@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+AXES = ("data", "model")
+
 
 class InputError(ValueError):
     """A file given to a command cannot be used: told in a line, without a traceback."""
@@ -29,6 +31,24 @@ def value_type(field: dataclasses.Field) -> tuple[Any, bool]:
     """The type of a field's values, and whether it holds several of them."""
     several = get_origin(field.type) is tuple
     return (get_args(field.type)[0] if get_args(field.type) else field.type), several
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes of the axes of a mesh written as `data=4,model=2`.
+
+    Raises:
+        ValueError: if it is written otherwise.
+    """
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or name in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                "mesh must give sizes of at least 1 to the axes data and model, such"
+                f" as data=4,model=2; got {text!r}"
+            )
+        sizes[name] = int(size)
+    return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 def prepare_folder(path: Path) -> None:

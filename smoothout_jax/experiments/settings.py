@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothout_jax import _checks
-from smoothout_jax.experiments.options import option
+from smoothout_jax.experiments.options import option, parse_mesh
 
 DEFAULT_METHODS = ("sgd", "smoothout", "adasmoothout", "sam")
 METHODS = (
@@ -37,7 +37,16 @@ TRAINING_IMAGES = {
 }
 NETWORKS = ("mlp", "f1", "cnet", "resnet", "wide-resnet", "vit")
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-FOLDERS = ("output", "data_dir")
+# What is of one machine, and does not change what is trained.
+MACHINE = (
+    "output",
+    "data_dir",
+    "mesh",
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,9 +280,9 @@ class TrainingSettings:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON holds them, but for the folders of one machine."""
+        """The settings as JSON holds them, but for those of one machine."""
         settings = dataclasses.asdict(self)
-        return {name: value for name, value in settings.items() if name not in FOLDERS}
+        return {name: value for name, value in settings.items() if name not in MACHINE}
 
     @classmethod
     def from_json(cls, settings: dict[str, Any], data_dir: Path) -> Any:
@@ -355,6 +364,22 @@ class TrainSettings(TrainingSettings):
         1.0, "least minutes between checkpoints, which follow evaluations"
     )
     keep: int = option(2, "last checkpoints that are kept")
+    mesh: str | None = option(
+        None,
+        "devices as axes: data, over which batches are laid, and model, over which"
+        " filters are, such as data=4,model=2; the first device alone if not given",
+        "AXES",
+    )
+    distributed: bool = option(
+        False,
+        "run in several processes, found by the environment, as SLURM, GKE and TPU"
+        " pods set it, or given by the three options that follow",
+    )
+    coordinator_address: str | None = option(
+        None, "address and port of process 0, such as 10.0.0.1:1234", "ADDRESS"
+    )
+    num_processes: int | None = option(None, "number of processes")
+    process_id: int | None = option(None, "number of this process, from 0")
     output: Path = option(
         Path("smoothout-run"), "folder for checkpoints, logs and settings", "FOLDER"
     )
@@ -368,6 +393,25 @@ class TrainSettings(TrainingSettings):
             raise ValueError(f"seed must be in [0, 2³¹), got {self.seed}")
         super().__post_init__()
         self.check_parts(self.method)
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        names = ("coordinator_address", "num_processes", "process_id")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given and len(given) < len(names):
+            raise ValueError(f"give all of {', '.join(names)}, not {given[0]} alone")
+        if self.num_processes is not None and self.process_id is not None:
+            _checks.count(num_processes=self.num_processes)
+            if not 0 <= self.process_id < self.num_processes:
+                raise ValueError(
+                    f"process_id must be in 0 to {self.num_processes - 1}, got"
+                    f" {self.process_id}"
+                )
+            self._set(distributed=True)
+        if self.mesh is not None:
+            parse_mesh(self.mesh)
+        elif self.distributed:
+            raise ValueError("distributed needs mesh, such as --mesh data=8")
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

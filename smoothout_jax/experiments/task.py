@@ -13,6 +13,7 @@ from smoothout_jax._objective import mean_over_batches
 from smoothout_jax.experiments.data import Dataset, hold_out, load
 from smoothout_jax.experiments.networks import make_network
 from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.placement import Placement
 from smoothout_jax.experiments.regime import num_steps
 from smoothout_jax.experiments.settings import TrainingSettings
 
@@ -29,10 +30,13 @@ class Task:
 
     Args:
         settings: the settings that training runs on.
+        placement: where arrays lie; by default on the first device.
 
     Attributes:
         settings: those settings.
+        placement: where arrays lie.
         data: the data set.
+        training_data: training images and their labels, on the devices.
         steps: updates in the whole of training.
         steps_per_epoch: updates in a pass over the training images.
         batch_norm: whether the network has BatchNorm.
@@ -45,8 +49,9 @@ class Task:
         InputError: if the data cannot be read, or do not suit the network.
     """
 
-    def __init__(self, settings: TrainingSettings):
+    def __init__(self, settings: TrainingSettings, placement: Placement | None = None):
         self.settings = settings
+        self.placement = placement = placement or Placement()
         data = load(settings.data, settings.data_dir, settings.train_size)
         self.data: Dataset = hold_out(data, settings.validation_size)
         num_images = len(self.data.train_images)
@@ -56,6 +61,11 @@ class Task:
                 " training images"
             )
         self._check_images(self.data.train_images.shape)
+        placement.check_batch(settings.batch_size, 1)
+        self.training_data = (
+            placement.examples(self.data.train_images),
+            placement.examples(self.data.train_labels),
+        )
         self.steps = num_steps(settings, num_images)
         self.steps_per_epoch = num_images // settings.batch_size
         self.convolves = settings.network not in ("mlp", "f1")
@@ -77,11 +87,11 @@ class Task:
         self._init_stats = jax.eval_shape(self.init, jax.random.key(0))[1]
         self.batch_norm = bool(self._init_stats)
         self.sets = {
-            "train": _batches(
+            "train": self._batches(
                 self.data.train_images[:MEASURED_IMAGES],
                 self.data.train_labels[:MEASURED_IMAGES],
             ),
-            "test": _batches(self.data.test_images, self.data.test_labels),
+            "test": self._batches(self.data.test_images, self.data.test_labels),
         }
         self._quantities = jax.jit(self.quantities)
         self._statistics = jax.jit(self.batch_statistics)
@@ -98,11 +108,6 @@ class Task:
         """The loss that is trained, in nats, with new statistics and the accuracy."""
         logits, stats = _apply_training(self._training, params, stats, images)
         return _cross_entropy(logits, labels), (stats, _accuracy(logits, labels))
-
-    @property
-    def training_data(self) -> tuple[jax.Array, jax.Array]:
-        """Training images and their labels."""
-        return self.data.train_images, self.data.train_labels
 
     def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
         """Loss and accuracy of images and labels, by statistics that stay."""
@@ -176,6 +181,13 @@ class Task:
                 f" {settings.data} have shape {shape[1:]}"
             )
 
+    def _batches(self, *arrays):
+        starts = range(0, len(arrays[0]), BATCH)
+        return [
+            tuple(self.placement.everywhere(a[i : i + BATCH]) for a in arrays)
+            for i in starts
+        ]
+
     def _loss(self, params, batch, stats):
         return self.quantities(params, batch, stats)["loss"]
 
@@ -183,11 +195,6 @@ class Task:
 def _apply_training(network, params, stats, images) -> Any:
     """Logits, normalised by the batch, and the statistics moved by it."""
     return network.apply(params | stats, images, mutable=["batch_stats"])
-
-
-def _batches(images, labels):
-    starts = range(0, len(labels), BATCH)
-    return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in starts]
 
 
 def _cross_entropy(logits, labels):

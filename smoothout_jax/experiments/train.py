@@ -1,13 +1,12 @@
 """`smoothout train`: one run, with checkpoints and logs, that can be gone on with."""
 
 import json
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 from rich import box
 from rich.table import Table
@@ -25,10 +24,17 @@ from smoothout_jax.experiments.checkpoints import (
 from smoothout_jax.experiments.logs import Log
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.placement import Placement
+from smoothout_jax.experiments.processes import (
+    any_process,
+    interruption,
+    is_first,
+    processes,
+)
 from smoothout_jax.experiments.regime import learning_rate_schedule, peak_learning_rate
 from smoothout_jax.experiments.settings import TrainSettings
 from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.training import Trainer, stack, strength_of
+from smoothout_jax.experiments.training import Trainer, strength_of
 
 CLOCKS = ("steps", "compilation", "input", "evaluation", "checkpoints")
 
@@ -39,7 +45,9 @@ class InterruptionError(InputError):
     status = 130
 
 
-def run(settings: TrainSettings, resume: bool = False) -> tuple[Table, list[Path]]:
+def run(
+    settings: TrainSettings, resume: bool = False
+) -> tuple[Table | None, list[Path]]:
     """Runs `smoothout train`: the table to print, and the paths written.
 
     Args:
@@ -47,9 +55,14 @@ def run(settings: TrainSettings, resume: bool = False) -> tuple[Table, list[Path
         resume: whether to go on from the last checkpoint in the output folder.
 
     Raises:
-        InputError: if the folder holds another run, if the loss is not finite, or if
-            the run is interrupted.
+        InputError: if the folder holds another run, if the loss is not finite, if the
+            run is interrupted, or if another of its processes fails.
     """
+    with processes(settings):
+        return _run(settings, resume)
+
+
+def _run(settings: TrainSettings, resume: bool) -> tuple[Table | None, list[Path]]:
     steps = steps_of(settings.output)
     if steps and not resume:
         raise InputError(
@@ -69,25 +82,32 @@ class Run:
 
     def __init__(self, settings: TrainSettings, start: int | None):
         self._settings = settings
-        self._task = Task(settings)
+        placement = Placement(settings.mesh)
+        method = METHODS[settings.method]
+        placement.check_batch(
+            settings.batch_size,
+            method.copies(settings).get("num_copies", 2) if method.splits else 1,
+        )
+        self._task = Task(settings, placement)
         self._trainer = Trainer(METHODS[settings.method], self._task, (settings.seed,))
         self._step = 0
         self._seconds: dict[str, float] = dict.fromkeys(CLOCKS, 0.0)
         self._saved = time.monotonic()
         if start is None:
-            with whole_file(settings.output / "settings.json") as path:
-                path.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
+            if is_first():
+                with whole_file(settings.output / "settings.json") as path:
+                    path.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
             self._save()
         else:
             self._restore(start)
 
-    def finish(self) -> tuple[Table, list[Path]]:
+    def finish(self) -> tuple[Table | None, list[Path]]:
         """Trains to the end."""
         settings, total = self._settings, self._task.steps
         bar = progress("training", total=total)
         bar.initial = bar.n = self._step
         found = None
-        with _interruption() as interrupted, bar, Log(settings, self._step) as log:
+        with interruption() as interrupted, bar, Log(settings, self._step) as log:
             while self._step < total:
                 before = self._step
                 row = self._advance(interrupted)
@@ -102,16 +122,20 @@ class Run:
                     refresh=False,
                 )
                 bar.update(self._step - before)
-                ending = interrupted() or self._step == total
                 waited = time.monotonic() - self._saved
-                if ending or waited >= 60 * settings.checkpoint_minutes:
+                late = waited >= 60 * settings.checkpoint_minutes
+                stopping, late = any_process(interrupted(), late)
+                if stopping or late or self._step == total:
                     self._save()
-                if interrupted() and self._step < total:
+                if stopping and self._step < total:
                     raise InterruptionError(
                         f"interrupted at step {self._step} of {total}; to go on:"
                         f" smoothout train --resume --output {settings.output}"
                     )
-        return self._table(found or self._evaluate()), [
+        found = found or self._evaluate()
+        if not is_first():
+            return None, []
+        return self._table(found), [
             settings.output / name
             for name in ("settings.json", "log.csv", "tensorboard", "checkpoints")
         ]
@@ -175,7 +199,8 @@ class Run:
     def _save(self) -> None:
         settings = self._settings
         with self._timed("checkpoints"):
-            params, stats = stack(self._trainer.networks())
+            ((params, stats),) = self._trainer.networks()
+            params, stats = jax.tree.map(lambda leaf: leaf[None], (params, stats))
             save_checkpoint(
                 path_of(settings.output, self._step),
                 settings.method,
@@ -184,8 +209,9 @@ class Run:
                 stats=stats,
                 state=self._trainer.state._asdict(),
             )
-            for step in steps_of(settings.output)[: -settings.keep]:
-                delete_checkpoint(path_of(settings.output, step))
+            if is_first():
+                for step in steps_of(settings.output)[: -settings.keep]:
+                    delete_checkpoint(path_of(settings.output, step))
         self._saved = time.monotonic()
 
     def _restore(self, step: int) -> None:
@@ -234,21 +260,3 @@ class Run:
                 f"time of {name}", f"{seconds:.1f} s, {100 * seconds / total:.1f} %"
             )
         return table
-
-
-@contextmanager
-def _interruption() -> Iterator[Any]:
-    """Whether SIGINT or SIGTERM came; a second SIGINT ends the program at once."""
-    came = []
-
-    def handle(number, frame):
-        came.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = signal.SIGINT, signal.SIGTERM
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -91,11 +91,10 @@ class Trainer:
         if strengths is None:
             strengths = [strength_of(method, task.settings)] * len(seeds)
         self._context = Context(task.settings, self.steps, task.batch_norm)
-        self._together = not task.convolves
-        self._loops = self._together or jax.default_backend() != "cpu"
+        self._together = not task.convolves and task.placement.mesh is None
+        self._loops = not task.convolves or jax.default_backend() != "cpu"
         self.compile_seconds, self._compiled = 0.0, {}
-        init = jax.jit(jax.vmap(self._init))
-        self.restore(init(jnp.asarray(seeds), jnp.asarray(strengths, jnp.float32)))
+        self._groups = self._begin(np.asarray(seeds), np.asarray(strengths, np.float32))
 
     @property
     def state(self) -> State:
@@ -107,12 +106,14 @@ class Trainer:
     def restore(self, state: State) -> None:
         """Goes on from a state of all runs."""
         if self._together:
-            self._groups = [jax.tree.map(jnp.copy, state)]
+            groups = [state]
         else:
-            self._groups = [
+            groups = [
                 jax.tree.map(lambda leaf, run=run: leaf[run], state)
                 for run in range(len(state.step))
             ]
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
+        self._groups = jax.device_put(groups, places)
 
     def advance(
         self, start: int, stop: int, stopped: Callable[[], bool] = lambda: False
@@ -152,12 +153,21 @@ class Trainer:
             networks.append((of_run[0], self._task.statistics(*of_run)))
         return networks
 
+    def _begin(self, seeds, strengths) -> list[State]:
+        """The states of the runs: one of all that train together, or each its own."""
+        if self._together:
+            return [jax.jit(jax.vmap(self._init))(seeds, strengths)]
+        shapes = jax.eval_shape(self._init, seeds[0], strengths[0])
+        shardings = self._task.placement.shardings(shapes)
+        init = jax.jit(self._init, out_shardings=shardings)
+        return [init(*run) for run in zip(seeds, strengths, strict=True)]
+
     def _draw(self, start, steps) -> jax.Array:
         """The batches of all runs, (runs, steps, batch_size)."""
         keys = [group.batch_key for group in self._groups]
         keys = keys[0] if self._together else jnp.stack(keys)
         draw = jax.vmap(lambda key, start: self._batches(key, start, steps), (0, None))
-        first = jnp.asarray(start, jnp.int32)
+        first = np.int32(start)
         return self._program(steps, draw, keys, first)(keys, first)
 
     def _training_program(self, state, batches):
@@ -168,7 +178,15 @@ class Trainer:
         elif not self._loops:
             function, batch = self._step, batches[0]
         program = self._program(
-            batches.shape, function, state, batch, data, donate_argnums=0
+            batches.shape,
+            function,
+            *(state, batch, data),
+            donate_argnums=0,
+            # A state that lies as it did can go in again.
+            out_shardings=(
+                jax.tree.map(lambda leaf: leaf.sharding, state),
+                self._task.placement.replicated,
+            ),
         )
         return lambda state, batch: program(state, batch, data)
 
@@ -228,7 +246,8 @@ class Trainer:
         batch_key = jax.random.wrap_key_data(state.batch_key)
         # Shuffles fold in the number of the epoch; this is none.
         augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
-        images, labels = (array[batch] for array in data)
+        placement = self._task.placement
+        images, labels = (placement.over_data(array[batch]) for array in data)
         images = augment(
             self._task.settings, jax.random.fold_in(augment_key, state.step), images
         )
