@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +16,15 @@ from smoothout_jax.experiments.settings import TrainSettings
 
 # Seconds after which a process that is silent counts as dead.
 TIMEOUT = 20
+FAILED = 3
 
 
 @contextmanager
 def processes(settings: TrainSettings) -> Iterator[None]:
     """Joins the other processes of a distributed run.
 
-    When one of them dies, this process ends with a message too: at once, if it waits
-    for data of the other, and within `TIMEOUT` seconds in any case.
+    When one of them dies, JAX ends this one within `TIMEOUT` seconds, wherever it
+    waits; a process that did nothing but watch it then tells what to do.
 
     Args:
         settings: the settings of the run.
@@ -30,6 +32,11 @@ def processes(settings: TrainSettings) -> Iterator[None]:
     if not settings.distributed:
         yield
         return
+    _watch(
+        "a process of the run failed, so that the others ended too; start all of them"
+        " again with --resume, to go on from the last checkpoint in"
+        f" {settings.output}"
+    )
     jax.distributed.initialize(
         settings.coordinator_address,
         settings.num_processes,
@@ -39,18 +46,23 @@ def processes(settings: TrainSettings) -> Iterator[None]:
     )
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        print(
-            f"smoothout: error: process {jax.process_index()} of"
-            f" {jax.process_count()} cannot go on, as another one failed: {reason}."
-            " Start all of them again with --resume, to go on from the last checkpoint"
-            f" in {settings.output}",
-            file=sys.stderr,
-            flush=True,
-        )
-        # The ordinary way out waits for the process that is gone.
-        os._exit(3)
+    except jax.errors.JaxRuntimeError:
+        traceback.print_exc()
+        os._exit(FAILED)  # the ordinary way out would wait for the others
+
+
+def _watch(message: str) -> None:
+    """Goes on in a child, and tells in its parent of an abort of it."""
+    child = os.fork()
+    if not child:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code in (-signal.SIGABRT, FAILED):
+        print(f"smoothout: error: {message}", file=sys.stderr, flush=True)
+    os._exit(code if code >= 0 else FAILED)
 
 
 def is_first() -> bool:
