@@ -18,6 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters import partial_eval
 
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
@@ -37,7 +38,8 @@ class SmoothoutState(NamedTuple):
     """State of `smoothout`.
 
     Attributes:
-        clean_params: the clean parameters, to evaluate and to save.
+        clean_params: the clean parameters, to evaluate and to save; `None` if they are
+            not kept.
         smoothout_key_data: data of the PRNG key, from which every noise is folded.
         smoothout_step: number of updates of the clean parameters, int32.
         smoothout_copy: number of gradients taken since the last of them, int32.
@@ -45,7 +47,7 @@ class SmoothoutState(NamedTuple):
         smoothed_state: state of the wrapped optimizer.
     """
 
-    clean_params: Params
+    clean_params: Params | None
     smoothout_key_data: jax.Array
     smoothout_step: jax.typing.ArrayLike
     smoothout_copy: jax.typing.ArrayLike
@@ -59,6 +61,7 @@ def smoothout(
     *,
     key: jax.Array,
     num_copies: int = 1,
+    keep_clean: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains with SmoothOut, in the training loop you have.
 
@@ -82,6 +85,11 @@ def smoothout(
         num_copies: number M of perturbed gradients averaged into one update: the
             optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
             repeat the same noise, since it keeps its inner state for its micro-steps.
+        keep_clean: whether the state holds the clean parameters. Without, their memory
+            is saved: the noise is drawn again from its key and subtracted, as Flat-LoRA
+            does. The noise must then not depend on the parameters' values, as noise
+            relative to them does, and each update rounds the parameters twice more:
+            they drift, in half precision by much, as docs/scaling.md shows.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` needs the parameters,
@@ -89,7 +97,8 @@ def smoothout(
 
     Raises:
         TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type.
-        ValueError: if `num_copies` is below 1.
+        ValueError: if `num_copies` is below 1, or, from `init`, if the noise cannot be
+            drawn again.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -108,22 +117,28 @@ def smoothout(
 
     Reference:
         Wen et al., 2018: Stochastic SmoothOut; SmoothOut with `num_copies`.
+
+        Li et al., `Flat-LoRA: Low-Rank Adaptation over a Flat Loss Landscape
+        <https://arxiv.org/abs/2409.14396>`_, 2024: noise kept as its key.
     """
     _check_optimizer(optimizer)
     _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
     _checks.prng_key(key)
     _checks.count(num_copies=num_copies)
+    _checks.choice((True, False), keep_clean=keep_clean)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> Any:
         _warn_of_lost_noise(noise, key, params)
+        if not keep_clean:
+            _require_independent(noise, key, params)
         mean = None
         if num_copies > 1:
             mean = jax.tree.map(
                 lambda p: jnp.zeros_like(p, accumulator_dtype(p.dtype)), params
             )
         return SmoothoutState(
-            clean_params=jax.tree.map(_fresh, params),
+            clean_params=jax.tree.map(_fresh, params) if keep_clean else None,
             smoothout_key_data=_key_data(key),
             smoothout_step=jnp.zeros([], jnp.int32),
             smoothout_copy=jnp.zeros([], jnp.int32),
@@ -139,12 +154,16 @@ def smoothout(
     ) -> tuple[optax.Updates, Any]:
         if params is None:
             raise ValueError(f"smoothout {NO_PARAMS}")
+        held = state.clean_params
+        if not keep_clean:
+            number = state.smoothout_step * num_copies + state.smoothout_copy
+            held = _without_noise(noise, key, state, number, params)
 
         def step(grads):
             steps, smoothed_state = optimizer.update(
-                grads, state.smoothed_state, state.clean_params, **extra_args
+                grads, state.smoothed_state, held, **extra_args
             )
-            return optax.apply_updates(state.clean_params, steps), smoothed_state
+            return optax.apply_updates(held, steps), smoothed_state
 
         if num_copies == 1:
             mean, count, copy = None, optax.safe_increment(state.smoothout_step), 0
@@ -155,7 +174,7 @@ def smoothout(
             clean, smoothed_state = jax.lax.cond(
                 last,
                 lambda: step(optax.tree.cast_like(mean, updates)),
-                lambda: (state.clean_params, state.smoothed_state),
+                lambda: (held, state.smoothed_state),
             )
             stepped = optax.safe_increment(state.smoothout_step)
             count = jnp.where(last, stepped, state.smoothout_step)
@@ -163,7 +182,7 @@ def smoothout(
         noise_key = _fold(key, state.smoothout_key_data, count * num_copies + copy)
         perturbed = add_noise(clean, noise(noise_key, clean, count))
         return optax.tree.sub(perturbed, params), SmoothoutState(
-            clean_params=clean,
+            clean_params=clean if keep_clean else None,
             smoothout_key_data=state.smoothout_key_data,
             smoothout_step=count,
             smoothout_copy=jnp.asarray(copy, jnp.int32),
@@ -174,7 +193,14 @@ def smoothout(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def smoothout_eval_params(state: optax.OptState, params: Params) -> Params:
+def smoothout_eval_params(
+    state: optax.OptState,
+    params: Params,
+    *,
+    noise: Noise | None = None,
+    key: jax.Array | None = None,
+    num_copies: int = 1,
+) -> Params:
     """The clean parameters of a training with `smoothout`: to evaluate and to save.
 
     Args:
@@ -183,12 +209,16 @@ def smoothout_eval_params(state: optax.OptState, params: Params) -> Params:
         params: the perturbed parameters of the training loop. Those that `smoothout`
             does not train, under `optax.masked` or `optax.multi_transform`, come back
             as they are.
+        noise: with `keep_clean=False`, the noise of `smoothout`.
+        key: with `keep_clean=False`, its key, of which the kind alone counts here.
+        num_copies: with `keep_clean=False`, its number of copies.
 
     Returns:
         A tree like `params` with the clean parameters.
 
     Raises:
-        ValueError: if the state holds none of `smoothout`, or other parameters'.
+        ValueError: if the state holds none of `smoothout`, or other parameters'; if the
+            clean parameters were not kept and no noise is given.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -210,6 +240,15 @@ def smoothout_eval_params(state: optax.OptState, params: Params) -> Params:
             "state holds no state of smoothout; pass the optimizer's state, as it came"
             f" from init or update, got {type(state).__name__}"
         )
+    if any(node.clean_params is None for node in found):
+        if noise is None or key is None or len(found) > 1:
+            raise ValueError(
+                "state keeps no clean parameters (keep_clean=False): give the state of"
+                " one smoothout, with its noise and key, so that the noise can be drawn"
+                " again"
+            )
+        number = found[0].smoothout_step * num_copies + found[0].smoothout_copy
+        return _without_noise(noise, key, found[0], number, params)
     clean = {
         path: leaf
         for node in found
@@ -337,6 +376,28 @@ def smooth_gradients(
         return grads, SmoothGradientsState(key_data, optax.safe_increment(step))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _without_noise(noise, key, state: SmoothoutState, number, params) -> Params:
+    """Parameters less their noise, drawn again; the first have none."""
+    noise_key = _fold(key, state.smoothout_key_data, number)
+    added = noise(noise_key, params, state.smoothout_step)
+    denoised = add_noise(params, jax.tree.map(jnp.negative, added))
+    return jax.tree.map(lambda p, d: jnp.where(number == 0, p, d), params, denoised)
+
+
+def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
+    """Requires a noise that is the same whatever the parameters' values are."""
+    jaxpr = jax.make_jaxpr(lambda params: noise(key, params, jnp.zeros([], jnp.int32)))(
+        params
+    ).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    if any(used):
+        raise ValueError(
+            "keep_clean=False draws the noise again at perturbed parameters, so it must"
+            " not depend on their values, as noise relative to weights, filters or"
+            " layers does; keep the clean parameters, or take relative_to=None"
+        )
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -123,6 +123,9 @@ def recorder():
 FACTORIES = {
     "smoothout": lambda key: smoothout(MOMENTUM, NOISE, key=key),
     "smoothout-of-3": lambda key: smoothout(MOMENTUM, NOISE, key=key, num_copies=3),
+    "smoothout-unkept": lambda key: smoothout(
+        MOMENTUM, NOISE, key=key, num_copies=2, keep_clean=False
+    ),
     "smooth_gradients": lambda key: optax.chain(
         smooth_gradients(NOISE, key=key, num_copies=2), MOMENTUM
     ),
@@ -227,6 +230,58 @@ def test_clean_parameters_never_drift_in_any_precision(params_of_every_dtype):
 
     noise_key = jax.random.fold_in(KEY, 1000)
     jax.tree.map(is_noise, perturbed, clean, NOISE(noise_key, clean))
+
+
+@one_copy_and_three
+def test_clean_parameters_that_are_not_kept_are_found_again(num_copies):
+    options = {"key": KEY, "num_copies": num_copies}
+    kept = smoothout(MOMENTUM, GROWING_NOISE, **options)
+    unkept = smoothout(MOMENTUM, GROWING_NOISE, keep_clean=False, **options)
+    assert unkept.init(PARAMS).clean_params is None
+    found = functools.partial(
+        smoothout_eval_params, noise=GROWING_NOISE, key=KEY, num_copies=num_copies
+    )
+    assert_equal(found(unkept.init(PARAMS), PARAMS), PARAMS)
+    for (held, state), (other, other_state) in zip(
+        train(kept, 7), train(unkept, 7), strict=True
+    ):
+        assert_close(other, held)
+        assert_close(found(other_state, other), smoothout_eval_params(state, held))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"), [("float32", 1e-8, 1e-5), ("bfloat16", 1e-3, 1.0)]
+)
+def test_clean_parameters_that_are_not_kept_drift(dtype, least, most):
+    """By rounding alone: an optimizer that stands still moves them all the same."""
+    params = jax.random.normal(KEY, (1000,), dtype)
+    standing = smoothout(optax.sgd(0.0), NOISE, key=KEY, keep_clean=False)
+
+    def step(params, state, batch):
+        updates, state = standing.update(jnp.zeros_like(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    held, state = scan(standing, step, params, 1000)
+    clean = smoothout_eval_params(state, held, noise=NOISE, key=KEY)
+    drift = jnp.sqrt(jnp.mean((clean - params).astype(jnp.float32) ** 2))
+    assert least < drift < most
+
+
+@pytest.mark.parametrize("relative_to", ["weight", "filter", "layer"])
+@pytest.mark.parametrize("transform", [lambda init: init, jax.jit])
+def test_noise_that_cannot_be_drawn_again_needs_the_clean_parameters(
+    relative_to, transform
+):
+    noise = uniform(0.1, relative_to=relative_to)
+    optimizer = smoothout(MOMENTUM, noise, key=KEY, keep_clean=False)
+    with pytest.raises(ValueError, match="keep_clean=False draws the noise again"):
+        transform(optimizer.init)(PARAMS)
+
+
+def test_the_noise_must_be_given_where_clean_parameters_are_not_kept():
+    optimizer = smoothout(MOMENTUM, NOISE, key=KEY, keep_clean=False)
+    with pytest.raises(ValueError, match="keeps no clean parameters"):
+        smoothout_eval_params(optimizer.init(PARAMS), PARAMS)
 
 
 @one_copy_and_three
