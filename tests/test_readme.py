@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import eigenvalues, readme, report
+from benchmarks import eigenvalues, readme, report, scaling
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,8 +56,14 @@ def test_pages_of_costs_are_those_of_the_committed_benchmarks(page, name):
     assert page(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
 
 
-def test_links_and_pictures_exist():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+def test_the_page_of_scaling_is_that_of_the_committed_counts():
+    assert scaling.page(scaling.committed()) == (ROOT / "docs/scaling.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_links_and_pictures_exist(page):
+    path = ROOT / page
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
     assert targets
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert (path.parent / target).exists(), target
