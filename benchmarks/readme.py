@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, results
 from smoothout_jax.experiments import measures
 from smoothout_jax.experiments.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
 
-def digits(results: Mapping[str, Any]) -> str:
+def digits(found: Mapping[str, Any]) -> str:
     """What `smoothout compare` found."""
     rows = [
         (
@@ -30,7 +30,7 @@ def digits(results: Mapping[str, Any]) -> str:
             "{:.3f} ± {:.3f}".format(*row["loss_rise"]),
             "{:.2f}".format(row["relative_step_time"]),
         )
-        for name, row in results["summary"].items()
+        for name, row in found["summary"].items()
     ]
     header = (
         "method",
@@ -43,26 +43,44 @@ def digits(results: Mapping[str, Any]) -> str:
     return report.markdown(header, rows)
 
 
-def sharpness(results: Mapping[str, Any]) -> str:
+def sharpness(found: Mapping[str, Any]) -> str:
     """What `smoothout sharpness` found of the whole networks."""
-    rows = [measures.Row(**row) for row in results["rows"]]
+    rows = [measures.Row(**row) for row in found["rows"]]
     whole = [row for row in rows if row.layer == measures.WHOLE]
-    header, *lines = measures.cells(results["settings"]["measures"], whole)
+    header, *lines = measures.cells(found["settings"]["measures"], whole)
     return report.markdown(header, lines)
 
 
+def evidence() -> str:
+    """Differences to SGD in all cases of the CPU form."""
+    return results.batches(_cpu_form())
+
+
+def radii() -> str:
+    """What each strength brought in them."""
+    return results.advice(_cpu_form())
+
+
+def _cpu_form() -> list[results.Found]:
+    return [each for each in results.read() if each.form == "cpu"]
+
+
+def _read(path: str) -> Any:
+    return json.loads((ROOT / "docs" / path).read_text())
+
+
 TABLES = {
-    "digits": (digits, "docs/digits/results.json"),
-    "sharpness": (sharpness, "docs/sharpness/sharpness.json"),
-    "costs": (report.readme, "docs/performance/cpu.json"),
+    "digits": lambda: digits(_read("digits/results.json")),
+    "evidence": evidence,
+    "sharpness": lambda: sharpness(_read("sharpness/sharpness.json")),
+    "radii": radii,
+    "costs": lambda: report.readme(_read("performance/cpu.json")),
 }
 
 
 def block(name: str) -> str:
     """A table between its marks."""
-    make, path = TABLES[name]
-    table = make(json.loads((ROOT / path).read_text()))
-    return f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+    return f"<!-- {name} -->\n{TABLES[name]()}\n<!-- /{name} -->"
 
 
 def main() -> None:

@@ -209,6 +209,28 @@ def lost(found: list[Found]) -> str:
     return markdown(header, rows)
 
 
+def advice(found: list[Found]) -> str:
+    """Of each strength: its gain over SGD on held-out images, and how often chosen."""
+    rows = []
+    for name in ("adasmoothout", "smoothout", "sam", "msam"):
+        cases = [each.case["trials"] for each in found]
+        strengths = cases[0][name]["strengths"]
+        gains = np.mean([_gains(trials, name) for trials in cases], 0)
+        picked = [trials[name]["chosen"] for trials in cases]
+        cells = [
+            f"{strength:g}: {gain:+.1f} ({picked.count(strength)})"
+            for strength, gain in zip(strengths, gains, strict=True)
+        ]
+        rows.append((METHODS[name].label, *cells))
+    header = ("method", *(f"strength {i}" for i in range(1, 5)))
+    return markdown(header, rows)
+
+
+def _gains(trials: Mapping[str, Any], name: str) -> np.ndarray:
+    """Accuracy at each strength less SGD's best, in percent."""
+    return 100 * (np.mean(trials[name]["accuracies"], 1) - _best(trials["sgd"]))
+
+
 def _best(trial: Mapping[str, Any]) -> float:
     return float(np.mean(trial["accuracies"], 1).max())
 
