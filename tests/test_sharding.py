@@ -164,6 +164,37 @@ def test_noise_is_the_same_on_every_mesh(name, kind):
             chex.assert_trees_all_equal(drawn, alone)
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_raw_keys_draw_what_typed_keys_draw_on_a_mesh(implementation):
+    """And the same each time, whatever the kind of key."""
+    key = jax.random.key(3, impl=implementation)
+    mesh = make_mesh()
+    params, shardings = laid_out(mesh, "both")
+    # A function of its own: JAX does not trace one anew for another default of keys.
+    draw = jax.jit(lambda *args: NOISES["uniform"](*args), out_shardings=shardings)
+    with jax.set_mesh(mesh), jax.default_prng_impl(implementation):
+        first = draw(key, params)
+        chex.assert_trees_all_equal(draw(key, params), first)
+        chex.assert_trees_all_equal(draw(jax.random.key_data(key), params), first)
+    kernel = np.asarray(first["in"]["kernel"])
+    assert len(np.unique(kernel, axis=0)) == len(kernel)
+    assert len(np.unique(kernel, axis=1).T) == len(kernel.T)
+
+
+def test_only_threefry_promises_the_noise_of_one_device_on_a_mesh():
+    """Of rbg keys the noise is of the same law, but may be of other bits."""
+    params, shardings = laid_out(make_mesh(), "fully sharded")
+    draw = jax.jit(NOISES["uniform"], out_shardings=shardings)
+    for implementation, promised in (("threefry2x32", True), ("rbg", False)):
+        key = jax.random.key(3, impl=implementation)
+        laid = draw(key, params)["in"]["kernel"]
+        alone = jax.jit(NOISES["uniform"])(key, PARAMS)["in"]["kernel"]
+        if promised:
+            chex.assert_trees_all_equal(laid, alone)
+        for noise in (laid, alone):
+            np.testing.assert_allclose(np.var(noise), 0.1**2 / 3, rtol=0.02)
+
+
 def train(mesh, name, make_optimizer):
     params, shardings = laid_out(mesh, name)
     optimizer = make_optimizer()
@@ -195,13 +226,20 @@ def wrapped():
     return optax.with_extra_args_support(optimizer)
 
 
+def wrapped_twice():
+    noise = uniform(0.1, relative_to="filter")
+    options = {"key": KEY, "num_copies": 2}
+    optimizer = smoothout(optax.sgd(0.1, momentum=0.9), noise, **options)
+    return optax.with_extra_args_support(optimizer)
+
+
 def linked():
     noise = uniform(0.1, relative_to="filter")
     smoothed = smooth_gradients(noise, key=KEY, num_copies=2)
     return optax.chain(smoothed, optax.sgd(0.1, momentum=0.9))
 
 
-@pytest.mark.parametrize("make_optimizer", [wrapped, linked])
+@pytest.mark.parametrize("make_optimizer", [wrapped, wrapped_twice, linked])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_training_agrees_to_rounding_and_state_is_laid_out_as_the_parameters(
     name, make_optimizer
@@ -210,8 +248,10 @@ def test_training_agrees_to_rounding_and_state_is_laid_out_as_the_parameters(
     params, state, shardings = train(make_mesh(), name, make_optimizer)
     chex.assert_trees_all_close(params, alone, rtol=1e-4, atol=1e-5)
     trees = [optax.tree.get(state, "trace")]
-    if make_optimizer is wrapped:
+    if make_optimizer is not linked:
         trees.append(smoothout_eval_params(state, params))
+    if make_optimizer is wrapped_twice:
+        trees.append(optax.tree.get(state, "gradient_mean"))
     for tree in trees:
         for leaf, sharding in zip(
             jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
