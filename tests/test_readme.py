@@ -60,7 +60,7 @@ def test_the_page_of_scaling_is_that_of_the_committed_counts():
     assert scaling.page(scaling.committed()) == (ROOT / "docs/scaling.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/results.md"])
 def test_links_and_pictures_exist(page):
     path = ROOT / page
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
