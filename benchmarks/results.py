@@ -21,6 +21,7 @@ TITLES = {
     "digits": "Digits",
     "mnist1d": "MNIST-1D",
     "fashion-mnist": "Fashion-MNIST",
+    "fashion-mnist-1k": "1,024 images of Fashion-MNIST",
     "cifar10": "CIFAR-10",
 }
 FORMS = {"cpu": "CPU form", "full": "Full form"}
