@@ -18,8 +18,8 @@ from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.placement import Placement
-from smoothout_jax.experiments.settings import TrainSettings
 from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.train_settings import TrainSettings
 from smoothout_jax.experiments.training import Trainer
 
 OPTIONS = (

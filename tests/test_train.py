@@ -18,8 +18,9 @@ from smoothout_jax import uniform
 from smoothout_jax.experiments import cli, regime, rivals
 from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
 from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.settings import NETWORKS, Settings, TrainSettings
+from smoothout_jax.experiments.settings import NETWORKS, Settings
 from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.train_settings import TrainSettings
 from smoothout_jax.experiments.training import Trainer
 
 SMALL = (

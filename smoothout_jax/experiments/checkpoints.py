@@ -20,8 +20,9 @@ from jax.experimental import multihost_utils
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.settings import Settings, TrainSettings
+from smoothout_jax.experiments.settings import Settings
 from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.train_settings import TrainSettings
 
 COMMANDS = {"compare": Settings, "train": TrainSettings}
 

@@ -21,11 +21,8 @@ from smoothout_jax.experiments.options import (
     value_type,
 )
 from smoothout_jax.experiments.plans import EvidenceSettings
-from smoothout_jax.experiments.settings import (
-    Settings,
-    TrainingSettings,
-    TrainSettings,
-)
+from smoothout_jax.experiments.settings import Settings, TrainingSettings
+from smoothout_jax.experiments.train_settings import TrainSettings
 
 EXTRA = (
     "flax",

@@ -121,7 +121,7 @@ def _cases(
 _DIGITS = _cases(
     "digits", "mlp", {50: (1000, 5), 0: (1000, 5)}, METHODS, (500, 150), (20, 5)
 )
-# So few images that F1 fits them all, as it does the whole set in the full form.
+# So few images that F1 fits them all.
 _FEW = _cases(
     "fashion-mnist",
     "f1",

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from smoothout_jax.experiments.settings import TrainSettings
+from smoothout_jax.experiments.train_settings import TrainSettings
 
 # Seconds after which a process that is silent counts as dead.
 TIMEOUT = 20

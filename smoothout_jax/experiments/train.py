@@ -32,8 +32,8 @@ from smoothout_jax.experiments.processes import (
     processes,
 )
 from smoothout_jax.experiments.regime import learning_rate_schedule, peak_learning_rate
-from smoothout_jax.experiments.settings import TrainSettings
 from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.train_settings import TrainSettings
 from smoothout_jax.experiments.training import Trainer, strength_of
 
 CLOCKS = ("steps", "compilation", "input", "evaluation", "checkpoints")
