@@ -404,7 +404,7 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
     Weights unknown while traced count as one in size.
     """
-    if isinstance(scale, jax.core.Tracer) or scale == 0:
+    if isinstance(scale, jax.core.Tracer) or float(scale) == 0:
         return
     if leaf.dtype.itemsize > 2 or leaf.size == 0:
         return
