@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import markdown
 from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.report import COLORS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -74,12 +75,24 @@ def page(found: list[Found]) -> str:
     parts = [INTRODUCTION]
     for form, title in FORMS.items():
         here = [each for each in found if each.form == form]
+        parts.append(f"# {title}")
         if here:
-            picture = f"![Differences to SGD by case](results/differences-{form}.png)"
-            parts += [f"# {title}", picture, *_form(here)]
-        else:
-            parts += [f"# {title}", "Not run yet."]
+            parts.append(f"![Differences to SGD](results/differences-{form}.png)")
+            parts += _form(here)
+        if missing := _missing(form, here):
+            parts += ["## Not run yet", f"{'; '.join(missing)}."]
     return "\n\n".join(parts) + "\n"
+
+
+def _missing(form: str, found: list[Found]) -> list[str]:
+    """The cases of the plans that have no results yet."""
+    there = {(each.experiment, each.name) for each in found}
+    return [
+        f"{title}, {case.name}"
+        for experiment, title in TITLES.items()
+        for case in EXPERIMENTS[experiment][form]
+        if (experiment, case.name) not in there
+    ]
 
 
 def _form(found: list[Found]) -> Iterator[str]:

@@ -24,6 +24,9 @@ TRAINING = (
     "--seeds 2 --steps 60 --batch-size 25 --train-size 100 --hidden-sizes 8"
     " --methods smoothout"
 )
+
+# One worker runs these, so that what they share is made once.
+pytestmark = pytest.mark.xdist_group("commands")
 QUICK = "--noise-samples 5 --repetitions 2 --probes 3"
 
 

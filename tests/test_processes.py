@@ -26,6 +26,9 @@ OPTIONS = (
     "--network f1 --hidden-sizes 16 --train-size 90 --batch-size 40 --evaluate-every 2"
     " --checkpoint-minutes 0 --relative-radius 0.2"
 )
+
+# One worker runs these, so that what they share is made once.
+pytestmark = pytest.mark.xdist_group("processes")
 MESH = "--mesh data=4,model=2"
 SHORT = "--steps 6"
 

@@ -1,0 +1,47 @@
+"""The notebooks run, and are committed as they ran."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+EXECUTE = "from nbclient.cli import main; main()"
+
+
+def code_cells(path):
+    notebook = nbformat.read(path, as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(cell):
+    return "".join(
+        output.text for output in cell.outputs if output.output_type == "stream"
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_nothing(path, tmp_path):
+    """In a process of its own, compiled as users compile it."""
+    environment = {name: v for name, v in os.environ.items() if name != "XLA_FLAGS"}
+    output = tmp_path / "executed.ipynb"
+    ended = subprocess.run(
+        [sys.executable, "-c", EXECUTE, str(path), "--output", str(output)],
+        check=False,
+        capture_output=True,
+        env=environment,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    committed, executed = code_cells(path), code_cells(output)
+    assert [cell.execution_count for cell in committed] == [
+        *range(1, len(committed) + 1)
+    ]
+    for kept, new in zip(committed, executed, strict=True):
+        kinds = [[output.output_type for output in c.outputs] for c in (kept, new)]
+        assert kinds[0] == kinds[1]
+        assert bool(printed(kept)) == bool(printed(new))
