@@ -141,7 +141,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         if self._together:
             return jax.tree.map(np.asarray, metrics[0]), seconds
-        return jax.tree.map(lambda *each: np.stack(each), *metrics), seconds
+        return stack(metrics), seconds
 
     def networks(self) -> list[tuple[Any, Any]]:
         """Parameters and statistics to evaluate, of each run."""
@@ -207,7 +207,7 @@ class Trainer:
             metrics.append(found)
             if stopped():
                 break
-        return state, jax.tree.map(lambda *each: np.stack(each), *metrics)
+        return state, stack(metrics)
 
     def _init(self, seed, strength) -> State:
         params_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)
