@@ -37,6 +37,6 @@ def progress(
     Returns:
         The bar: an iterable and a context manager.
     """
-    return require("tqdm.auto", "sharpness").tqdm(
+    return require("tqdm", "sharpness").tqdm(
         items, description, total, leave=False, delay=2, disable=None
     )

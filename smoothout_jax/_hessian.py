@@ -6,6 +6,7 @@ products computed batch by batch, restarts in bounded memory, and finds an eigen
 as often as it occurs; matfree draws the probes and makes the Lanczos decompositions.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -255,10 +256,11 @@ def hessian_density(
     if width is None:
         width = 0.01 * (high - low) or 0.01 * abs(high) or 1.0
     eigenvalues = np.linspace(low - 5 * width, high + 5 * width, num_points)
-    if num_points * width < high - low + 10 * width:
+    needed = math.ceil((high - low) / width) + 10
+    if num_points < needed:
         raise ValueError(
             f"num_points={num_points} lie too far apart for peaks of width={width:.2g}"
-            f" between the eigenvalues {low:.2g} and {high:.2g}"
+            f" between the eigenvalues {low:.2g} and {high:.2g}: {needed} would do"
         )
     densities = np.stack(
         [_gaussian_mixture(eigenvalues, *rule, width) for rule in rules]

@@ -1,6 +1,6 @@
 """Where the gradient is taken: at perturbed copies of the network, averaged.
 
-SmoothOut minimises the mean of the loss over noise added to the parameters,
+SmoothOut minimises the mean of the loss over noise added to the parameters::
 
     f_a(θ) = E[f(θ + ε)],   ∇f_a(θ) = E[∇f(θ + ε)],
 

@@ -124,7 +124,7 @@ def keskar_sharpness(
 ) -> Estimate:
     """Keskar's ε-sharpness: the highest loss in a small box, relative to the loss.
 
-    In percent, with A the identity or a random matrix,
+    In percent, with A the identity or a random matrix::
 
         φ = 100 · (max_z f(θ + A z) - f(θ)) / (1 + f(θ)),   |z_i| ≤ ε (|(A⁺ θ)_i| + 1)
 
