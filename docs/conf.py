@@ -1,0 +1,39 @@
+"""The documentation: `sphinx-build -W --keep-going -c docs . site`.
+
+The source folder is the root of the repository, so that links between pages, notebooks
+and the README hold on a code host and on the site alike.
+"""
+
+from smoothout_jax import __version__
+
+project = "smoothout_jax"
+author = "the authors of smoothout_jax"
+release = version = __version__
+copyright = f"2026, {author}"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+    "sphinxcontrib.programoutput",
+]
+root_doc = "docs/index"
+include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md"]
+default_role = "py:obj"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_use_rtype = False
+
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = f"smoothout_jax {release}"
+html_additional_pages = {"index": "redirect.html"}
+templates_path = ["templates"]
+html_theme_options = {"navigation_with_keys": True}

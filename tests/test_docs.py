@@ -1,0 +1,84 @@
+"""The documentation tells the truth: its code runs, prints and fails as it says."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import smoothout_jax
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [
+    page
+    for page in sorted(DOCS.glob("*.md"))
+    if "```python" in page.read_text(encoding="utf-8")
+]
+
+
+def sections(page):
+    """Title and fenced blocks of every section, after those before the first title."""
+    first, *others = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M)
+    before, *parts = [
+        re.findall(r"```(\w+)\n(.*?)```", t, re.S) for t in (first, *others)
+    ]
+    if not parts:
+        return [(page.stem, before)]
+    titles = [text.partition("\n")[0] for text in others]
+    return [
+        (f"{page.stem}: {t}", before + p)
+        for t, p in zip(titles, parts, strict=True)
+        if p
+    ]
+
+
+SECTIONS = [section for page in PAGES for section in sections(page)]
+
+
+def raised(source, namespace):
+    """The last line of the traceback of code that fails, or warns."""
+    with pytest.raises((Exception, UserWarning)) as caught:
+        exec(source, namespace)
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+@pytest.mark.parametrize(
+    "blocks", [b for _, b in SECTIONS], ids=[t for t, _ in SECTIONS]
+)
+def test_code_does_what_the_page_says(blocks, tmp_path, monkeypatch, capsys):
+    """Comments behind a print are its output; a text block is an error, all of it."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for (language, source), (following, text) in zip(
+            blocks, [*blocks[1:], ("", "")], strict=True
+        ):
+            if language == "python" and following == "text":
+                assert raised(source, namespace).strip() == text.strip()
+            elif language == "python":
+                exec(source, namespace)
+                promised = re.findall(r"^print\(.*\)  # (.*)$", source, re.M)
+                printed = capsys.readouterr().out.splitlines()
+                assert not promised or printed == promised
+                check_training(printed)
+
+
+def check_training(lines):
+    """What recipes print of the network they trained: it has learnt."""
+    for line in lines:
+        if right := re.fullmatch(r"(.*) % right", line):
+            assert float(right[1]) > 90
+        if loss := re.fullmatch("loss (.*)", line):
+            assert float(loss[1]) < 0.5
+
+
+def test_every_recipe_shows_what_it_reached():
+    text = (DOCS / "frameworks.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^print\(.*% right", text, re.M)) == 5
+    assert len(re.findall(r"^print\(f.loss", text, re.M)) == 5
+
+
+def test_every_public_name_has_its_place_in_the_reference():
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("api/*.md"))
+    named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.M)
+    assert sorted(named) == sorted(smoothout_jax.__all__)
