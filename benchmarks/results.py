@@ -75,12 +75,12 @@ def page(found: list[Found]) -> str:
     parts = [INTRODUCTION]
     for form, title in FORMS.items():
         here = [each for each in found if each.form == form]
-        parts.append(f"# {title}")
+        parts.append(f"## {title}")
         if here:
             parts.append(f"![Differences to SGD](results/differences-{form}.png)")
             parts += _form(here)
         if missing := _missing(form, here):
-            parts += ["## Not run yet", f"{'; '.join(missing)}."]
+            parts += ["### Not run yet", f"{'; '.join(missing)}."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,21 +96,21 @@ def _missing(form: str, found: list[Found]) -> list[str]:
 
 
 def _form(found: list[Found]) -> Iterator[str]:
-    yield "## Does it help, and how much?"
+    yield "### Does it help, and how much?"
     yield overview(found)
     yield from _verdicts(found)
-    yield "## Small and large batches"
+    yield "### Small and large batches"
     yield batches(found)
-    yield "## Which radius?"
+    yield "### Which radius?"
     yield RADII
     yield chosen(found)
     yield lost(found)
-    yield "## At what cost, against SAM and MSAM?"
+    yield "### At what cost, against SAM and MSAM?"
     yield COSTS
     yield costs(found)
-    yield "## Case by case"
+    yield "### Case by case"
     for each in found:
-        yield f"### {each.label}"
+        yield f"#### {each.label}"
         yield _description(each)
         yield details(each)
 

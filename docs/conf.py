@@ -25,6 +25,7 @@ default_role = "py:obj"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+napoleon_custom_sections = [("Reference", "References")]
 napoleon_use_rtype = False
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -35,5 +36,7 @@ nb_merge_streams = True
 html_theme = "furo"
 html_title = f"smoothout_jax {release}"
 html_additional_pages = {"index": "redirect.html"}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 templates_path = ["templates"]
 html_theme_options = {"navigation_with_keys": True}
