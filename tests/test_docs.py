@@ -11,7 +11,7 @@ import smoothout_jax
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
     page
-    for page in sorted(DOCS.glob("*.md"))
+    for page in sorted(DOCS.rglob("*.md"))
     if "```python" in page.read_text(encoding="utf-8")
 ]
 
