@@ -372,10 +372,11 @@ def _unroll(run, params, weights, copies) -> tuple[Any, Any]:
     """Runs chunk after chunk in a Python loop: weighted sum, stacked auxiliaries."""
     total, result, auxes = None, None, []
     for i, weight in enumerate(weights):
+        (number, key), own = jax.tree.map(lambda a, i=i: a[i], copies)
         if total is not None:
-            # A copy waits for the one before it, so that their memory is the same.
-            params, total = _keep((params, total))
-        result, aux = run(params, jax.tree.map(lambda a, i=i: a[i], copies))
+            # A copy, and its noise, wait for the one before: their memory is the same.
+            params, total, key = _keep((params, total, key))
+        result, aux = run(params, ((number, key), own))
         auxes.append(aux)
         if weights.shape == (1,):
             total = result

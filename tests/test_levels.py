@@ -79,13 +79,21 @@ def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
             (jax.value_and_grad(loss), (params, x)),
             (smoothout_value_and_grad(loss, noise, num_copies=4),
              (jax.random.key(0), params, x)),
+            *(
+                (smoothout_value_and_grad(
+                    loss, uniform(0.01, relative_to="filter"), num_copies=num_copies),
+                 (jax.random.key(0), params, x[:40]))
+                for num_copies in (1, 12)
+            ),
         )
     ]
     rounds = [program.as_text().count(" xor(") for program in compiled]
     memory = [program.memory_analysis().temp_size_in_bytes for program in compiled]
     print(on_one_cpu(), *rounds[:2], *memory[2:], 4 * (300 * 300 + 5 * 300))
     """
-    one_cpu, alone, in_step, plain, four_copies, params = on_one_cpu(program)
+    one_cpu, alone, in_step, *memory, params = on_one_cpu(program)
+    plain, four_copies, one_relative, twelve_relative = map(int, memory)
     assert one_cpu == "True"
     assert int(alone) == int(in_step) > 20
-    assert int(four_copies) < 1.3 * int(plain) + 2 * int(params)
+    assert four_copies < 1.3 * plain + 2 * int(params)
+    assert twelve_relative < one_relative + 2 * int(params)
