@@ -25,8 +25,6 @@ TRAINING = (
     " --methods smoothout"
 )
 
-# One worker runs these, so that what they share is made once.
-pytestmark = pytest.mark.xdist_group("commands")
 QUICK = "--noise-samples 5 --repetitions 2 --probes 3"
 
 

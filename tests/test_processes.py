@@ -27,8 +27,6 @@ OPTIONS = (
     " --checkpoint-minutes 0 --relative-radius 0.2"
 )
 
-# One worker runs these, so that what they share is made once.
-pytestmark = pytest.mark.xdist_group("processes")
 MESH = "--mesh data=4,model=2"
 SHORT = "--steps 6"
 

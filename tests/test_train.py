@@ -29,8 +29,6 @@ SMALL = (
     " --method adasmoothout-split --relative-radius 0.2 --copies 2"
 )
 
-# One worker runs these, so that what they share is made once.
-pytestmark = pytest.mark.xdist_group("train")
 TINY = {"train_size": 40, "batch_size": 20, "steps": 4}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
 EXECUTE = "from nbclient.cli import main; main()"
 
 
