@@ -14,7 +14,6 @@ from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIAL
 from smoothout_jax.experiments.task import Task
 from smoothout_jax.experiments.training import Trainer
 
-
 ROOT = Path(__file__).parents[1]
 NAME = "f1, batch 20"
 

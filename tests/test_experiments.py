@@ -25,7 +25,6 @@ from smoothout_jax.experiments.settings import METHODS, Settings
 from smoothout_jax.experiments.task import Task
 from smoothout_jax.experiments.training import Trainer
 
-
 TINY = "--seeds 2 --steps 6 --batch-size 25 --train-size 50 --noise-samples 2"
 
 
