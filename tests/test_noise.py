@@ -546,7 +546,7 @@ def test_noise_is_sharded_as_its_leaf_where_shardings_are_explicit(
 ):
     split = on_devices(weights(16, 8), (2, 4), AxisType.Explicit)
     with jax.set_mesh(split.sharding.mesh):
-        noise = transform(uniform(0.3, relative_to=relative_to))(QUICK_KEY, split)
+        noise = transform(uniform(0.3, relative_to=relative_to))(KEY, split)
     assert noise.sharding == split.sharding
 
 
