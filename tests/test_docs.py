@@ -37,7 +37,7 @@ SECTIONS = [section for page in PAGES for section in sections(page)]
 
 def raised(source, namespace):
     """The last line of the traceback of code that fails, or warns."""
-    with pytest.raises((Exception, UserWarning)) as caught:
+    with pytest.raises((TypeError, ValueError, UserWarning)) as caught:
         exec(source, namespace)
     return f"{caught.type.__name__}: {caught.value}"
 
