@@ -18,10 +18,13 @@ ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
 def describe(value: Any) -> str:
     """A value in one line: an array by its shape, a tree by its type and size."""
     if isinstance(value, (jax.Array, np.ndarray)):
-        article = "a traced" if isinstance(value, jax.core.Tracer) else "an"
-        if value.ndim or article != "an":
-            return f"{article} array of {value.dtype}{list(value.shape)}"
-        return str(value)
+        traced = isinstance(value, jax.core.Tracer)
+        if not (
+            traced or value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        ):
+            return str(value)
+        article = "a traced" if traced else "an"
+        return f"{article} array of {value.dtype}{list(value.shape)}"
     leaves = jax.tree.leaves(value)
     if any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
         return f"a {type(value).__name__} of {len(leaves)} leaves"

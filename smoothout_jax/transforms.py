@@ -434,8 +434,12 @@ def smooth_gradients(
         if grad_fn is None:
             raise ValueError(NO_GRAD_FN)
         key_data, step = state
+
+        def grads_and_aux(params, copy):
+            return _checked_grads(grad_fn(params, copy), params), None
+
         grads, _ = copies.mean(
-            lambda params, copy: (grad_fn(params, copy), None),
+            grads_and_aux,
             _fold(key, key_data, step),
             params,
             [np.arange(copies.total)],
@@ -540,6 +544,20 @@ def _fold(key: jax.Array, key_data: jax.Array, count: Any) -> jax.Array:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         folded = jax.random.wrap_key_data(folded, impl=jax.random.key_impl(key))
     return jax.random.fold_in(folded, count)
+
+
+def _checked_grads(grads: Any, params: Params) -> optax.Updates:
+    """What a `grad_fn` returned; raises TypeError unless it is a tree like params."""
+    shapes = [
+        [(path, jnp.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+        for tree in (grads, params)
+    ]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            "grad_fn must return the gradients alone, a tree like params, as jax.grad"
+            f" of the loss does; got {_checks.describe(grads)}"
+        )
+    return grads
 
 
 def _in_dtypes_of(old: Any, new: Any) -> Any:
