@@ -101,8 +101,13 @@ def loss(**values: Any) -> None:
             )
 
 
-def prng_key(key: Any) -> None:
-    """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`)."""
+def prng_key(key: Any, alone: bool = False) -> None:
+    """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`).
+
+    Args:
+        key: what should be one.
+        alone: whether it was the only argument, as a step is that a schedule is given.
+    """
     typed = False
     if isinstance(key, (jax.Array, np.ndarray)):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -111,6 +116,8 @@ def prng_key(key: Any) -> None:
     hint = ""
     if type(key).__name__ in ("Rngs", "RngStream"):
         hint = "; draw one from it, such as rngs.params()"
+    elif alone and _is_real_scalar(key):
+        hint = " alone; under optax.inject_hyperparams, name the noise in static_args"
     elif not typed and jax.tree.leaves(key):
         hint = "; did you forget the key?"
     raise TypeError(
@@ -121,7 +128,11 @@ def prng_key(key: Any) -> None:
 
 def key_or_seed(key: Any) -> jax.Array:
     """The PRNG key itself, or that of an integer seed."""
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+    if (
+        isinstance(key, (*NUMBERS, *ARRAYS))
+        and jnp.issubdtype(jnp.result_type(key), jnp.integer)
+        and jnp.ndim(key) == 0
+    ):
         return jax.random.key(key)
     prng_key(key)
     return key
@@ -136,7 +147,7 @@ def key_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if args:
-            prng_key(args[0])
+            prng_key(args[0], alone=len(args) == 1)
         return fn(*args, **kwargs)
 
     return checked
