@@ -33,6 +33,7 @@ from jax.sharding import AxisType
 
 from smoothout_jax import _checks
 from smoothout_jax._levels import uniform_levels
+from smoothout_jax._trees import leaf_names
 
 Params = Any
 Mask = Any
@@ -192,9 +193,10 @@ def gaussian(
 def exclude(*patterns: str) -> Callable[[Params], Params]:
     """Masks out the leaves whose path matches a pattern, such as BatchNorm's.
 
-    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`. A pattern is a
-    regular expression, searched for anywhere in the path. A pattern that matches no
-    leaf warns, since it is most often misspelt.
+    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
+    the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,
+    searched for anywhere in the path. A pattern that matches no leaf warns, since it is
+    most often misspelt.
 
     Args:
         *patterns: one or more regular expressions.
@@ -226,7 +228,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
             ) from error
 
     def mask(params: Params) -> Params:
-        paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        paths = leaf_names(params)
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in paths):
                 warnings.warn(
@@ -279,9 +281,8 @@ def _noise(
     def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
         _checks.prng_key(key)
         scale = _at_step(name, size, step)
-        paths_and_leaves, structure = jax.tree.flatten_with_path(params)
-        paths = [path for path, _ in paths_and_leaves]
-        leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
+        leaves, structure = jax.tree.flatten(params)
+        leaves = list(map(jnp.asarray, leaves))
         if leaves and not any(map(_checks.is_inexact, leaves)):
             dtypes = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(
@@ -294,9 +295,9 @@ def _noise(
         ]
         drawn = iter(_draw(law, key, list(itertools.compress(leaves, noisy)), bits))
         noises = []
-        for path, leaf, is_noisy in zip(paths, leaves, noisy, strict=True):
+        for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
             if is_noisy:
-                _warn_if_lost(leaf, leaf_name(path), name, scale, relative_to)
+                _warn_if_lost(leaf, path, name, scale, relative_to)
                 noises.append(leaf_noise(next(drawn), leaf, path, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
@@ -338,14 +339,14 @@ def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
     return noise
 
 
-def _norm_axes(relative_to, ndim: int, filter_axis: int, path) -> tuple[int, ...]:
+def _norm_axes(relative_to, ndim: int, filter_axis: int, path: str) -> tuple[int, ...]:
     """The axes over which the norm that noise is relative to is taken."""
     if relative_to == "layer" or ndim == 0:
         return tuple(range(ndim))
     if not -ndim <= filter_axis < ndim:
         raise ValueError(
             f"filter_axis={filter_axis} is out of range for parameter"
-            f" {leaf_name(path)!r} of {ndim} axes; mask it out or choose another axis"
+            f" {path!r} of {ndim} axes; mask it out or choose another axis"
         )
     return tuple(axis for axis in range(ndim) if axis != filter_axis % ndim)
 
@@ -437,8 +438,3 @@ def accumulator_dtype(dtype: Any) -> Any:
     """The dtype itself, or float32 in the place of half precision and integers."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return dtype if wide else jnp.dtype(jnp.float32)
-
-
-def leaf_name(path: Any) -> str:
-    """A leaf's path, its keys joined by slashes: `"Dense_0/kernel"`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
