@@ -48,10 +48,10 @@ class _NoBar:
     """What stands in for a progress bar."""
 
     def __init__(self, items: Iterable[Any] | None):
-        self._items = items
+        self._items = () if items is None else items
 
     def __iter__(self):
-        return iter(self._items or ())
+        return iter(self._items)
 
     def update(self) -> None:
         """Shows nothing."""

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smoothout_jax import _checks
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -26,7 +28,7 @@ def check_writable(path: Any) -> Path:
         TypeError: if it is no path.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be that of a file, got a {type(path).__name__}")
+        raise TypeError(f"path must be that of a file, got {_checks.describe(path)}")
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: there is no folder {path.parent}")

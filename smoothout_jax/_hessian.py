@@ -72,7 +72,7 @@ def hessian_eigenvalues(
     which: str = "LA",
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
-    key: jax.Array | None = None,
+    key: jax.Array | int = 0,
     batches: Batches | None = None,
 ) -> Eigenpairs:
     """Leading eigenvalues of the Hessian of the loss, with their eigenvectors.
@@ -92,7 +92,7 @@ def hessian_eigenvalues(
             eigenvalue plus the root mean square of all; above 0, and above 1e-6 in
             float32.
         max_iterations: restarts after which to give up.
-        key: PRNG key of the first vector; by default `jax.random.key(0)`.
+        key: PRNG key of the first vector, or an integer seed.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
@@ -120,8 +120,7 @@ def hessian_eigenvalues(
     _checks.count(num_eigenvalues=num_eigenvalues, max_iterations=max_iterations)
     _checks.choice(WHICH, which=which)
     _checks.positive(tolerance=tolerance)
-    key = jax.random.key(0) if key is None else key
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     with VectorLoss(loss, params, batches, "eigenvalues of the Hessian") as objective:
         size, dtype = objective.params.size, objective.params.dtype
         if num_eigenvalues > size:
@@ -150,7 +149,7 @@ def hessian_trace(
     loss: Callable[..., Any],
     params: Params,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_samples: int = 100,
     batches: Batches | None = None,
 ) -> Estimate:
@@ -161,7 +160,8 @@ def hessian_trace(
     Args:
         loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
         params: parameters, in float32 or float64.
-        key: PRNG key of the vectors; networks measured with one key meet the same.
+        key: PRNG key of the vectors, or an integer seed; networks measured with one key
+            meet the same.
         num_samples: number of vectors, each at the cost of two gradients.
         batches: batches of the loss's second argument; not an iterator.
 
@@ -185,7 +185,7 @@ def hessian_trace(
         Hutchinson, A stochastic estimator of the trace of the influence matrix for
         Laplacian smoothing splines, 1990.
     """
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     _checks.count(num_samples=num_samples)
     with VectorLoss(
         loss, params, batches, "trace of the Hessian", num_samples
@@ -201,7 +201,7 @@ def hessian_density(
     loss: Callable[..., Any],
     params: Params,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_samples: int = 10,
     depth: int = 64,
     num_points: int = 1000,
@@ -213,7 +213,7 @@ def hessian_density(
     Args:
         loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
         params: parameters, in float32 or float64.
-        key: PRNG key of the probes, vectors of random signs.
+        key: PRNG key of the probes, vectors of random signs, or an integer seed.
         num_samples: number of probes.
         depth: iterations of Lanczos, a product with the Hessian each, or fewer where
             every eigenvalue is met before; at most the number of weights.
@@ -235,7 +235,7 @@ def hessian_density(
         Ghorbani, Krishnan and Xiao, `An Investigation into Neural Net Optimization via
         Hessian Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019.
     """
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     _checks.count(num_samples=num_samples, depth=depth, num_points=num_points)
     if width is not None:
         _checks.positive(width=width)

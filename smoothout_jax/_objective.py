@@ -10,10 +10,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
+from smoothout_jax import _checks
 from smoothout_jax._extras import progress
-from smoothout_jax._trees import ARRAY_TYPES, leaf_names, require_arrays
+from smoothout_jax._trees import named_leaves
 
 Batches = Iterable[Any]
+ARRAYS = jax.Array, np.ndarray
 
 
 def mean_over_batches(fn: Callable[..., Any], batches: Batches | None) -> Any:
@@ -48,28 +50,27 @@ def check_batches(batches: Any, name: str = "batches", *, passes: int = 2) -> No
     """
     if batches is None:
         return
-    kind = type(batches).__name__
     must = f"{name} must be an iterable of batches, such as [(x, y)]; got"
-    if isinstance(batches, (jax.Array, np.ndarray)):
-        raise TypeError(f"{must} one array of shape {np.shape(batches)}")
-    if isinstance(batches, tuple) and any(isinstance(b, ARRAY_TYPES) for b in batches):
+    if isinstance(batches, ARRAYS):
+        raise TypeError(f"{must} {_checks.describe(batches)}")
+    if isinstance(batches, tuple) and any(isinstance(b, ARRAYS) for b in batches):
         raise TypeError(
-            f"{must} a {kind} of arrays, which is one batch: put it in a list"
+            f"{must} a tuple of arrays, which is one batch: put it in a list"
         )
     if isinstance(batches, (Mapping, str)) or not isinstance(batches, Iterable):
-        raise TypeError(f"{must} a {kind}")
+        raise TypeError(f"{must} {_checks.describe(batches)}")
     if passes > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"{name} is an iterator, used up by one pass; give a list, or an iterable"
-            f" that starts afresh each time; got a {kind}"
+            " that starts afresh each time"
         )
 
 
 def real_scalar(value: Any, name: str = "loss") -> jax.Array:
     """The value, once it is seen to be a real scalar."""
     must = f"{name} must be a real scalar, the mean over the batch; got"
-    if not isinstance(value, ARRAY_TYPES):
-        raise TypeError(f"{must} a {type(value).__name__}")
+    if not isinstance(value, (*_checks.NUMBERS, *ARRAYS)):
+        raise TypeError(f"{must} {_checks.describe(value)}")
     result = jnp.asarray(value)
     if result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
         raise TypeError(f"{must} {result.dtype} of shape {result.shape}")
@@ -111,7 +112,7 @@ def check_function(fun: Any, *arguments: str, name: str) -> None:
     losses and noises are told from each other.
     """
     if not callable(fun):
-        raise TypeError(f"{name} must be a function; got a {type(fun).__name__}")
+        raise TypeError(f"{name} must be a function; got {_checks.describe(fun)}")
     if not arguments:
         return
     try:
@@ -160,8 +161,8 @@ class VectorLoss:
         check_batches(batches)
         self._loss = as_partial(loss, *loss_arguments(batches))
         self._batches = batches
-        require_arrays(params)
-        for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        _checks.arrays(params=params)
+        for name, leaf in named_leaves(params):
             if jnp.result_type(leaf) not in (jnp.float32, jnp.float64):
                 raise TypeError(
                     f"params must be in float32 or float64, but {name!r} is"

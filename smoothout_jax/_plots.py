@@ -159,8 +159,8 @@ def plot_side_by_side(
     _check_style(units=units)
     if not isinstance(surfaces, Mapping):
         raise TypeError(
-            "surfaces must be a dict of landscapes by the network's name, got a"
-            f" {type(surfaces).__name__}"
+            "surfaces must be a dict of landscapes by the network's name; got"
+            f" {_checks.describe(surfaces)}"
         )
     if not surfaces:
         raise ValueError("surfaces is empty")
@@ -172,7 +172,7 @@ def plot_side_by_side(
         )
         axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
     if not isinstance(axes, (Sequence, np.ndarray)) or isinstance(axes, str):
-        raise TypeError(f"axes must be a sequence, got a {type(axes).__name__}")
+        raise TypeError(f"axes must be a sequence, got {_checks.describe(axes)}")
     for ax in axes:
         _check_axes(axes=ax)
     if len(axes) != len(surfaces):
@@ -305,7 +305,7 @@ def _check_kind(kind: type, **values: Any) -> None:
         if not isinstance(value, kind):
             raise TypeError(
                 f"{name} must be a {kind.__name__}, or a dict of them by name where"
-                f" several are drawn; got a {type(value).__name__}"
+                f" several are drawn; got {_checks.describe(value)}"
             )
 
 
@@ -320,7 +320,9 @@ def _check_landscape(landscape, num_axes: int, name: str) -> None:
 def _check_style(**values: Any) -> None:
     for name, value in values.items():
         if value is not None and not isinstance(value, Mapping):
-            raise TypeError(f"{name} must be a dict of strings by name, got {value!r}")
+            raise TypeError(
+                f"{name} must be a dict of strings by name, got {_checks.describe(value)}"
+            )
 
 
 def _check_axes(**values: Any) -> None:
@@ -328,7 +330,7 @@ def _check_axes(**values: Any) -> None:
     for name, value in values.items():
         if value is not None and not isinstance(value, kind):
             raise TypeError(
-                f"{name} must be Matplotlib's axes, got a {type(value).__name__}"
+                f"{name} must be Matplotlib's axes, got {_checks.describe(value)}"
             )
 
 
@@ -379,7 +381,9 @@ def _norm(values, norm=None):
     colors = require("matplotlib.colors", "sharpness")
     if norm is not None:
         if not isinstance(norm, colors.Normalize):
-            raise TypeError(f"norm must be one of matplotlib.colors, got {norm!r}")
+            raise TypeError(
+                f"norm must be one of matplotlib.colors, got {_checks.describe(norm)}"
+            )
         return norm
     low = min(np.nanmin(array) for array in values)
     high = max(np.nanmax(array) for array in values)

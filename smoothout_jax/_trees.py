@@ -4,14 +4,11 @@ Trees are compared by the paths and shapes of their leaves, as containers need n
 whether they are equal: classes registered with JAX, or NNX modules.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-
-ARRAY_TYPES = (jax.Array, np.ndarray, np.generic, numbers.Number)
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -28,14 +25,9 @@ def layer_names(tree: Any) -> list[str]:
     return [_joined(path[:-1] or path) for path in _leaf_paths(tree)]
 
 
-def require_arrays(params: Any) -> None:
-    """Requires a tree whose leaves are all arrays or numbers."""
-    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-        if not isinstance(leaf, ARRAY_TYPES):
-            place = f", but {name!r} is" if name else "; got"
-            raise TypeError(
-                f"params must be a tree of arrays{place} a {type(leaf).__name__}"
-            )
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Each leaf with its name."""
+    return list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def require_like(params: Any, name: str, tree: Any) -> None:
@@ -75,8 +67,7 @@ def _joined(path) -> str:
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves(tree)
-    return dict(zip(leaf_names(tree), map(np.shape, leaves), strict=True))
+    return {name: np.shape(leaf) for name, leaf in named_leaves(tree)}
 
 
 def _described(shape) -> str:

@@ -35,12 +35,12 @@ from smoothout_jax._plots import plot_curve as plot_curve
 from smoothout_jax._plots import plot_density as plot_density
 from smoothout_jax._plots import plot_side_by_side as plot_side_by_side
 from smoothout_jax._plots import plot_surface as plot_surface
-from smoothout_jax._trees import map_leaves, require_arrays, require_like
+from smoothout_jax._trees import map_leaves, require_like
 from smoothout_jax.noise import Mask, Params, accumulator_dtype, gaussian
 
 
 def filter_normalized_direction(
-    key: jax.Array,
+    key: jax.Array | int,
     params: Params,
     *,
     relative_to: str | None = "filter",
@@ -53,7 +53,8 @@ def filter_normalized_direction(
     changes every filter by its own norm.
 
     Args:
-        key: PRNG key. Networks of one structure get the same direction but for scale.
+        key: PRNG key, or an integer seed. Networks of one structure get the same
+            direction but for scale.
         params: the parameters.
         relative_to: `"filter"`; `"layer"` for the norms of whole leaves; `"weight"` for
             normal entries times each weight's size; `None` for normal entries.
@@ -85,7 +86,7 @@ def filter_normalized_direction(
         mask=mask,
         normalize=relative_to in ("filter", "layer"),
     )
-    return noise(key, params)
+    return noise(_checks.key_or_seed(key), params)
 
 
 def direction_between(params: Params, other: Params) -> Params:
@@ -97,7 +98,7 @@ def direction_between(params: Params, other: Params) -> Params:
         TypeError: if they are not trees of arrays.
         ValueError: if their leaves do not have the same paths and shapes.
     """
-    require_arrays(params)
+    _checks.arrays(params=params)
     require_like(params, "other", other)
 
     def difference(leaf, other):
@@ -256,7 +257,7 @@ def loss_surface(
     """
     for name, pair in (("directions", directions), ("points", points)):
         if isinstance(pair, Mapping) or not hasattr(pair, "__len__"):
-            raise TypeError(f"{name} must be a pair, got a {type(pair).__name__}")
+            raise TypeError(f"{name} must be a pair, got {_checks.describe(pair)}")
         if len(pair) != 2:
             raise ValueError(
                 f"{name} must be a pair, one for each axis; got {len(pair)}"
@@ -282,7 +283,7 @@ class _Evaluator:
             self._statistics = as_partial(statistics, *arguments, name="statistics")
             arguments = (*arguments, "statistics")
         self._loss = as_partial(loss, *arguments)
-        require_arrays(params)
+        _checks.arrays(params=params)
         for direction in directions:
             require_like(params, "direction", direction)
         self._place = params, directions
