@@ -157,11 +157,7 @@ def plot_side_by_side(
             `plot_contour`.
     """
     _check_style(units=units)
-    if not isinstance(surfaces, Mapping):
-        raise TypeError(
-            "surfaces must be a dict of landscapes by the network's name; got"
-            f" {_checks.describe(surfaces)}"
-        )
+    _check_kind(Mapping, "a dict by the network's name", surfaces=surfaces)
     if not surfaces:
         raise ValueError("surfaces is empty")
     for surface in surfaces.values():
@@ -171,8 +167,7 @@ def plot_side_by_side(
             figsize=(1.2 + 3.2 * len(surfaces), 3.6), layout="constrained"
         )
         axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
-    if not isinstance(axes, (Sequence, np.ndarray)) or isinstance(axes, str):
-        raise TypeError(f"axes must be a sequence, got {_checks.describe(axes)}")
+    _check_kind((Sequence, np.ndarray), "a sequence of Matplotlib's axes", axes=axes)
     for ax in axes:
         _check_axes(axes=ax)
     if len(axes) != len(surfaces):
@@ -268,7 +263,7 @@ def plot_density(
     _check_axes(ax=ax)
     networks = _by_name(densities)
     for density in networks.values():
-        _check_kind(SpectralDensity, densities=density)
+        _check_kind(SpectralDensity, "what hessian_density returned", densities=density)
     ax = _new_axes() if ax is None else ax
     peak = 0.0
     for index, (network, density) in enumerate(networks.items()):
@@ -300,38 +295,30 @@ def _by_name(results) -> dict[str, Any]:
     return named
 
 
-def _check_kind(kind: type, **values: Any) -> None:
+def _check_kind(kind: Any, expected: str, **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, kind):
-            raise TypeError(
-                f"{name} must be a {kind.__name__}, or a dict of them by name where"
-                f" several are drawn; got {_checks.describe(value)}"
-            )
+            raise TypeError(f"{name} must be {expected}; got {_checks.describe(value)}")
+
+
+def _check_style(**options: Any) -> None:
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_kind(Mapping, "a dict of strings by name", **given)
+
+
+def _check_axes(**options: Any) -> None:
+    given = {name: value for name, value in options.items() if value is not None}
+    kind = require("matplotlib.axes", "sharpness").Axes
+    _check_kind(kind, "Matplotlib's axes", **given)
 
 
 def _check_landscape(landscape, num_axes: int, name: str) -> None:
-    _check_kind(Landscape, **{name: landscape})
+    made_by = {1: "loss_curve", 2: "loss_surface"}[num_axes]
+    _check_kind(Landscape, f"what {made_by} returned", **{name: landscape})
     if len(landscape.points) != num_axes:
         raise ValueError(
             f"{name} must have {num_axes} axes of points, got {len(landscape.points)}"
         )
-
-
-def _check_style(**values: Any) -> None:
-    for name, value in values.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise TypeError(
-                f"{name} must be a dict of strings by name, got {_checks.describe(value)}"
-            )
-
-
-def _check_axes(**values: Any) -> None:
-    kind = require("matplotlib.axes", "sharpness").Axes
-    for name, value in values.items():
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(
-                f"{name} must be Matplotlib's axes, got {_checks.describe(value)}"
-            )
 
 
 def _new_axes(**options):
@@ -380,10 +367,7 @@ def _norm(values, norm=None):
     """Colours of all the values: on a logarithmic scale where they spread far."""
     colors = require("matplotlib.colors", "sharpness")
     if norm is not None:
-        if not isinstance(norm, colors.Normalize):
-            raise TypeError(
-                f"norm must be one of matplotlib.colors, got {_checks.describe(norm)}"
-            )
+        _check_kind(colors.Normalize, "one of matplotlib.colors", norm=norm)
         return norm
     low = min(np.nanmin(array) for array in values)
     high = max(np.nanmax(array) for array in values)

@@ -624,7 +624,7 @@ DRAWN = {
 @pytest.mark.parametrize("given", [[a_curve("loss")], POINTS, "it.npz"], ids=type)
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_plot_of_something_else_names_the_argument(name, given):
-    with pytest.raises(TypeError, match=f"^{name.split()[0]} must be a .*; got "):
+    with pytest.raises(TypeError, match=f"^{name.split()[0]} must be .*; got "):
         PLOTS[name](given)
 
 
