@@ -207,11 +207,21 @@ def test_points_too_far_apart_for_the_peaks_are_an_error():
         hessian_density(loss, jnp.ones(2), key=KEY, depth=2, width=0.01)
 
 
-def test_lanczos_iteration_of_full_depth_meets_every_eigenvalue():
-    eigenvalues = [-3.0, -1.0, 0.0, 0.5, 2.0, 4.0]
-    loss, params, _ = quadratic_of(eigenvalues)
+@pytest.mark.parametrize(
+    "eigenvalues", [[-3, -1, 0, 0.5, 2, 4], [-2, -2, 2, 2, 2, 2]], ids=str
+)
+def test_nodes_and_weights_are_those_of_the_eigendecomposition(
+    double_precision, eigenvalues
+):
+    loss, params, hessian = quadratic_of(eigenvalues)
     density = MEASURES["density"](loss, params, num_samples=1, depth=6)
-    assert_allclose(density.nodes, [eigenvalues], atol=1e-4)
+    probe = jax.random.rademacher(jax.random.split(KEY, 1)[0], (6,), float)
+    values, vectors = np.linalg.eigh(hessian)
+    distinct, place = np.unique(values.round(9), return_inverse=True)
+    weights = np.bincount(place, weights=(probe @ vectors) ** 2 / 6)
+    nothing = np.full(6 - len(distinct), np.nan)
+    assert_allclose(density.nodes, [np.r_[distinct, nothing]], atol=1e-8)
+    assert_allclose(density.weights, [np.r_[weights, nothing]], atol=1e-8)
     assert np.isnan(density.standard_error).all()
 
 
@@ -316,6 +326,22 @@ def test_keskar_of_a_linear_loss_is_at_the_corner_of_the_box(size):
     estimate = keskar_sharpness(bound(linear, slope), jnp.asarray(params))
     rise = 5e-4 * np.sum(np.abs(slope) * (np.abs(params) + 1))
     assert_allclose(estimate.value, 100 * rise / (1 + slope @ params), rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [np.linspace(0, 1, 12), np.geomspace(1e-3, 1, 12), np.repeat([0, 1, 2], [8, 2, 2])],
+    ids=["even", "decaying", "flat but for four"],
+)
+def test_keskar_comes_near_the_highest_corner_at_a_minimum(eigenvalues):
+    loss, _, hessian = quadratic_of(eigenvalues)
+    centre = loss.args[1]
+    loss = bound(quadratic, hessian, centre, np.zeros(12))
+    signs = np.stack(np.meshgrid(*[[-1, 1]] * 12), -1).reshape(-1, 12)
+    corners = signs * 0.01 * (np.abs(centre) + 1)
+    highest = np.max(np.sum(corners @ hessian * corners, axis=1)) / 2
+    sharpness = keskar_sharpness(loss, centre, epsilon=0.01, num_samples=10)
+    assert 0.95 < sharpness.value / (100 * highest) < 1.001
 
 
 @pytest.mark.parametrize(("size", "dimension"), [(9, 1), (10_000, 2)])
