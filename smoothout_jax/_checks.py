@@ -11,6 +11,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from smoothout_jax._trees import named_leaves
+
 NUMBERS = bool, int, float, complex, np.generic
 ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
 
@@ -156,11 +158,10 @@ def key_first(fn: Callable[..., Any]) -> Callable[..., Any]:
 def arrays(**trees: Any) -> None:
     """Requires trees whose leaves are arrays or numbers."""
     for name, tree in trees.items():
-        for path, leaf in jax.tree.leaves_with_path(tree):
+        for path, leaf in named_leaves(tree):
             if not isinstance(leaf, (*NUMBERS, *ARRAYS)):
                 raise TypeError(
-                    f"{name} must hold arrays, but its leaf"
-                    f" {jax.tree_util.keystr(path, simple=True, separator='/')!r} is"
+                    f"{name} must hold arrays, but its leaf {path!r} is"
                     f" {describe(leaf)}; of an Equinox model, pass"
                     " eqx.filter(model, eqx.is_inexact_array)"
                 )

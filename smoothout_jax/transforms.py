@@ -31,12 +31,12 @@ from smoothout_jax._following import (
     rounded,
     where_any,
 )
+from smoothout_jax._trees import leaf_names
 from smoothout_jax.noise import (
     Noise,
     Params,
     accumulator_dtype,
     add_noise,
-    leaf_name,
 )
 
 # Of a noise drawn again, by a program that may round otherwise.
@@ -299,11 +299,12 @@ def smoothout_eval_params(
 
 def _kept(state: SmoothoutState, given: dict[Any, Any], noises) -> Params:
     """The clean parameters of a state, where those given, by path, did not change."""
-    for path, leaf in jax.tree.leaves_with_path(state.clean_params):
+    leaves = jax.tree.leaves_with_path(state.clean_params)
+    for name, (path, leaf) in zip(leaf_names(state.clean_params), leaves, strict=True):
         if path not in given or jnp.shape(given[path]) != jnp.shape(leaf):
             raise ValueError(
                 "state is that of other parameters: params has no leaf"
-                f" {leaf_name(path)!r} of shape {jnp.shape(leaf)}"
+                f" {name!r} of shape {jnp.shape(leaf)}"
             )
     params = jax.tree.map_with_path(lambda path, _: given[path], state.clean_params)
     same = is_like(state.smoothout_fingerprint, params, SAME_TO_ROUNDING)
