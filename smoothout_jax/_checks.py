@@ -130,11 +130,7 @@ def prng_key(key: Any, alone: bool = False) -> None:
 
 def key_or_seed(key: Any) -> jax.Array:
     """The PRNG key itself, or that of an integer seed."""
-    if (
-        isinstance(key, (*NUMBERS, *ARRAYS))
-        and jnp.issubdtype(jnp.result_type(key), jnp.integer)
-        and jnp.ndim(key) == 0
-    ):
+    if _is_real_scalar(key) and jnp.issubdtype(jnp.result_type(key), jnp.integer):
         return jax.random.key(key)
     prng_key(key)
     return key
@@ -173,7 +169,7 @@ def is_inexact(leaf: Any) -> bool:
 
 
 def _is_real_scalar(value: Any) -> bool:
-    if not isinstance(value, (*NUMBERS, *ARRAYS)):
+    if not isinstance(value, (*NUMBERS, np.ndarray, jax.Array)):
         return False
     dtype = jnp.result_type(value)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)

@@ -16,6 +16,7 @@ import numpy as np
 
 from smoothout_jax import _checks
 from smoothout_jax._apart import on_one_cpu
+from smoothout_jax._trees import map_leaves
 from smoothout_jax.noise import Params, accumulator_dtype, add_noise
 
 # Of a sum, against that of the absolute values: what other programs may round to.
@@ -68,7 +69,7 @@ def follow(
     """
     handed = add_noise(clean, noise)
 
-    def move(changed, clean, params, handed, noise):
+    def move(clean, changed, params, handed, noise):
         params = jnp.asarray(params, clean.dtype)
         if not _checks.is_inexact(clean):
             return params
@@ -83,9 +84,7 @@ def follow(
         moved = jnp.where(jnp.abs(difference) <= rounding, clean, moved)
         return jnp.where(changed, jnp.where(first, params, moved), clean)
 
-    leaves = map(jax.tree.leaves, (clean, params, handed, noise))
-    moved = [move(*each) for each in zip(changed, *leaves, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(clean), moved)
+    return map_leaves(move, clean, list(changed), params, handed, noise)
 
 
 def where_any(

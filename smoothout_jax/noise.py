@@ -33,7 +33,7 @@ from jax.sharding import AxisType
 
 from smoothout_jax import _checks
 from smoothout_jax._levels import uniform_levels
-from smoothout_jax._trees import leaf_names, named_leaves
+from smoothout_jax._trees import leaf_names, map_leaves, require_like
 
 Params = Any
 Mask = Any
@@ -486,21 +486,8 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
 def add_noise(params: Params, noise: Params) -> Params:
     """Adds noise to the parameters; raises ValueError unless it is a tree like them."""
-    ours, theirs = map(named_leaves, (params, noise))
-    if len(ours) != len(theirs):
-        raise ValueError(
-            f"noise must return a tree like params, {_checks.describe(params)}; it"
-            f" returned {_checks.describe(noise)}"
-        )
-    for (name, leaf), (other_name, other) in zip(ours, theirs, strict=True):
-        if name != other_name or jnp.shape(leaf) != jnp.shape(other):
-            raise ValueError(
-                "noise must return a tree like params, which has a leaf"
-                f" {name!r} of shape {jnp.shape(leaf)}; it returned"
-                f" {other_name!r} of shape {jnp.shape(other)}"
-            )
-    added = optax.apply_updates(jax.tree.leaves(params), jax.tree.leaves(noise))
-    return jax.tree.unflatten(jax.tree.structure(params), added)
+    require_like(params, "noise", noise)
+    return map_leaves(optax.apply_updates, params, noise)
 
 
 def accumulator_dtype(dtype: Any) -> Any:

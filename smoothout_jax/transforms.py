@@ -502,7 +502,7 @@ class _Noises:
 
 def _is_first(state: SmoothoutState) -> jax.Array:
     """Whether the loop's parameters are the initial ones, which have no noise."""
-    return (state.smoothout_step == 0) & (state.smoothout_copy == 0)
+    return (jnp.asarray(state.smoothout_step) == 0) & (state.smoothout_copy == 0)
 
 
 def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
@@ -568,7 +568,7 @@ def _in_dtypes_of(old: Any, new: Any) -> Any:
     )
 
 
-def _running_mean(mean: Params, grads: optax.Updates, count: jax.Array) -> Params:
+def _running_mean(mean: Params, grads: optax.Updates, count: Any) -> Params:
     """The mean of count + 1 gradients from that of count and one more."""
 
     def include(mean, grad):
