@@ -15,6 +15,7 @@ Random bits are the price of noise, in time and in compilation, so they are spar
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def uniform_levels(
 
 def _in_place(
     draw: Callable[[jax.Array], jax.Array], sharding: NamedSharding | None
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Any]:
     """A draw of which every device computes its own part of an explicit sharding.
 
     The words of a row need not divide over devices as its elements do, which explicit
