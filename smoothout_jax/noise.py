@@ -420,22 +420,28 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
     if leaf.dtype.itemsize > 2 or leaf.size == 0:
         return
     # Half a unit in the last place is between eps / 4 and eps / 2 of the weight.
-    lost = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
+    resolved = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
     if relative_to is not None or isinstance(leaf, jax.core.Tracer):
-        most = lost < 1
+        lost = resolved < 1
     else:
-        # A count goes over any devices, as a median does not, and is taken now, as
-        # nothing else is while a function is traced.
-        with jax.ensure_compile_time_eval():
-            above = jnp.abs(leaf.astype(jnp.float32)) > lost
-            most = float(jnp.mean(above)) > 0.5
-    if most:
+        lost = _share_above(leaf, resolved) > 0.5
+    if lost:
         # No figures: Python shows a message once, and those of a schedule change.
         warnings.warn(
             f"{name} is below the resolution of {path!r}, {leaf.dtype}: most of its"
             " noise is lost when added; keep the parameters in float32 or enlarge it",
             stacklevel=4,
         )
+
+
+def _share_above(leaf: jax.Array, size: float) -> float:
+    """The share of known weights above a size, whatever is traced around them.
+
+    Unlike a median, a count needs no sort, which explicit axes refuse.
+    """
+    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    with jax.ensure_compile_time_eval(), no_mesh:
+        return float(jnp.mean(jnp.abs(leaf.astype(jnp.float32)) > size))
 
 
 def add_noise(params: Params, noise: Params) -> Params:
