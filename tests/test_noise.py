@@ -1,5 +1,6 @@
 """The law, the size and the place of the noise, and every error."""
 
+import functools
 import math
 import re
 import warnings
@@ -822,13 +823,13 @@ USES_OF_KNOWN_WEIGHTS = {
 
 
 @pytest.mark.parametrize("use", USES_OF_KNOWN_WEIGHTS)
-@every_law
-def test_known_weights_are_judged_by_their_size_whatever_is_traced(law, use):
+def test_known_weights_are_judged_by_their_size_whatever_is_traced(use):
     """Those of the size of the noise pass; unknown ones would count as one and warn."""
-    use, noise = USES_OF_KNOWN_WEIGHTS[use], law(1e-6)
-    use(noise, jnp.array([1.0, 1e-6, 1e-6], "bfloat16"))
-    with pytest.warns(UserWarning, match="below the resolution"):
-        use(noise, jnp.array([1.0, 1.0, 1e-6], "bfloat16"))
+    for law in LAWS:
+        draw = functools.partial(USES_OF_KNOWN_WEIGHTS[use], law(1e-6))
+        draw(jnp.array([1.0, 1e-6, 1e-6], "bfloat16"))
+        with pytest.warns(UserWarning, match="below the resolution"):
+            draw(jnp.array([1.0, 1.0, 1e-6], "bfloat16"))
 
 
 @pytest.mark.parametrize(
