@@ -6,18 +6,22 @@ Random bits are the price of noise, in time and in compilation, so they are spar
 - Small leaves share one draw, since each kernel of a generator takes as long to compile
   as that of a layer. Large leaves are drawn one by one, each in the shape of its
   leaf, with the words packed along the last axis, so that a sharded leaf's words are
-  drawn in place, shard by shard.
+  drawn in place, shard by shard. XLA does this where it lays arrays out, so axes of the
+  mesh that are explicit are left to it while drawing.
 - On CPU, `jax.random` runs the rounds of Threefry in a loop over arrays in memory. Here
   they are written out, to be compiled to one pass: the words are the same.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry2x32_p
+from jax.sharding import NamedSharding
 
 from smoothout_jax._apart import apart, on_one_cpu
 
@@ -32,7 +36,8 @@ def uniform_levels(
 
     Args:
         key: PRNG key, typed or raw.
-        leaves: shapes and real dtypes, float32 or float64, of the levels.
+        leaves: shapes and real dtypes, float32 or float64, of the levels, and their
+            shardings where axes of the mesh are explicit.
         bits: random bits of each level: 8, 16 or 32.
 
     Returns:
@@ -48,27 +53,48 @@ def uniform_levels(
 
     def draw(leaf):
         if leaf.size < LARGE:
-            drawn = _part(together, next(ends), leaf.size).reshape(leaf.shape)
+            source = together
+            take = functools.partial(_part, end=next(ends), shape=leaf.shape)
         else:
-            drawn = _integers(key, next(groups), leaf.shape, bits)
-        return _levels(drawn, bits, leaf.dtype)
+            source = key
+            take = functools.partial(
+                _integers, group=next(groups), shape=leaf.shape, bits=bits
+            )
+        return _levels(_in_place(take, leaf.sharding)(source), bits, leaf.dtype)
 
     return [draw(leaf) for leaf in leaves]
 
 
-def _part(together: jax.Array, end: int, size: int) -> jax.Array:
+def _in_place(
+    draw: Callable[[jax.Array], jax.Array], sharding: NamedSharding | None
+) -> Callable[..., Any]:
+    """A draw of which every device computes its own part of an explicit sharding.
+
+    The words of a row need not divide over devices as its elements do, which explicit
+    axes insist on; XLA finds the split that does.
+    """
+    if sharding is None:
+        return draw
+    axes = sharding.mesh.explicit_axes
+    return jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
+
+
+def _part(together: jax.Array, end: int, shape: tuple[int, ...]) -> jax.Array:
     """The elements before an end, where every device has them all.
 
     Were the place known to XLA, it would lay the whole over devices as the parts are
     laid, and then pass them around.
     """
+    size = math.prod(shape)
     if on_one_cpu():
-        return together[end - size : end]
+        return together[end - size : end].reshape(shape)
     start = jax.lax.optimization_barrier(jnp.int32(end - size))
-    return jax.lax.dynamic_slice_in_dim(together, start, size)
+    return jax.lax.dynamic_slice_in_dim(together, start, size).reshape(shape)
 
 
-def _integers(key, group: int, shape: tuple[int, ...], bits: int) -> jax.Array:
+def _integers(
+    key: jax.Array, group: int, shape: tuple[int, ...], bits: int
+) -> jax.Array:
     """Unsigned integers of some bits each, packed in words along the last axis."""
     *leading, last = shape
     words = _words(key, group=group, shape=(*leading, -(-last * bits // 32)))

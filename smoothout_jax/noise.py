@@ -29,7 +29,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType
+from jax.sharding import NamedSharding
 
 from smoothout_jax import _checks
 from smoothout_jax._levels import uniform_levels
@@ -334,7 +334,9 @@ def _draw(law, key, leaves, bits: int) -> list[jax.Array]:
         key,
         [
             jax.ShapeDtypeStruct(
-                leaf.shape, jnp.finfo(accumulator_dtype(leaf.dtype)).dtype
+                leaf.shape,
+                jnp.finfo(accumulator_dtype(leaf.dtype)).dtype,
+                sharding=_explicit_sharding(leaf),
             )
             for leaf, count in zip(leaves, parts, strict=True)
             for _ in range(count)
@@ -349,15 +351,24 @@ def _real_or_complex(*parts: jax.Array) -> jax.Array:
     return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
 
 
-def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
-    """Noise that is sharded as its leaf, where the leaf says how it is."""
-    if not isinstance(leaf, jax.core.Tracer):
-        spread = len(leaf.sharding.device_set) > 1
-        return jax.device_put(noise, leaf.sharding) if spread else noise
+def _explicit_sharding(leaf) -> NamedSharding | None:
+    """How a leaf lies over the explicit axes of its mesh, if there are any."""
     sharding = jax.typeof(leaf).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.sharding.reshard(noise, sharding)
-    return noise
+    if not sharding.mesh.explicit_axes:
+        return None
+    if isinstance(leaf, jax.core.Tracer):
+        return sharding
+    # The type names the axes alone; outside jit, their devices are needed too.
+    return NamedSharding(leaf.sharding.mesh, sharding.spec)
+
+
+def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
+    """Noise that lies where its leaf does, where that is known and no type says it."""
+    if isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) == 1:
+        return noise
+    if _explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
+        return noise
+    return jax.lax.with_sharding_constraint(noise, leaf.sharding)
 
 
 def _norm_axes(
@@ -470,18 +481,29 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
         return
     if leaf.dtype.itemsize > 2 or leaf.size == 0:
         return
-    if relative_to is not None or isinstance(leaf, jax.core.Tracer):
-        typical = 1.0
-    else:
-        typical = float(jnp.median(jnp.abs(leaf.astype(jnp.float32))))
     # Half a unit in the last place is between eps / 4 and eps / 2 of the weight.
-    if 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps) < typical:
+    resolved = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
+    if relative_to is not None or isinstance(leaf, jax.core.Tracer):
+        lost = resolved < 1
+    else:
+        lost = _share_above(leaf, resolved) > 0.5
+    if lost:
         # No figures: Python shows a message once, and those of a schedule change.
         warnings.warn(
             f"{name} is below the resolution of {path!r}, {leaf.dtype}: most of its"
             " noise is lost when added; keep the parameters in float32 or enlarge it",
             stacklevel=4,
         )
+
+
+def _share_above(leaf: jax.Array, size: float) -> float:
+    """The share of known weights above a size, whatever is traced around them.
+
+    Unlike a median, a count needs no sort, which explicit axes refuse.
+    """
+    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    with jax.ensure_compile_time_eval(), no_mesh:
+        return float(jnp.mean(jnp.abs(leaf.astype(jnp.float32)) > size))
 
 
 def add_noise(params: Params, noise: Params) -> Params:

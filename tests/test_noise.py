@@ -1,5 +1,6 @@
 """The law, the size and the place of the noise, and every error."""
 
+import functools
 import math
 import re
 import warnings
@@ -16,7 +17,16 @@ from flax.core import freeze
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
-from smoothout_jax import _checks, _levels, exclude, gaussian, uniform
+from smoothout_jax import (
+    _checks,
+    _levels,
+    exclude,
+    gaussian,
+    smooth_gradients,
+    smoothout,
+    smoothout_value_and_grad,
+    uniform,
+)
 
 KEY = jax.random.key(2018)
 # For all that does not hang on the law: its draws compile several times faster.
@@ -852,6 +862,52 @@ def test_noise_that_is_not_lost_does_not_warn(transform, noise):
 
 def test_weights_of_the_size_of_the_noise_do_not_warn():
     uniform(1e-6)(QUICK_KEY, jnp.full(3, 1e-6, "bfloat16"))
+
+
+def gradient(execution):
+    def use(noise, leaf):
+        def loss(leaf):
+            return jnp.sum(leaf.astype("float32"))
+
+        fn = smoothout_value_and_grad(loss, noise, num_copies=2, execution=execution)
+        return fn(QUICK_KEY, leaf)
+
+    return use
+
+
+def start(noise, leaf):
+    optimizer = smoothout(optax.sgd(1.0), noise, key=QUICK_KEY)
+    return jax.eval_shape(lambda: optimizer.init(leaf))
+
+
+def update(noise, leaf):
+    optimizer = smooth_gradients(noise, key=QUICK_KEY, num_copies=2, execution="scan")
+    state = optimizer.init(leaf)
+    return jax.eval_shape(
+        lambda: optimizer.update(leaf, state, leaf, grad_fn=lambda leaf, copy: leaf)
+    )
+
+
+USES_OF_KNOWN_WEIGHTS = {
+    "compiled": lambda noise, leaf: jax.jit(lambda key: noise(key, leaf))(QUICK_KEY),
+    "vmap": lambda noise, leaf: jax.vmap(lambda k: noise(k, leaf))(QUICK_KEY[None]),
+    "abstract": lambda noise, leaf: jax.eval_shape(
+        lambda key: noise(key, leaf), QUICK_KEY
+    ),
+    **{f"{how} copies": gradient(how) for how in ("vmap", "scan", "unroll")},
+    "smoothout": start,
+    "smooth_gradients": update,
+}
+
+
+@pytest.mark.parametrize("use", USES_OF_KNOWN_WEIGHTS)
+def test_known_weights_are_judged_by_their_size_whatever_is_traced(use):
+    """Those of the size of the noise pass; unknown ones would count as one and warn."""
+    for law in LAWS:
+        draw = functools.partial(USES_OF_KNOWN_WEIGHTS[use], law(1e-6))
+        draw(jnp.array([1.0, 1e-6, 1e-6], "bfloat16"))
+        with pytest.warns(UserWarning, match="below the resolution"):
+            draw(jnp.array([1.0, 1.0, 1e-6], "bfloat16"))
 
 
 @pytest.mark.parametrize(

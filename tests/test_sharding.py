@@ -1,6 +1,7 @@
 """Parameters, batches and copies laid over devices: what they compute and send."""
 
 import collections
+import functools
 import re
 
 import chex
@@ -22,6 +23,7 @@ from smoothout_jax import (
 
 KEY = jax.random.key(5)
 KINDS = (AxisType.Auto, AxisType.Explicit)
+MIXED = (AxisType.Auto, AxisType.Explicit), (AxisType.Explicit, AxisType.Auto)
 OPERATIONS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 # Weights drawn on their own, and small ones, which share a draw.
 PARAMS = {
@@ -44,33 +46,31 @@ def layout(inner, bias, outer):
 LAYOUTS = {
     "whole": layout(jax.P(), jax.P(), jax.P()),
     "fully sharded": layout(*[jax.P("data")] * 3),
-    "fully sharded, filters": layout(
-        jax.P(None, "data"), jax.P("data"), jax.P(None, "data")
-    ),
-    "tensor": layout(jax.P(None, "model"), jax.P("model"), jax.P("model")),
     "both": layout(jax.P("data", "model"), jax.P("model"), jax.P("model", "data")),
 }
 NOISES = {
     "uniform": uniform(0.1),
     "16 bits": uniform(0.1, bits=16),
+    "32 bits": uniform(0.1, bits=32),
+    "gaussian": gaussian(0.1),
     "weight": uniform(0.1, relative_to="weight"),
     "filter": uniform(0.1, relative_to="filter"),
-    "gaussian": gaussian(0.1),
+    "layer": gaussian(0.1, relative_to="layer", normalize=True),
+    "masked": uniform(0.1, mask={"kernel": True, "bias": False, "phases": True}),
 }
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
 def make_mesh(data=4, model=2, kind=AxisType.Auto):
+    kinds = kind if isinstance(kind, tuple) else (kind, kind)
     devices = jax.devices()[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), (kind,) * 2, devices=devices)
+    return jax.make_mesh((data, model), ("data", "model"), kinds, devices=devices)
 
 
-def laid_out(mesh, name="whole"):
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), LAYOUTS[name])
-    return jax.device_put(PARAMS, shardings), shardings
-
-
-def laid_batch(mesh):
-    return jax.device_put(BATCH, NamedSharding(mesh, jax.P("data")))
+def lay(mesh, tree, specs):
+    """A tree laid over a mesh by a spec for each leaf, or one for all."""
+    laid = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.device_put(tree, laid)
 
 
 def loss(params, x, y):
@@ -114,64 +114,120 @@ def collectives(program):
     )
 
 
-def compile_step(mesh, name, value_and_grad):
-    params, shardings = laid_out(mesh, name)
+def shardings(tree):
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
-    def step(key, params, *batch):
-        value, grads = value_and_grad(key, params, *batch)
-        return value, optax.tree.add_scale(params, -0.1, grads)
 
-    jitted = jax.jit(step, out_shardings=(None, shardings))
+def cost(program):
+    """FLOPs and bytes of intermediate values on one device."""
+    memory = program.memory_analysis().temp_size_in_bytes
+    return np.array([program.cost_analysis()["flops"], memory])
+
+
+def compile_on(mesh, fn, *args):
     with jax.set_mesh(mesh):
-        return jitted.lower(KEY, params, *laid_batch(mesh)).compile()
+        return jax.jit(fn).lower(*args).compile()
 
 
-def plain(key, params, *batch):
-    return jax.value_and_grad(loss)(params, *batch)
+def perturb(noise, key, params):
+    return optax.tree.add(params, noise(key, params))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_noise_is_drawn_in_place(name, kind):
-    """The step with noise sends what the step without sends, and nothing else."""
-    mesh = make_mesh(kind=kind)
-    without = collectives(compile_step(mesh, name, plain))
-    assert without
-    for law, noise in NOISES.items():
-        program = compile_step(mesh, name, smoothout_value_and_grad(loss, noise))
-        more = collectives(program) - without
-        assert not without - collectives(program)
-        split = name not in ("whole", "fully sharded, filters")
-        if law == "filter" and split:
-            # One sum of squares for each filter that lies on several devices.
-            assert {operation for operation, _ in more} == {"all-reduce"}
-            numbers = re.findall(r"f32\[(\d+)\]", " ".join(s for _, s in more))
-            assert sum(map(int, numbers)) <= 2 * (512 + 64)
-        else:
-            assert not more, law
+@pytest.mark.parametrize("law", NOISES)
+def test_every_device_draws_its_part_alone(law):
+    """On axes of every kind: its part of the work, and of the noise of one device."""
+    params = {
+        "kernel": PARAMS["in"]["kernel"],
+        "bias": PARAMS["in"]["bias"],
+        "phases": jnp.full((512, 256), 1 + 1j),
+    }
+    specs = {
+        "kernel": jax.P("data", "model"),
+        "bias": jax.P("model"),
+        "phases": jax.P("model", "data"),
+    }
+    draw = functools.partial(perturb, NOISES[law])
+    alone = jax.jit(draw).lower(KEY, params).compile()
+    expected = alone(KEY, params)
+    for kind in KINDS:
+        mesh = make_mesh(4, 2, kind)
+        laid = lay(mesh, params, specs)
+        program = compile_on(mesh, draw, KEY, laid)
+        # The small leaves are drawn on every device, and norms are summed on all.
+        assert np.all(cost(program) < 1.2 * cost(alone) / 8 + (3e4, 2e4))
+        sent = {operation for operation, _ in collectives(program)}
+        assert sent == ({"all-reduce"} if law in ("filter", "layer") else set())
+        drawn = program(KEY, laid)
+        chex.assert_trees_all_close(drawn, expected, rtol=1e-6, atol=1e-6)
+        for leaf, like in zip(*map(jax.tree.leaves, (drawn, laid)), strict=True):
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_noise_is_the_same_on_every_mesh(name, kind):
-    for law in ("uniform", "16 bits"):
-        alone = jax.jit(NOISES[law])(KEY, PARAMS)
-        for data, model in ((1, 1), (2, 1), (2, 2), (4, 2), (1, 8)):
-            mesh = make_mesh(data, model, kind)
-            params, shardings = laid_out(mesh, name)
-            with jax.set_mesh(mesh):
-                drawn = jax.jit(NOISES[law], out_shardings=shardings)(KEY, params)
-            chex.assert_trees_all_equal(drawn, alone)
+@every_kind
+def test_noise_is_bit_for_bit_the_same_on_every_mesh(kind):
+    """Even of rows that do not divide into words: a word a weight is their bound."""
+    params = {"rows": jnp.zeros((8192, 24)), **PARAMS["in"]}
+    both = ("data", "model")
+    specs = {"rows": jax.P(None, both), "kernel": jax.P(*both), "bias": jax.P("model")}
+    noise = NOISES["uniform"]
+    alone = jax.jit(noise).lower(KEY, params).compile()
+    for shape in ((1, 1), (2, 1), (2, 2), (1, 8)):
+        mesh = make_mesh(*shape, kind)
+        laid = lay(mesh, params, specs)
+        draw = jax.jit(noise, out_shardings=shardings(laid))
+        program = compile_on(mesh, draw, KEY, laid)
+        chex.assert_trees_all_equal(program(KEY, laid), alone(KEY, params))
+        share = (4 if mesh.size > 2 else 1) / mesh.size
+        assert cost(program)[0] < 1.1 * share * cost(alone)[0]
+        assert not collectives(program)
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("kinds", MIXED, ids=["model", "data"])
+def test_noise_is_the_same_where_only_some_axes_are_explicit(kinds):
+    mesh = make_mesh(kind=kinds)
+    kernel = PARAMS["in"]["kernel"]
+    laid = lay(mesh, kernel, jax.P("data", "model"))
+    noise = NOISES["uniform"]
+    over_keys = jax.vmap(noise, (0, None))
+    with jax.set_mesh(mesh):
+        program = compile_on(mesh, functools.partial(perturb, noise), KEY, laid)
+        drawn = noise(KEY, laid), over_keys(KEY[None], laid)[0]
+        closed_over = jax.jit(lambda key: noise(key, laid))(KEY)
+    alone = jax.jit(noise)(KEY, kernel)
+    for found in (*drawn, closed_over):
+        np.testing.assert_array_equal(found, alone)
+    whole = compile_on(mesh, functools.partial(perturb, noise), KEY, kernel)
+    assert cost(program)[0] < 1.1 * cost(whole)[0] / 8
+
+
+@every_kind
+def test_noise_is_drawn_inside_a_map_over_an_axis(kind):
+    """Of a shard that lies over the other axis, and of what lies outside the map."""
+    mesh, noise = make_mesh(kind=kind), NOISES["uniform"]
+    kernel = PARAMS["in"]["kernel"]
+
+    def draw(shards):
+        return noise(KEY, shards), shards + noise(KEY, kernel)
+
+    laid = lay(mesh, jnp.zeros((1024, 512)), jax.P("data", "model"))
+    over = {"in_specs": jax.P("data"), "out_specs": jax.P("data")}
+    with jax.set_mesh(mesh):
+        mapped = jax.jit(jax.shard_map(draw, axis_names={"data"}, **over))(laid)
+    alone = jax.jit(noise)(KEY, kernel)
+    for drawn in mapped:
+        np.testing.assert_array_equal(drawn, jnp.tile(alone, (4, 1)))
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 def test_raw_keys_draw_what_typed_keys_draw_on_a_mesh(implementation):
     """And the same each time, whatever the kind of key."""
     key = jax.random.key(3, impl=implementation)
     mesh = make_mesh()
-    params, shardings = laid_out(mesh, "both")
+    params = lay(mesh, PARAMS, LAYOUTS["both"])
     # A function of its own: JAX does not trace one anew for another default of keys.
-    draw = jax.jit(lambda *args: NOISES["uniform"](*args), out_shardings=shardings)
+    draw = jax.jit(
+        lambda *args: NOISES["uniform"](*args), out_shardings=shardings(params)
+    )
     with jax.set_mesh(mesh), jax.default_prng_impl(implementation):
         first = draw(key, params)
         chex.assert_trees_all_equal(draw(key, params), first)
@@ -183,8 +239,8 @@ def test_raw_keys_draw_what_typed_keys_draw_on_a_mesh(implementation):
 
 def test_only_threefry_promises_the_noise_of_one_device_on_a_mesh():
     """Of rbg keys the noise is of the same law, but may be of other bits."""
-    params, shardings = laid_out(make_mesh(), "fully sharded")
-    draw = jax.jit(NOISES["uniform"], out_shardings=shardings)
+    params = lay(make_mesh(), PARAMS, LAYOUTS["fully sharded"])
+    draw = jax.jit(NOISES["uniform"], out_shardings=shardings(params))
     for implementation, promised in (("threefry2x32", True), ("rbg", False)):
         key = jax.random.key(3, impl=implementation)
         laid = draw(key, params)["in"]["kernel"]
@@ -195,10 +251,91 @@ def test_only_threefry_promises_the_noise_of_one_device_on_a_mesh():
             np.testing.assert_allclose(np.var(noise), 0.1**2 / 3, rtol=0.02)
 
 
-def train(mesh, name, make_optimizer):
-    params, shardings = laid_out(mesh, name)
+# Steps
+
+
+def gradient_step(value_and_grad):
+    """A function that makes a step, and its arguments, from laid parameters."""
+
+    def make(params):
+        def step(key, params, *batch):
+            value, grads = value_and_grad(key, params, *batch)
+            return value, optax.tree.add_scale(params, -0.1, grads)
+
+        return step, (KEY, params)
+
+    return make
+
+
+def smoothout_step(num_copies):
+    def make(params):
+        sgd = optax.sgd(0.1, momentum=0.9)
+        optimizer = smoothout(sgd, uniform(0.1), key=KEY, num_copies=num_copies)
+
+        def step(state, params, *batch):
+            grads = jax.grad(loss)(params, *batch)
+            updates, state = optimizer.update(grads, state, params)
+            return state, optax.apply_updates(params, updates)
+
+        return step, (jax.jit(optimizer.init)(params), params)
+
+    return make
+
+
+def compile_step(kind, name, make):
+    mesh = make_mesh(kind=kind)
+    params = lay(mesh, PARAMS, LAYOUTS[name])
+    with jax.set_mesh(mesh):
+        step, args = make(params)
+        out = None, shardings(params)
+        args = *args, *lay(mesh, BATCH, jax.P("data"))
+        return jax.jit(step, out_shardings=out).lower(*args).compile()
+
+
+def plain(key, params, *batch):
+    return jax.value_and_grad(loss)(params, *batch)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_step_with_noise_sends_what_the_step_without_sends(name):
+    for kind in KINDS:
+        without = collectives(compile_step(kind, name, gradient_step(plain)))
+        assert without
+        for law in ("uniform", "filter"):
+            fn = smoothout_value_and_grad(loss, NOISES[law])
+            sent = collectives(compile_step(kind, name, gradient_step(fn)))
+            more = sent - without
+            assert not without - sent
+            if law == "filter" and name != "whole":
+                # One sum of squares for each filter that lies on several devices.
+                assert {operation for operation, _ in more} == {"all-reduce"}
+                numbers = re.findall(r"f32\[(\d+)\]", " ".join(s for _, s in more))
+                assert sum(map(int, numbers)) <= 2 * (512 + 64)
+            else:
+                assert not more, (kind, law)
+
+
+@pytest.mark.parametrize("num_copies", [1, 2])
+def test_a_step_on_explicit_axes_costs_what_it_costs_on_automatic_ones(num_copies):
+    """And as much memory, but for buffers that happen to be placed otherwise."""
+    steps = [smoothout_step(num_copies)]
+    for execution in ("scan", "vmap") if num_copies > 1 else ("auto",):
+        options = {"num_copies": num_copies, "execution": execution}
+        fn = smoothout_value_and_grad(loss, NOISES["gaussian"], **options)
+        steps.append(gradient_step(fn))
+    for make in steps:
+        auto, explicit = (cost(compile_step(kind, "both", make)) for kind in KINDS)
+        assert np.all(explicit < (1.01, 1.2) * auto)
+
+
+# Training
+
+
+def train(kind, make_optimizer, mesh_shape=(4, 2)):
+    mesh = make_mesh(*mesh_shape, kind)
+    params = lay(mesh, PARAMS, LAYOUTS["both"])
     optimizer = make_optimizer()
-    batch = laid_batch(mesh)
+    batch = lay(mesh, BATCH, jax.P("data"))
 
     @jax.jit
     def step(params, state, *batch):
@@ -213,23 +350,13 @@ def train(mesh, name, make_optimizer):
         state = jax.jit(optimizer.init)(params)
         for _ in range(3):
             params, state = step(params, state, *batch)
-    for leaf, sharding in zip(
-        jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True
-    ):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    return params, state, shardings
+    return params, state
 
 
 def wrapped():
     noise = uniform(0.1, relative_to="filter")
-    optimizer = smoothout(optax.sgd(0.1, momentum=0.9), noise, key=KEY)
-    return optax.with_extra_args_support(optimizer)
-
-
-def wrapped_twice():
-    noise = uniform(0.1, relative_to="filter")
-    options = {"key": KEY, "num_copies": 2}
-    optimizer = smoothout(optax.sgd(0.1, momentum=0.9), noise, **options)
+    sgd = optax.sgd(0.1, momentum=0.9)
+    optimizer = smoothout(sgd, noise, key=KEY, num_copies=2)
     return optax.with_extra_args_support(optimizer)
 
 
@@ -239,24 +366,40 @@ def linked():
     return optax.chain(smoothed, optax.sgd(0.1, momentum=0.9))
 
 
-@pytest.mark.parametrize("make_optimizer", [wrapped, wrapped_twice, linked])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("make_optimizer", [wrapped, linked])
 def test_training_agrees_to_rounding_and_state_is_laid_out_as_the_parameters(
-    name, make_optimizer
+    make_optimizer,
 ):
-    alone, _, _ = train(make_mesh(1, 1), "whole", make_optimizer)
-    params, state, shardings = train(make_mesh(), name, make_optimizer)
-    chex.assert_trees_all_close(params, alone, rtol=1e-4, atol=1e-5)
-    trees = [optax.tree.get(state, "trace")]
-    if make_optimizer is not linked:
-        trees.append(smoothout_eval_params(state, params))
-    if make_optimizer is wrapped_twice:
-        trees.append(optax.tree.get(state, "gradient_mean"))
-    for tree in trees:
-        for leaf, sharding in zip(
-            jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
-        ):
-            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    alone, _ = train(AxisType.Auto, make_optimizer, (1, 1))
+    for kind in KINDS:
+        params, state = train(kind, make_optimizer)
+        chex.assert_trees_all_close(params, alone, rtol=1e-4, atol=1e-5)
+        trees = [params, optax.tree.get(state, "trace")]
+        if make_optimizer is wrapped:
+            trees.append(smoothout_eval_params(state, params))
+            trees.append(optax.tree.get(state, "gradient_mean"))
+        for tree in trees:
+            expect_laid(tree, LAYOUTS["both"])
+
+
+def expect_laid(tree, specs):
+    for leaf, spec in zip(*map(jax.tree.leaves, (tree, specs)), strict=True):
+        expected = NamedSharding(leaf.sharding.mesh, spec)
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
+
+
+@every_kind
+def test_half_precision_over_a_mesh_warns_where_noise_is_lost(kind):
+    mesh = make_mesh(kind=kind)
+    # The kernel's weights are of the size of the noise, and the bias's far above.
+    kernel, bias = 1e-4 * PARAMS["in"]["kernel"], PARAMS["in"]["bias"]
+    halves = optax.tree.cast({"kernel": kernel, "bias": bias}, "float16")
+    params = lay(mesh, halves, LAYOUTS["both"]["in"])
+    with jax.set_mesh(mesh):
+        for law in (uniform, gaussian):
+            smoothout(optax.sgd(0.1), law(0.1), key=KEY).init(params)
+            with pytest.warns(UserWarning, match="below the resolution of 'bias'"):
+                smoothout(optax.sgd(0.1), law(1e-5), key=KEY).init(params)
 
 
 # A copy for each device
@@ -307,10 +450,9 @@ def shapes_sent(program):
 # Copies laid over an axis of a mesh
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("num_copies", [8, 16])
-def test_copies_over_a_mesh_are_the_copies(num_copies, kind):
-    options = {"num_copies": num_copies, "antithetic": True}
+@every_kind
+def test_copies_over_a_mesh_are_the_copies(kind):
+    options = {"num_copies": 16, "antithetic": True}
     noise = uniform(0.1, relative_to="filter")
     alone = smoothout_value_and_grad(simple_loss, noise, execution="vmap", **options)
     laid = smoothout_value_and_grad(
@@ -326,7 +468,7 @@ def test_copies_over_a_mesh_are_the_copies(num_copies, kind):
     assert len(collectives(program)) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@every_kind
 def test_a_batch_over_the_same_axis_is_split_where_it_lies(kind):
     options = {"num_copies": 8, "batch_argnums": (1, 2)}
     fn = smoothout_value_and_grad(
@@ -335,7 +477,7 @@ def test_a_batch_over_the_same_axis_is_split_where_it_lies(kind):
     mesh = jax.make_mesh((8,), ("data",), (kind,))
     with jax.set_mesh(mesh):
         params = jax.device_put(PARAMS, NamedSharding(mesh, jax.P()))
-        arguments = params, *laid_batch(mesh)
+        arguments = params, *lay(mesh, BATCH, jax.P("data"))
         program = jax.jit(lambda *args: fn(KEY, *args)).lower(*arguments).compile()
         value, grads = program(*arguments)
     assert {operation for operation, _ in collectives(program)} == {"all-reduce"}
