@@ -315,6 +315,27 @@ def test_a_step_with_noise_sends_what_the_step_without_sends(name):
                 assert not more, (kind, law)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_smoothout_sends_few_numbers_a_leaf_besides_what_its_optimizer_sends(name):
+    def make(params):
+        def step(params, *batch):
+            grads = jax.grad(loss)(params, *batch)
+            return None, optax.tree.add_scale(params, -0.1, grads)
+
+        return step, (params,)
+
+    for kind in KINDS:
+        without, with_noise = (
+            collections.Counter(shapes_sent(compile_step(kind, name, each)))
+            for each in (make, smoothout_step(1))
+        )
+        assert not without - with_noise
+        more = with_noise - without
+        assert set(more) <= {("all-reduce", "f32[]")}
+        # Before, after, and, where the noise is drawn again, for its largest.
+        assert more.total() <= 3 * len(jax.tree.leaves(PARAMS))
+
+
 @pytest.mark.parametrize("num_copies", [1, 2])
 def test_a_step_on_explicit_axes_costs_what_it_costs_on_automatic_ones(num_copies):
     """And as much memory, but for buffers that happen to be placed otherwise."""
