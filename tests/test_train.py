@@ -369,26 +369,6 @@ def test_augmentation_moves_and_mirrors_each_image_by_itself():
     assert unmoved is images
 
 
-def test_msam_takes_gradients_ahead_along_the_momentum():
-    """Against the algorithm of the paper, written out."""
-
-    def gradient(w):
-        return np.array([3.0, 1.0]) * np.asarray(w) + np.sin(np.asarray(w))
-
-    optimizer = rivals.msam(optax.sgd(0.1, momentum=0.9), rho=0.3)
-    held = jnp.array([1.0, -2.0])
-    state = optimizer.init(held)
-    w, v, perturbed = np.array([1.0, -2.0]), np.zeros(2), np.array([1.0, -2.0])
-    for _ in range(5):
-        np.testing.assert_allclose(held, perturbed, rtol=1e-5)
-        updates, state = optimizer.update(jnp.asarray(gradient(held)), state, held)
-        held = optax.apply_updates(held, updates)
-        v = 0.9 * v + gradient(perturbed)
-        w = w - 0.1 * v
-        perturbed = w - 0.3 * v / np.linalg.norm(v)
-        np.testing.assert_allclose(rivals.msam_eval_params(state, held), w, rtol=1e-5)
-
-
 def test_noise_that_stays_adds_up():
     noise = rivals.staying_noise(uniform(1.0), jax.random.key(0))
     params = jnp.zeros(5000)

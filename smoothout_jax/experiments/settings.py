@@ -139,7 +139,7 @@ class TrainingSettings:
         None, "global norm that gradients are clipped at, after averaging copies"
     )
     shift: int = option(0, "augmentation: most pixels by which images are moved")
-    flip: bool = option(False, "augmentation: mirror every other image")
+    flip: bool = option(False, "augmentation: mirror images, each with probability 1/2")
     radius: float = option(
         0.1, "radius of SmoothOut: half-width of the uniform noise in every weight"
     )
