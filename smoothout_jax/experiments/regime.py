@@ -105,7 +105,7 @@ def radius_schedule(settings: TrainingSettings, radius: Any, steps: int) -> Any:
 
 
 def augment(settings: TrainingSettings, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Moves each image by some pixels, zeros coming in, and mirrors it or not by chance.
+    """Moves each image by some pixels, zeros coming in, and mirrors about half of them.
 
     Args:
         settings: the settings.
