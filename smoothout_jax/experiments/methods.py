@@ -37,7 +37,7 @@ class Context:
     Attributes:
         settings: the settings.
         steps: updates in the whole of training.
-        batch_norm: whether the network has BatchNorm, which gets no noise.
+        batch_norm: whether the network has BatchNorm, which gets no uniform noise.
     """
 
     settings: TrainingSettings
@@ -58,9 +58,9 @@ class Context:
         return self.uniform(radius, "filter")
 
     def rising_gaussian(self, std: Any) -> Noise:
-        """LPF-SGD's noise."""
+        """LPF-SGD's noise, which BatchNorm's parameters get too."""
         rising = cosine_schedule(std / GROWTH, GROWTH, self.steps)
-        return gaussian(rising, relative_to="filter", mask=self._mask)
+        return gaussian(rising, relative_to="filter", one_axis="layer")
 
     @property
     def _mask(self):

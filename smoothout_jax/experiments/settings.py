@@ -22,8 +22,8 @@ METHODS = (
 METHODS_HELP = (
     f"of {', '.join(METHODS)}. Split: each copy takes its part of the batch, and"
     " BatchNorm its statistics there (ghost batches). Two-sided: a pair at opposite"
-    " noises. Mix: half the batch at clean weights. Gaussian: split, and rising:"
-    " LPF-SGD. No-denoising: the noise stays in the weights"
+    " noises. Mix: half the batch at clean weights. Gaussian: LPF-SGD, split, its noise"
+    " rising, and in BatchNorm too. No-denoising: the noise stays in the weights"
 )
 # Training images that there are, by data set; of a folder of npz files nobody knows.
 TRAINING_IMAGES = {
@@ -158,7 +158,8 @@ class TrainingSettings:
     std: float = option(
         0.05,
         "standard deviation of the Gaussian noise at the end of training, over the norm"
-        " of each filter; it rises from a twentieth of that along a cosine",
+        " of each filter, or of a whole bias; it rises from a twentieth of that along a"
+        " cosine",
     )
     statistics: str = option(
         "re-estimated",
