@@ -1,6 +1,9 @@
 """Validation of arguments; every message names the argument and the value given."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,25 +11,46 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+NUMBERS = bool, int, float, complex, np.generic
+ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
+
+
+def describe(value: Any) -> str:
+    """A value in one line: an array by its shape, a tree by its type and size."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        article = "a traced" if isinstance(value, jax.core.Tracer) else "an"
+        if value.ndim or article != "an":
+            return f"{article} array of {value.dtype}{list(value.shape)}"
+        return str(value)
+    leaves = jax.tree.leaves(value)
+    if any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
+        return f"a {type(value).__name__} of {len(leaves)} leaves"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
 
 def nonnegative(**values: Any) -> None:
     """Requires real, finite scalars of at least zero; traced ones pass unseen."""
     for name, value in values.items():
         if not _is_real_scalar(value):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+            raise TypeError(f"{name} must be a number, got {describe(value)}")
         if isinstance(value, jax.core.Tracer):
             continue
         if not 0 <= float(value) < math.inf:
-            raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
+            raise ValueError(
+                f"{name} must be finite and at least 0, got {describe(value)}"
+            )
 
 
 def positive(**values: Any) -> None:
     """Requires real, finite numbers above zero, known to Python."""
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer) or not _is_real_scalar(value):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+            raise TypeError(f"{name} must be a number, got {describe(value)}")
         if not 0 < float(value) < math.inf:
-            raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+            raise ValueError(
+                f"{name} must be finite and above 0, got {describe(value)}"
+            )
 
 
 def count(**values: Any) -> None:
@@ -34,7 +58,7 @@ def count(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(
-                f"{name} must be a Python integer, got {value!r}; it shapes the"
+                f"{name} must be a Python integer, got {describe(value)}; it shapes the"
                 " compiled program, so it cannot be traced (under"
                 " optax.inject_hyperparams, name it in static_args)"
             )
@@ -47,24 +71,85 @@ def choice(accepted: tuple, **values: Any) -> None:
     for name, value in values.items():
         if not any(type(value) is type(one) and value == one for one in accepted):
             options = ", ".join(map(repr, accepted))
-            raise ValueError(f"{name} must be one of {options}; got {value!r}")
+            raise ValueError(f"{name} must be one of {options}; got {describe(value)}")
 
 
 def function(example: str, **values: Any) -> None:
     """Requires a callable; the message shows an example of one."""
     for name, value in values.items():
         if not callable(value):
-            raise TypeError(f"{name} must be a function, {example}; got {value!r}")
+            raise TypeError(
+                f"{name} must be a function, {example}; got {describe(value)}"
+            )
+
+
+def loss(**values: Any) -> None:
+    """Requires a function of the parameters, which a noise is not."""
+    function("such as fun(params, *args)", **values)
+    for name, value in values.items():
+        try:
+            arguments = list(inspect.signature(value).parameters)
+        except (TypeError, ValueError):  # built-in functions may have none
+            continue
+        if arguments[:2] == ["key", "params"]:
+            raise TypeError(
+                f"{name} must be a function of params, but takes (key, params) as a"
+                f" noise does: were {name} and noise swapped?"
+            )
 
 
 def prng_key(key: Any) -> None:
     """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`)."""
-    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not ((typed and ndim == 0) or (dtype == jnp.uint32 and ndim == 1)):
-        raise TypeError(
-            f"key must be a single PRNG key, as jax.random.key(0) makes it; got {key!r}"
-        )
+    typed = False
+    if isinstance(key, (jax.Array, np.ndarray)):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == 0 if typed else key.dtype == jnp.uint32 and key.ndim == 1:
+            return
+    hint = ""
+    if type(key).__name__ in ("Rngs", "RngStream"):
+        hint = "; draw one from it, such as rngs.params()"
+    elif not typed and jax.tree.leaves(key):
+        hint = "; did you forget the key?"
+    raise TypeError(
+        "key must be a single PRNG key, as jax.random.key(0) makes it; got"
+        f" {describe(key)}{hint}"
+    )
+
+
+def key_or_seed(key: Any) -> jax.Array:
+    """The PRNG key itself, or that of an integer seed."""
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(key)
+    prng_key(key)
+    return key
+
+
+def key_first(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function of (key, params, …) say so if its key is forgotten.
+
+    Python itself would complain that `params` is missing.
+    """
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if args:
+            prng_key(args[0])
+        return fn(*args, **kwargs)
+
+    return checked
+
+
+def arrays(**trees: Any) -> None:
+    """Requires trees whose leaves are arrays or numbers."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            if not isinstance(leaf, (*NUMBERS, *ARRAYS)):
+                raise TypeError(
+                    f"{name} must hold arrays, but its leaf"
+                    f" {jax.tree_util.keystr(path, simple=True, separator='/')!r} is"
+                    f" {describe(leaf)}; of an Equinox model, pass"
+                    " eqx.filter(model, eqx.is_inexact_array)"
+                )
 
 
 def is_inexact(leaf: Any) -> bool:
@@ -73,7 +158,7 @@ def is_inexact(leaf: Any) -> bool:
 
 
 def _is_real_scalar(value: Any) -> bool:
-    if not isinstance(value, (int, float, complex, np.generic, np.ndarray, jax.Array)):
+    if not isinstance(value, (*NUMBERS, *ARRAYS)):
         return False
     dtype = jnp.result_type(value)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)

@@ -22,7 +22,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.core
@@ -54,6 +54,7 @@ def uniform(
     *,
     relative_to: str | None = None,
     filter_axis: int = -1,
+    one_axis: Literal["weight", "layer"] = "weight",
     mask: Mask | None = None,
     bits: int = 8,
 ) -> Noise:
@@ -80,7 +81,12 @@ def uniform(
             scalar, or an Optax schedule of the step.
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
         filter_axis: the axis of output channels, where one index is one filter: -1 for
-            Flax and Haiku, 0 for Equinox. A leaf of one axis holds one weight a filter.
+            Flax and Haiku, 0 for Equinox.
+        one_axis: what noise relative to filters means for a leaf of one axis, such as
+            a bias or the scales of a norm layer: `"weight"` makes each weight a filter,
+            as SmoothOut's authors do; `"layer"` makes the whole leaf one filter, as
+            LPF-SGD and RWP do, which of 512 scales of 1 perturbs each by 22 times as
+            much.
         mask: which leaves get noise, by Optax's convention: a tree (or prefix tree) of
             booleans like the parameters, or a function that makes one from them.
         bits: random bits for each weight, 8, 16 or 32: u has 2**bits levels (2**24 for
@@ -118,6 +124,7 @@ def uniform(
         radius,
         relative_to,
         filter_axis,
+        one_axis,
         mask,
         normalize=True,
     )
@@ -128,10 +135,11 @@ def gaussian(
     *,
     relative_to: str | None = None,
     filter_axis: int = -1,
+    one_axis: Literal["weight", "layer"] = "weight",
     mask: Mask | None = None,
     normalize: bool = False,
 ) -> Noise:
-    """Gaussian noise: LPF-SGD's when relative to each filter's norm.
+    """Gaussian noise: LPF-SGD's when relative to filters, with `one_axis="layer"`.
 
     Every weight's noise is normal with mean zero and standard deviation std, or std
     times the size of the weight, the norm of its filter or the norm of its layer.
@@ -145,6 +153,7 @@ def gaussian(
             number of at least 0, a traced scalar, or an Optax schedule of the step.
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
         filter_axis: the axis of output channels, as for `uniform`.
+        one_axis: as for `uniform`; LPF-SGD's is `"layer"`.
         mask: which leaves get noise, as for `uniform`.
         normalize: whether the noise of each filter, or layer, is scaled to a norm of
             exactly std · ‖F‖, as `uniform`'s is and as in the authors' program.
@@ -165,7 +174,7 @@ def gaussian(
         -0.00 0.10
 
     Reference:
-        Bisla et al., 2022: LPF-SGD with `relative_to="filter"`.
+        Bisla et al., 2022: LPF-SGD with `relative_to="filter", one_axis="layer"`.
     """
     if normalize and relative_to not in ("filter", "layer"):
         raise ValueError(
@@ -184,6 +193,7 @@ def gaussian(
         std,
         relative_to,
         filter_axis,
+        one_axis,
         mask,
         normalize=normalize,
     )
@@ -241,7 +251,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
 
 
 def _noise(
-    law, bits, name, size, relative_to, filter_axis, mask, *, normalize
+    law, bits, name, size, relative_to, filter_axis, one_axis, mask, *, normalize
 ) -> Noise:
     """The noise function that `uniform` and `gaussian` share.
 
@@ -253,6 +263,7 @@ def _noise(
         size: the value of that argument.
         relative_to: as in `uniform`.
         filter_axis: as in `uniform`.
+        one_axis: as in `uniform`.
         mask: as in `uniform`.
         normalize: whether a sample is divided by its own norm over the filter or layer.
     """
@@ -260,7 +271,15 @@ def _noise(
         _checks.nonnegative(**{name: size})
     _checks.choice(RELATIVE_TO, relative_to=relative_to)
     if isinstance(filter_axis, bool) or not isinstance(filter_axis, int):
-        raise TypeError(f"filter_axis must be an integer, got {filter_axis!r}")
+        raise TypeError(
+            f"filter_axis must be an integer, got {_checks.describe(filter_axis)}"
+        )
+    _checks.choice(("weight", "layer"), one_axis=one_axis)
+    if one_axis == "layer" and relative_to != "filter":
+        raise ValueError(
+            "one_axis='layer' needs noise relative to a 'filter'; got"
+            f" relative_to={relative_to!r}"
+        )
 
     def leaf_noise(drawn, leaf, path, scale):
         weight = jax.lax.stop_gradient(leaf).astype(drawn.dtype)
@@ -268,7 +287,7 @@ def _noise(
         if relative_to == "weight":
             factor *= jnp.abs(weight)
         elif relative_to is not None:
-            axes = _norm_axes(relative_to, leaf.ndim, filter_axis, path)
+            axes = _norm_axes(relative_to, leaf.ndim, filter_axis, one_axis, path)
             factor *= _norm(weight, axes)
             if normalize:
                 factor /= _norm(drawn, axes)
@@ -276,8 +295,9 @@ def _noise(
             leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype)
         )
 
+    @_checks.key_first
     def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
-        _checks.prng_key(key)
+        _checks.arrays(params=params)
         scale = _at_step(name, size, step)
         paths_and_leaves, structure = jax.tree.flatten_with_path(params)
         paths = [path for path, _ in paths_and_leaves]
@@ -292,6 +312,7 @@ def _noise(
             chosen and _checks.is_inexact(leaf) and leaf.size > 0
             for leaf, chosen in zip(leaves, _mask_leaves(mask, params), strict=True)
         ]
+        _check_noisy(params, leaves, noisy)
         drawn = iter(_draw(law, key, list(itertools.compress(leaves, noisy)), bits))
         noises = []
         for path, leaf, is_noisy in zip(paths, leaves, noisy, strict=True):
@@ -338,9 +359,11 @@ def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
     return noise
 
 
-def _norm_axes(relative_to, ndim: int, filter_axis: int, path) -> tuple[int, ...]:
+def _norm_axes(
+    relative_to, ndim: int, filter_axis: int, one_axis: str, path
+) -> tuple[int, ...]:
     """The axes over which the norm that noise is relative to is taken."""
-    if relative_to == "layer" or ndim == 0:
+    if relative_to == "layer" or ndim == 0 or (ndim == 1 and one_axis == "layer"):
         return tuple(range(ndim))
     if not -ndim <= filter_axis < ndim:
         raise ValueError(
@@ -388,8 +411,46 @@ def _mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
         ) from error
     for flag in chosen:
         if not _is_known_boolean(flag):
-            raise TypeError(f"mask must hold booleans known to Python, got {flag!r}")
+            raise TypeError(
+                f"mask must hold booleans known to Python, got {_checks.describe(flag)}"
+            )
     return [bool(flag) for flag in chosen]
+
+
+def _check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> None:
+    """Requires something to perturb, and no statistics among it.
+
+    Raises:
+        ValueError: if the mask leaves nothing of the parameters, or noise would be
+            added to BatchNorm's variances, which must stay positive.
+    """
+    if not any(noisy) and any(
+        _checks.is_inexact(leaf) and leaf.size for leaf in leaves
+    ):
+        raise ValueError(
+            f"mask leaves none of the {len(leaves)} leaves of params to perturb"
+        )
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    statistics = _running_statistics(params)
+    for path, is_noisy in zip(paths, noisy, strict=True):
+        if is_noisy and any(path[: len(start)] == start for start in statistics):
+            raise ValueError(
+                f"params holds BatchNorm's statistics, such as {leaf_name(path)!r},"
+                " whose variances noise could make negative: pass the parameters alone"
+                " (in Linen {'params': variables['params']}, in NNX those of type"
+                " nnx.Param), or mask the statistics"
+            )
+
+
+def _running_statistics(params: Params) -> list[Any]:
+    """Paths of Linen's collection `batch_stats` and NNX's `BatchStat` variables."""
+    by_variable = jax.tree.leaves_with_path(
+        params, is_leaf=lambda node: type(node).__name__ == "BatchStat"
+    )
+    return [
+        (jax.tree_util.DictKey("batch_stats"),),
+        *(path for path, node in by_variable if type(node).__name__ == "BatchStat"),
+    ]
 
 
 def _is_known_boolean(flag: Any) -> bool:
@@ -423,14 +484,22 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
 
 def add_noise(params: Params, noise: Params) -> Params:
-    """The parameters with noise added, once the noise is seen to be like them."""
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, noise)]
-    if shapes[0] != shapes[1]:
+    """Adds noise to the parameters; raises ValueError unless it is a tree like them."""
+    ours, theirs = map(jax.tree.leaves_with_path, (params, noise))
+    if len(ours) != len(theirs):
         raise ValueError(
-            f"noise must return a tree like params, of shapes {shapes[0]}; it returned"
-            f" {shapes[1]}"
+            f"noise must return a tree like params, {_checks.describe(params)}; it"
+            f" returned {_checks.describe(noise)}"
         )
-    return optax.apply_updates(params, noise)
+    for (path, leaf), (other_path, other) in zip(ours, theirs, strict=True):
+        if path != other_path or jnp.shape(leaf) != jnp.shape(other):
+            raise ValueError(
+                "noise must return a tree like params, which has a leaf"
+                f" {leaf_name(path)!r} of shape {jnp.shape(leaf)}; it returned"
+                f" {leaf_name(other_path)!r} of shape {jnp.shape(other)}"
+            )
+    added = optax.apply_updates(jax.tree.leaves(params), jax.tree.leaves(noise))
+    return jax.tree.unflatten(jax.tree.structure(params), added)
 
 
 def accumulator_dtype(dtype: Any) -> Any:
