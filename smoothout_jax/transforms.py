@@ -11,6 +11,7 @@ Reference:
     its de-noising before the update.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,24 @@ from jax.interpreters import partial_eval
 
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
-from smoothout_jax.noise import Noise, Params, accumulator_dtype, add_noise
+from smoothout_jax._following import (
+    SAME_TO_ROUNDING,
+    fingerprint,
+    follow,
+    is_like,
+    rounded,
+    where_any,
+)
+from smoothout_jax.noise import (
+    Noise,
+    Params,
+    accumulator_dtype,
+    add_noise,
+    leaf_name,
+)
 
+# Of a noise drawn again, by a program that may round otherwise.
+SAME_NOISE = 1e-3
 NO_PARAMS = (
     "needs the parameters: call update(grads, state, params), not update(grads, state)"
 )
@@ -45,6 +62,8 @@ class SmoothoutState(NamedTuple):
         smoothout_copy: number of gradients taken since the last of them, int32.
         gradient_mean: mean of those gradients, in float32 at least; `None` if M = 1.
         smoothed_state: state of the wrapped optimizer.
+        smoothout_fingerprint: a number for each leaf, by which a change of the loop's
+            parameters is told; if the clean ones are not kept, of the noise in them.
     """
 
     clean_params: Params | None
@@ -53,6 +72,7 @@ class SmoothoutState(NamedTuple):
     smoothout_copy: jax.typing.ArrayLike
     gradient_mean: Params | None
     smoothed_state: optax.OptState
+    smoothout_fingerprint: jax.Array
 
 
 def smoothout(
@@ -123,27 +143,32 @@ def smoothout(
     """
     _check_optimizer(optimizer)
     _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
-    _checks.prng_key(key)
     _checks.count(num_copies=num_copies)
     _checks.choice((True, False), keep_clean=keep_clean)
     optimizer = optax.with_extra_args_support(optimizer)
+    noises = _Noises(noise, _checks.key_or_seed(key), num_copies)
 
     def init(params: Params) -> Any:
-        _warn_of_lost_noise(noise, key, params)
-        if not keep_clean:
-            _require_independent(noise, key, params)
+        _checks.arrays(params=params)
+        _warn_of_lost_noise(noise, noises.key, params)
+        if not keep_clean and jax.tree.leaves(params):
+            _require_independent(noise, noises.key, params)
         mean = None
         if num_copies > 1:
             mean = jax.tree.map(
-                lambda p: jnp.zeros_like(p, accumulator_dtype(p.dtype)), params
+                lambda p: jnp.zeros_like(p, accumulator_dtype(jnp.result_type(p))),
+                params,
             )
+        clean = jax.tree.map(_fresh, params)
+        told = clean if keep_clean else optax.tree.zeros_like(clean)
         return SmoothoutState(
-            clean_params=jax.tree.map(_fresh, params) if keep_clean else None,
-            smoothout_key_data=_key_data(key),
+            clean_params=clean if keep_clean else None,
+            smoothout_key_data=_key_data(noises.key),
             smoothout_step=jnp.zeros([], jnp.int32),
             smoothout_copy=jnp.zeros([], jnp.int32),
             gradient_mean=mean,
             smoothed_state=optimizer.init(params),
+            smoothout_fingerprint=fingerprint(told),
         )
 
     def update(
@@ -154,16 +179,20 @@ def smoothout(
     ) -> tuple[optax.Updates, Any]:
         if params is None:
             raise ValueError(f"smoothout {NO_PARAMS}")
-        held = state.clean_params
-        if not keep_clean:
-            number = state.smoothout_step * num_copies + state.smoothout_copy
-            held = _without_noise(noise, key, state, number, params)
+        _checks.arrays(params=params)
+        if not isinstance(state, SmoothoutState):
+            raise TypeError(
+                "state must be the state of smoothout, as its init or update returned"
+                f" it; got {_checks.describe(state)}"
+            )
+        held = noises.clean(state, params)
 
         def step(grads):
             steps, smoothed_state = optimizer.update(
                 grads, state.smoothed_state, held, **extra_args
             )
-            return optax.apply_updates(held, steps), smoothed_state
+            clean = rounded(optax.apply_updates(held, steps))
+            return clean, _in_dtypes_of(state.smoothed_state, smoothed_state)
 
         if num_copies == 1:
             mean, count, copy = None, optax.safe_increment(state.smoothout_step), 0
@@ -179,15 +208,17 @@ def smoothout(
             stepped = optax.safe_increment(state.smoothout_step)
             count = jnp.where(last, stepped, state.smoothout_step)
             copy = jnp.where(last, 0, state.smoothout_copy + 1)
-        noise_key = _fold(key, state.smoothout_key_data, count * num_copies + copy)
-        perturbed = add_noise(clean, noise(noise_key, clean, count))
-        return optax.tree.sub(perturbed, params), SmoothoutState(
+        added = noises.draw(state.smoothout_key_data, count, copy, clean)
+        changes = rounded(optax.tree.sub(add_noise(clean, added), params))
+        told = rounded(optax.apply_updates(params, changes)) if keep_clean else added
+        return changes, SmoothoutState(
             clean_params=clean if keep_clean else None,
             smoothout_key_data=state.smoothout_key_data,
             smoothout_step=count,
             smoothout_copy=jnp.asarray(copy, jnp.int32),
             gradient_mean=mean,
             smoothed_state=smoothed_state,
+            smoothout_fingerprint=fingerprint(told),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -238,31 +269,67 @@ def smoothout_eval_params(
     if not found:
         raise ValueError(
             "state holds no state of smoothout; pass the optimizer's state, as it came"
-            f" from init or update, got {type(state).__name__}"
+            f" from init or update, got {_checks.describe(state)}"
         )
+    if (noise is None) != (key is None):
+        raise ValueError("noise and key go together: give both, or neither")
+    noises = None
+    if noise is not None:
+        if len(found) > 1:
+            raise ValueError(
+                f"noise is that of one smoothout, but state holds {len(found)}"
+            )
+        noises = _Noises(noise, _checks.key_or_seed(key), num_copies)
     if any(node.clean_params is None for node in found):
-        if noise is None or key is None or len(found) > 1:
+        if noises is None or len(found) > 1:
             raise ValueError(
                 "state keeps no clean parameters (keep_clean=False): give the state of"
                 " one smoothout, with its noise and key, so that the noise can be drawn"
                 " again"
             )
-        number = found[0].smoothout_step * num_copies + found[0].smoothout_copy
-        return _without_noise(noise, key, found[0], number, params)
+        return _denoised(found[0], params, noises)
+    given = dict(jax.tree.leaves_with_path(params))
     clean = {
         path: leaf
         for node in found
-        for path, leaf in jax.tree.leaves_with_path(node.clean_params)
+        for path, leaf in jax.tree.leaves_with_path(_kept(node, given, noises))
     }
-    shapes = {path: jnp.shape(p) for path, p in jax.tree.leaves_with_path(params)}
-    for path, leaf in clean.items():
-        if shapes.get(path) != jnp.shape(leaf):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree.map_with_path(lambda path, p: clean.get(path, p), params)
+
+
+def _kept(state: SmoothoutState, given: dict[Any, Any], noises) -> Params:
+    """The clean parameters of a state, where those given, by path, did not change."""
+    for path, leaf in jax.tree.leaves_with_path(state.clean_params):
+        if path not in given or jnp.shape(given[path]) != jnp.shape(leaf):
             raise ValueError(
                 "state is that of other parameters: params has no leaf"
-                f" {name!r} of shape {jnp.shape(leaf)}"
+                f" {leaf_name(path)!r} of shape {jnp.shape(leaf)}"
             )
-    return jax.tree.map_with_path(lambda path, p: clean.get(path, p), params)
+    params = jax.tree.map_with_path(lambda path, _: given[path], state.clean_params)
+    same = is_like(state.smoothout_fingerprint, params, SAME_TO_ROUNDING)
+    if noises is not None:
+        return noises.followed(state, params, ~same)
+    leaves = map(jax.tree.leaves, (state.clean_params, params))
+    kept = [
+        jnp.where(is_same, clean, now) if _checks.is_inexact(clean) else now
+        for is_same, clean, now in zip(same, *leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), kept)
+
+
+def _denoised(state: SmoothoutState, params: Params, noises) -> Params:
+    """Parameters less their noise, once it is seen to be the noise in them."""
+    drawn = noises.drawn(state, params)
+    same = jnp.all(is_like(state.smoothout_fingerprint, drawn, SAME_NOISE))
+    if not isinstance(same, jax.core.Tracer) and not same:
+        raise ValueError(
+            "noise, key and num_copies must be those of smoothout: the noise they draw"
+            f" is not the one in params; got num_copies={noises.num_copies}"
+        )
+    clean = add_noise(params, jax.tree.map(jnp.negative, drawn))
+    return jax.tree.map(
+        lambda c: jnp.where(same, c, jnp.nan) if _checks.is_inexact(c) else c, clean
+    )
 
 
 class SmoothGradientsState(NamedTuple):
@@ -346,9 +413,10 @@ def smooth_gradients(
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
     )
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
 
     def init(params: Params) -> Any:
+        _checks.arrays(params=params)
         _warn_of_lost_noise(noise, key, params)
         return SmoothGradientsState(_key_data(key), jnp.zeros([], jnp.int32))
 
@@ -378,12 +446,58 @@ def smooth_gradients(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _without_noise(noise, key, state: SmoothoutState, number, params) -> Params:
-    """Parameters less their noise, drawn again; the first have none."""
-    noise_key = _fold(key, state.smoothout_key_data, number)
-    added = noise(noise_key, params, state.smoothout_step)
-    denoised = add_noise(params, jax.tree.map(jnp.negative, added))
-    return jax.tree.map(lambda p, d: jnp.where(number == 0, p, d), params, denoised)
+@dataclasses.dataclass(frozen=True)
+class _Noises:
+    """The noises of a training, drawn from the key in its state.
+
+    Attributes:
+        noise: their law.
+        key: a key of the implementation that the key in the state is of.
+        num_copies: noises for each update of the clean parameters.
+    """
+
+    noise: Noise
+    key: jax.Array
+    num_copies: int
+
+    def draw(self, key_data, step, copy, params) -> Params:
+        """The noise of a copy in a step; no step and no copy before has the same."""
+        number = step * self.num_copies + copy
+        return self.noise(_fold(self.key, key_data, number), params, step)
+
+    def drawn(self, state: SmoothoutState, params: Params) -> Params:
+        """The noise that the loop's parameters were handed out with."""
+        key_data, step, copy = state[1:4]
+        added = self.draw(key_data, step, copy, params)
+        return jax.tree.map(lambda n: jnp.where(_is_first(state), 0, n), added)
+
+    def clean(self, state: SmoothoutState, params: Params) -> Params:
+        """The clean parameters of those that an update was given."""
+        if state.clean_params is None:
+            noise = self.drawn(state, params)
+            return add_noise(params, jax.tree.map(jnp.negative, noise))
+        changed = state.smoothout_fingerprint != fingerprint(params)
+        clean = jax.tree.map(
+            lambda c, p: c if _checks.is_inexact(c) else jnp.asarray(p, c.dtype),
+            state.clean_params,
+            params,
+        )
+        return where_any(
+            changed,
+            lambda: self.followed(state, params, changed),
+            lambda: clean,
+        )
+
+    def followed(self, state: SmoothoutState, params, changed) -> Params:
+        """The clean parameters that were kept, with what changed since."""
+        noise = self.drawn(state, state.clean_params)
+        first = _is_first(state)
+        return follow(state.clean_params, params, noise, changed, first)
+
+
+def _is_first(state: SmoothoutState) -> jax.Array:
+    """Whether the loop's parameters are the initial ones, which have no noise."""
+    return (state.smoothout_step == 0) & (state.smoothout_copy == 0)
 
 
 def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
@@ -410,6 +524,8 @@ def _check_optimizer(optimizer: Any) -> None:
 
 def _fresh(leaf: Any) -> jax.Array:
     """A copy in a buffer of its own, so that the parameters can be donated."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(leaf)
     return jnp.array(leaf, jnp.result_type(leaf), copy=True)
 
 
@@ -426,11 +542,24 @@ def _fold(key: jax.Array, key_data: jax.Array, count: Any) -> jax.Array:
     return jax.random.fold_in(folded, count)
 
 
+def _in_dtypes_of(old: Any, new: Any) -> Any:
+    """The new state in the dtypes of the old, whatever those of the gradients are."""
+    return jax.tree.map(
+        lambda new, old: jnp.asarray(new).astype(jnp.result_type(old)), new, old
+    )
+
+
 def _running_mean(mean: Params, grads: optax.Updates, count: jax.Array) -> Params:
     """The mean of count + 1 gradients from that of count and one more."""
 
     def include(mean, grad):
-        grad = grad.astype(mean.dtype)
+        if jnp.shape(grad) != mean.shape:
+            raise ValueError(
+                "updates must be gradients like params, to be averaged over the copies;"
+                f" got one of shape {jnp.shape(grad)} for a parameter of shape"
+                f" {mean.shape}"
+            )
+        grad = jnp.asarray(grad, mean.dtype)
         step = (grad - mean) / (count + 1).astype(mean.dtype)
         return jnp.where(count == 0, grad, mean + step)
 
@@ -440,7 +569,8 @@ def _running_mean(mean: Params, grads: optax.Updates, count: jax.Array) -> Param
 def _warn_of_lost_noise(noise: Noise, key: jax.Array, params: Params) -> None:
     """Draws once from half-precision parameters while their values are known."""
     leaves = jax.tree.leaves(params)
+    unknown = jax.core.Tracer, jax.ShapeDtypeStruct
     if any(jnp.result_type(leaf).itemsize <= 2 for leaf in leaves) and not any(
-        isinstance(leaf, jax.core.Tracer) for leaf in leaves
+        isinstance(leaf, unknown) for leaf in leaves
     ):
         noise(key, params, jnp.zeros([], jnp.int32))

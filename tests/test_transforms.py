@@ -770,7 +770,7 @@ def test_apply_if_finite_keeps_parameters_and_state_at_a_nan_gradient():
         ({"optimizer": NOISE}, TypeError, "optimizer must be"),
         ({"noise": 0.1}, TypeError, "noise must be a function.*uniform.*0.1"),
         ({"noise": MOMENTUM}, TypeError, "noise must be a function"),
-        ({"key": 0}, TypeError, "key must be a single PRNG key"),
+        ({"key": 0.5}, TypeError, "key must be a single PRNG key.*got 0.5"),
         ({"key": jax.random.split(KEY)}, TypeError, "key must be a single PRNG key"),
         ({"num_copies": 0}, ValueError, "num_copies must be at least 1, got 0"),
         ({"num_copies": 1.5}, TypeError, "num_copies must be .*integer, got 1.5"),
