@@ -11,6 +11,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from smoothout_jax._trees import named_leaves
+
 NUMBERS = bool, int, float, complex, np.generic
 ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
 
@@ -18,10 +20,13 @@ ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
 def describe(value: Any) -> str:
     """A value in one line: an array by its shape, a tree by its type and size."""
     if isinstance(value, (jax.Array, np.ndarray)):
-        article = "a traced" if isinstance(value, jax.core.Tracer) else "an"
-        if value.ndim or article != "an":
-            return f"{article} array of {value.dtype}{list(value.shape)}"
-        return str(value)
+        traced = isinstance(value, jax.core.Tracer)
+        if not (
+            traced or value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        ):
+            return str(value)
+        article = "a traced" if traced else "an"
+        return f"{article} array of {value.dtype}{list(value.shape)}"
     leaves = jax.tree.leaves(value)
     if any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
         return f"a {type(value).__name__} of {len(leaves)} leaves"
@@ -98,8 +103,13 @@ def loss(**values: Any) -> None:
             )
 
 
-def prng_key(key: Any) -> None:
-    """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`)."""
+def prng_key(key: Any, alone: bool = False) -> None:
+    """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`).
+
+    Args:
+        key: what should be one.
+        alone: whether it was the only argument, as a step is that a schedule is given.
+    """
     typed = False
     if isinstance(key, (jax.Array, np.ndarray)):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -108,6 +118,8 @@ def prng_key(key: Any) -> None:
     hint = ""
     if type(key).__name__ in ("Rngs", "RngStream"):
         hint = "; draw one from it, such as rngs.params()"
+    elif alone and _is_real_scalar(key):
+        hint = " alone; under optax.inject_hyperparams, name the noise in static_args"
     elif not typed and jax.tree.leaves(key):
         hint = "; did you forget the key?"
     raise TypeError(
@@ -118,7 +130,11 @@ def prng_key(key: Any) -> None:
 
 def key_or_seed(key: Any) -> jax.Array:
     """The PRNG key itself, or that of an integer seed."""
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+    if (
+        isinstance(key, (*NUMBERS, *ARRAYS))
+        and jnp.issubdtype(jnp.result_type(key), jnp.integer)
+        and jnp.ndim(key) == 0
+    ):
         return jax.random.key(key)
     prng_key(key)
     return key
@@ -133,7 +149,7 @@ def key_first(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if args:
-            prng_key(args[0])
+            prng_key(args[0], alone=len(args) == 1)
         return fn(*args, **kwargs)
 
     return checked
@@ -142,11 +158,10 @@ def key_first(fn: Callable[..., Any]) -> Callable[..., Any]:
 def arrays(**trees: Any) -> None:
     """Requires trees whose leaves are arrays or numbers."""
     for name, tree in trees.items():
-        for path, leaf in jax.tree.leaves_with_path(tree):
+        for path, leaf in named_leaves(tree):
             if not isinstance(leaf, (*NUMBERS, *ARRAYS)):
                 raise TypeError(
-                    f"{name} must hold arrays, but its leaf"
-                    f" {jax.tree_util.keystr(path, simple=True, separator='/')!r} is"
+                    f"{name} must hold arrays, but its leaf {path!r} is"
                     f" {describe(leaf)}; of an Equinox model, pass"
                     " eqx.filter(model, eqx.is_inexact_array)"
                 )

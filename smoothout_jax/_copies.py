@@ -172,21 +172,28 @@ class Copies:
         if self.antithetic:
             keys = keys[np.arange(self.total) // 2]
 
+        # The auxiliary outputs of a single copy may be anything, as without copies.
+        alone = self.total == 1 and self.aux != "stack"
+        alone = alone and self.axis_name is None and self.spmd_axis_name is None
+        # What is averaged as the gradients are travels with them.
+        together = alone or self.aux == "mean"
+
         def perturb(params, numbered):
             number, key = numbered
             return self._perturb(number, key, params, step)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
-            result, aux = jax.tree.map(jnp.asarray, fn(perturbed, *merged))
-            # What is averaged as the gradients are travels with them.
-            return (
-                ((result, aux), None) if self.aux == "mean" else ((result, None), aux)
-            )
+            result, aux = fn(perturbed, *merged)
+            result = jax.tree.map(jnp.asarray, result)
+            if not alone:
+                check = functools.partial(_as_output, self.aux == "mean")
+                aux = jax.tree.map_with_path(check, aux)
+            return ((result, aux), None) if together else ((result, None), aux)
 
         numbered = np.arange(self.total), keys
         (result, aux), stacked = self._run(perturb, call, params, numbered, own_args)
-        if self.aux != "mean":
+        if not together:
             picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[picked], stacked)
         if self.axis_name is not None:
@@ -365,7 +372,7 @@ def _vary(params: Params, index: jax.Array) -> Params:
     `jax.shard_map` sums a gradient over devices when its parameters are the same on
     all of them; here each device's own gradient is wanted.
     """
-    return jax.tree.map(lambda p: p + (index * 0).astype(p.dtype), params)
+    return jax.tree.map(lambda p: p + (index * 0).astype(jnp.result_type(p)), params)
 
 
 def _unroll(run, params, weights, copies) -> tuple[Any, Any]:
@@ -377,10 +384,10 @@ def _unroll(run, params, weights, copies) -> tuple[Any, Any]:
             # A copy, and its noise, wait for the one before: their memory is the same.
             params, total, key = _keep((params, total, key))
         result, aux = run(params, ((number, key), own))
-        auxes.append(aux)
         if weights.shape == (1,):
-            total = result
-        elif total is None:
+            return result, jax.tree.map(lambda a: jnp.asarray(a)[None], aux)
+        auxes.append(aux)
+        if total is None:
             total = _weigh(weight, result)
         else:
             total = jax.tree.map(jnp.add, total, _weigh(weight, result))
@@ -418,6 +425,24 @@ def _weigh(weight, result: Any) -> Any:
         return jnp.tensordot(factor, leaf, axes=1, precision="highest")
 
     return jax.tree.map(weigh, result)
+
+
+def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
+    """An auxiliary output as an array that copies can average, or stack."""
+    name = f"auxiliary output{jax.tree_util.keystr(path)} of fun"
+    try:
+        leaf = jnp.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} is {_checks.describe(leaf)}, which several copies can neither"
+            " average nor stack: return arrays, or take one copy"
+        ) from error
+    if averaged and not _checks.is_inexact(leaf):
+        raise TypeError(
+            f"{name} is {_checks.describe(leaf)}, which has no mean over copies; choose"
+            " aux='first' or aux='stack'"
+        )
+    return leaf
 
 
 def _require_inexact(leaf: Any) -> None:

@@ -27,7 +27,7 @@ def require(module: str, extra: str) -> Any:
 def progress(
     description: str, items: Iterable[Any] | None = None, total: int | None = None
 ) -> Any:
-    """A progress bar that shows once it has run for two seconds.
+    """A progress bar that shows once it has run for two seconds, if tqdm is installed.
 
     Args:
         description: what is under way.
@@ -35,8 +35,26 @@ def progress(
         total: number of items or updates, if it is known.
 
     Returns:
-        The bar: an iterable and a context manager.
+        The bar: an iterable with `update()` and `close()`.
     """
-    return require("tqdm", "sharpness").tqdm(
-        items, description, total, leave=False, delay=2, disable=None
-    )
+    try:
+        tqdm = importlib.import_module("tqdm")
+    except ImportError:
+        return _NoBar(items)
+    return tqdm.tqdm(items, description, total, leave=False, delay=2, disable=None)
+
+
+class _NoBar:
+    """What stands in for a progress bar."""
+
+    def __init__(self, items: Iterable[Any] | None):
+        self._items = () if items is None else items
+
+    def __iter__(self):
+        return iter(self._items)
+
+    def update(self) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""

@@ -1,8 +1,12 @@
 """Files that are written whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from smoothout_jax import _checks
 
 
 @contextmanager
@@ -14,3 +18,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_writable(path: Any) -> Path:
+    """The path of a file, once it is seen that one can be written there.
+
+    Raises:
+        OSError: if its folder is missing or cannot be written to, or it is a folder.
+        TypeError: if it is no path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a file, got {_checks.describe(path)}")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"path={str(path)!r}: {path.parent} cannot be written to")
+    return path

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from smoothout_jax._extras import progress
-from smoothout_jax._files import whole_file
+from smoothout_jax._files import check_writable, whole_file
 
 SECONDS_BETWEEN_SAVES = 5.0
 
@@ -71,11 +72,12 @@ def evaluate_grid(
         place: tree of the arrays that, with the points, tell this grid from others.
 
     Raises:
+        OSError: if no file can be written there.
         ValueError: if the points are not as they should be, or the file is damaged or
             belongs to another landscape.
     """
     points = tuple(_check_points(axis) for axis in points)
-    path = None if path is None else Path(path)
+    path = None if path is None else check_writable(path)
     fingerprint = _fingerprint(place, points)
     first = evaluate([axis[0] for axis in points])
     done = np.zeros(_shape(points), bool)
@@ -83,13 +85,17 @@ def evaluate_grid(
     landscape = Landscape(points, values, note)
     if path and path.exists():
         landscape, done = _resume(path, landscape, first, fingerprint)
+
+    def keep(where, evaluated):
+        for name, value in evaluated.items():
+            landscape.values[name][where] = value if np.isfinite(value) else np.nan
+        done[where] = True
+
+    keep((0,) * done.ndim, first)
     saved = time.monotonic()
     for index in progress("points", np.argwhere(~done)):
         where = tuple(index)
-        coordinates = [axis[i] for axis, i in zip(points, where, strict=True)]
-        for name, value in evaluate(coordinates).items():
-            landscape.values[name][where] = value if np.isfinite(value) else np.nan
-        done[where] = True
+        keep(where, evaluate([axis[i] for axis, i in zip(points, where, strict=True)]))
         if path and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             _write(path, landscape, done, fingerprint)
             saved = time.monotonic()
@@ -116,7 +122,9 @@ def _resume(path, blank, first, fingerprint):
 
 def _fingerprint(place, points) -> str:
     digest = hashlib.sha256()
-    for array in (*jax.tree.leaves(place), *points):
+    for leaf in (*jax.tree.leaves(place), *points):
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        array = jax.random.key_data(leaf) if is_key else leaf
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

@@ -3,9 +3,10 @@
 All come from products of the Hessian with vectors, of which each costs about two
 gradients; the matrix is never built. SciPy's ARPACK finds the eigenvalues, as it takes
 products computed batch by batch, restarts in bounded memory, and finds an eigenvalue
-as often as it occurs; matfree draws the probes and makes the Lanczos decompositions.
+as often as it occurs. The trace and the density take products with random probes.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def hessian_eigenvalues(
     which: str = "LA",
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
-    key: jax.Array | None = None,
+    key: jax.Array | int = 0,
     batches: Batches | None = None,
 ) -> Eigenpairs:
     """Leading eigenvalues of the Hessian of the loss, with their eigenvectors.
@@ -91,14 +92,14 @@ def hessian_eigenvalues(
             eigenvalue plus the root mean square of all; above 0, and above 1e-6 in
             float32.
         max_iterations: restarts after which to give up.
-        key: PRNG key of the first vector; by default `jax.random.key(0)`.
+        key: PRNG key of the first vector, or an integer seed.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
         The eigenvalues and eigenvectors.
 
     Raises:
-        ImportError: if SciPy or tqdm is not installed (extra `sharpness`).
+        ImportError: if SciPy is not installed (extra `sharpness`).
         RuntimeError: if they have not converged in `max_iterations`.
         TypeError: if a parameter is not in float32 or float64.
         ValueError: if an argument is out of its range, or the loss is not finite.
@@ -119,8 +120,7 @@ def hessian_eigenvalues(
     _checks.count(num_eigenvalues=num_eigenvalues, max_iterations=max_iterations)
     _checks.choice(WHICH, which=which)
     _checks.positive(tolerance=tolerance)
-    key = jax.random.key(0) if key is None else key
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     with VectorLoss(loss, params, batches, "eigenvalues of the Hessian") as objective:
         size, dtype = objective.params.size, objective.params.dtype
         if num_eigenvalues > size:
@@ -149,7 +149,7 @@ def hessian_trace(
     loss: Callable[..., Any],
     params: Params,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_samples: int = 100,
     batches: Batches | None = None,
 ) -> Estimate:
@@ -160,7 +160,8 @@ def hessian_trace(
     Args:
         loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
         params: parameters, in float32 or float64.
-        key: PRNG key of the vectors; networks measured with one key meet the same.
+        key: PRNG key of the vectors, or an integer seed; networks measured with one key
+            meet the same.
         num_samples: number of vectors, each at the cost of two gradients.
         batches: batches of the loss's second argument; not an iterator.
 
@@ -168,7 +169,6 @@ def hessian_trace(
         The estimate.
 
     Raises:
-        ImportError: if matfree or tqdm is not installed (extra `sharpness`).
         TypeError: if a parameter is not in float32 or float64.
         ValueError: if `num_samples` is less than 1, or the loss is not finite.
 
@@ -185,13 +185,13 @@ def hessian_trace(
         Hutchinson, A stochastic estimator of the trace of the influence matrix for
         Laplacian smoothing splines, 1990.
     """
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     _checks.count(num_samples=num_samples)
-    quadratic_form = require("matfree.stochtrace", "sharpness").monte_carlo_trace()
-    total = 1 + num_samples
-    with VectorLoss(loss, params, batches, "trace of the Hessian", total) as objective:
+    with VectorLoss(
+        loss, params, batches, "trace of the Hessian", num_samples
+    ) as objective:
         samples = [
-            quadratic_form(objective.hessian_vector, probe)
+            jnp.vdot(probe, objective.hessian_vector(probe))
             for probe in _probes(objective.params, key, num_samples)
         ]
     return Estimate.from_samples(np.array(samples))
@@ -201,7 +201,7 @@ def hessian_density(
     loss: Callable[..., Any],
     params: Params,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_samples: int = 10,
     depth: int = 64,
     num_points: int = 1000,
@@ -213,10 +213,10 @@ def hessian_density(
     Args:
         loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
         params: parameters, in float32 or float64.
-        key: PRNG key of the probes, vectors of random signs.
+        key: PRNG key of the probes, vectors of random signs, or an integer seed.
         num_samples: number of probes.
-        depth: iterations of Lanczos, a product with the Hessian and a vector in memory
-            each; at most the number of weights.
+        depth: iterations of Lanczos, a product with the Hessian each, or fewer where
+            every eigenvalue is met before; at most the number of weights.
         num_points: points at which the density is given, no further apart than the
             width.
         width: standard deviation of the Gaussian that each eigenvalue becomes, in the
@@ -227,7 +227,7 @@ def hessian_density(
         The density.
 
     Raises:
-        ImportError: if matfree, SciPy or tqdm is not installed (extra `sharpness`).
+        ImportError: if SciPy is not installed (extra `sharpness`).
         TypeError: if a parameter is not in float32 or float64.
         ValueError: if an argument is out of its range, or the loss is not finite.
 
@@ -235,20 +235,20 @@ def hessian_density(
         Ghorbani, Krishnan and Xiao, `An Investigation into Neural Net Optimization via
         Hessian Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019.
     """
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     _checks.count(num_samples=num_samples, depth=depth, num_points=num_points)
     if width is not None:
         _checks.positive(width=width)
-    total = 1 + num_samples * depth
+    linalg = require("scipy.linalg", "sharpness")
     with VectorLoss(
-        loss, params, batches, "density of the Hessian", total
+        loss, params, batches, "density of the Hessian", num_samples * depth
     ) as objective:
         if depth > objective.params.size:
             raise ValueError(
                 f"depth={depth} is more than the {objective.params.size} weights"
             )
         rules = [
-            _gauss_rule(objective.hessian_vector, probe, depth)
+            _gauss_rule(linalg, objective.hessian_vector, probe, depth)
             for probe in _probes(objective.params, key, num_samples)
         ]
     nodes, weights = (np.stack(parts) for parts in zip(*rules, strict=True))
@@ -293,9 +293,14 @@ def _arpack(product, size, num_eigenvalues, which, tolerance, max_iterations, ke
     the others. So the search is repeated without the pairs that were found, until it
     finds none that leads one of them.
     """
+    linalg = require("scipy.sparse.linalg", "sharpness")
+    search = functools.partial(
+        _search, linalg, which=which, tolerance=tolerance, max_iterations=max_iterations
+    )
     keys = iter(jax.random.split(key, num_eigenvalues + 2))
     start = np.asarray(jax.random.normal(next(keys), (size,)))
-    scale = np.linalg.norm(product(start)) / np.linalg.norm(start)
+    image = product(start)
+    scale = np.linalg.norm(image) / np.linalg.norm(start)
     if not scale:
         return np.zeros(num_eigenvalues), np.eye(size, num_eigenvalues)
     # Keeps what is left ahead of zero, the eigenvalue of the pairs projected out.
@@ -309,22 +314,24 @@ def _arpack(product, size, num_eigenvalues, which, tolerance, max_iterations, ke
         vector = without_found(vector)
         return without_found(product(vector) + shift * vector)
 
-    wanted = num_eigenvalues
+    wanted, start = num_eigenvalues, image + shift * start
     while len(values) < size:
-        new, vectors = _search(shifted, start, wanted, which, tolerance, max_iterations)
+        new, vectors = search(shifted, start, wanted)
         new = new.astype(np.float64) - shift
         if len(values):
             last = np.sort(_rank(values, which))[num_eigenvalues - 1]
             if _rank(new, which)[0] >= last - tolerance * (abs(last) + scale):
                 break
         values, found = np.r_[values, new], np.c_[found, vectors]
-        wanted, start = 1, np.asarray(jax.random.normal(next(keys), (size,)))
+        start = shifted(np.asarray(jax.random.normal(next(keys), (size,))))
+        wanted = 1
     return values, found
 
 
-def _search(product, start, num_eigenvalues, which, tolerance, max_iterations):
+def _search(
+    linalg, product, start, num_eigenvalues, *, which, tolerance, max_iterations
+):
     """Eigenvalues and eigenvectors as ARPACK finds them."""
-    linalg = require("scipy.sparse.linalg", "sharpness")
     operator = linalg.LinearOperator(
         (len(start),) * 2, matvec=product, dtype=start.dtype
     )
@@ -333,7 +340,7 @@ def _search(product, start, num_eigenvalues, which, tolerance, max_iterations):
             operator,
             num_eigenvalues,
             which=which,
-            v0=product(start),
+            v0=start,
             ncv=_num_vectors(num_eigenvalues),
             maxiter=max_iterations,
             tol=tolerance,
@@ -352,52 +359,46 @@ def _rank(values, which: str):
 
 def _probes(like, key, num_samples: int):
     """Random vectors of signs, drawn one at a time."""
-    sampler = require("matfree.stochtrace", "sharpness").sampler_signs(like, num=1)
-    return (sampler(key)[0] for key in jax.random.split(key, num_samples))
+    for probe_key in jax.random.split(key, num_samples):
+        yield jax.random.rademacher(probe_key, like.shape, like.dtype)
 
 
-def _gauss_rule(hessian_vector, probe, depth: int):
+def _gauss_rule(linalg, product, probe, depth: int):
     """Nodes and weights of the quadrature that Lanczos' iteration makes of a probe."""
-    linalg = require("scipy.linalg", "sharpness")
-    tridiagonalize = require("matfree.decomp", "sharpness").tridiag_sym(
-        depth, reortho="none", materialize=False, custom_vjp=False
-    )
-    # The loop runs in Python, so that products can take one batch after another.
-    with jax.disable_jit():
-        _, (diagonal, off_diagonal), *_ = tridiagonalize(
-            _compiled_once_each(hessian_vector), probe
-        )
-    diagonal, off_diagonal = (
-        np.asarray(d, np.float64) for d in (diagonal, off_diagonal)
-    )
-    size = _size_before_breakdown(diagonal, off_diagonal)
-    values, vectors = linalg.eigh_tridiagonal(diagonal[:size], off_diagonal[: size - 1])
+    diagonal, couplings = _tridiagonalize(product, probe, depth)
+    values, vectors = linalg.eigh_tridiagonal(diagonal, couplings)
     nodes, weights = np.full((2, depth), np.nan)
-    nodes[:size], weights[:size] = values, vectors[0] ** 2
+    nodes[: len(values)], weights[: len(values)] = values, vectors[0] ** 2
     return nodes, weights
 
 
-def _compiled_once_each(hessian_vector):
-    """The product, compiled; and not taken again for the same vector at once.
+def _tridiagonalize(product, start, depth: int):
+    """Lanczos' iteration: a tridiagonal matrix, its diagonal and what is beside it.
 
-    matfree's iteration writes each product twice, and leaves it to the compiler.
+    It ends early once a coupling vanishes: every eigenvalue is met, and the rest would
+    be rounding. Vectors are not made orthogonal again, so three in memory will do.
     """
-    last = [None, None]
+    vector, previous = start / jnp.linalg.norm(start), jnp.zeros_like(start)
+    diagonal, couplings = [], [0.0]
+    for _ in range(depth):
+        entry, coupling, following = _lanczos_step(
+            product(vector), vector, previous, couplings[-1]
+        )
+        vector, previous = following, vector
+        diagonal.append(float(entry))
+        couplings.append(float(coupling))
+        if couplings[-1] <= 1e-6 * max(map(abs, diagonal + couplings)):
+            break
+    return np.array(diagonal), np.array(couplings[1:-1])
 
-    def product(vector):
-        if vector is not last[0]:
-            with jax.disable_jit(False):
-                last[:] = vector, hessian_vector(vector)
-        return last[1]
 
-    return product
-
-
-def _size_before_breakdown(diagonal, off_diagonal) -> int:
-    """How many rows there are until a coupling vanishes: the rest is rounding."""
-    scale = np.nanmax(np.abs(diagonal))
-    coupled = off_diagonal > 1e-6 * scale  # false for NaN
-    return len(diagonal) if coupled.all() else int(np.argmin(coupled)) + 1
+@jax.jit
+def _lanczos_step(image, vector, previous, coupling):
+    """An entry of the diagonal, the one beside it, and the next vector."""
+    entry = jnp.vdot(vector, image)
+    residual = image - entry * vector - jnp.asarray(coupling, image.dtype) * previous
+    norm = jnp.linalg.norm(residual)
+    return entry, norm, residual / norm
 
 
 def _gaussian_mixture(points, nodes, weights, width):

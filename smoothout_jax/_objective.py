@@ -1,6 +1,7 @@
 """A loss over all the data, with one batch of them in memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ from jax.tree_util import Partial
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import progress
-from smoothout_jax.noise import leaf_name
+from smoothout_jax._trees import named_leaves
 
 Batches = Iterable[Any]
+ARRAYS = jax.Array, np.ndarray
 
 
 def mean_over_batches(fn: Callable[..., Any], batches: Batches | None) -> Any:
@@ -38,55 +40,116 @@ def mean_over_batches(fn: Callable[..., Any], batches: Batches | None) -> Any:
     return mean
 
 
-def as_iterable(batches: Any) -> Batches:
-    """The batches, once they are seen to be an iterable."""
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be an iterable of batches, got {batches!r}")
-    return batches
+def check_batches(batches: Any, name: str = "batches", *, passes: int = 2) -> None:
+    """Requires an iterable of batches, or `None`.
 
-
-def check_batches(batches: Any) -> None:
-    """Requires an iterable that can be gone through again and again, or `None`."""
-    if batches is not None and isinstance(as_iterable(batches), Iterator):
+    Args:
+        batches: what is given as batches.
+        name: what the messages call it.
+        passes: how often it is gone through: an iterator does for one pass alone.
+    """
+    if batches is None:
+        return
+    must = f"{name} must be an iterable of batches, such as [(x, y)]; got"
+    if isinstance(batches, ARRAYS):
+        raise TypeError(f"{must} {_checks.describe(batches)}")
+    if isinstance(batches, tuple) and any(isinstance(b, ARRAYS) for b in batches):
+        raise TypeError(
+            f"{must} a tuple of arrays, which is one batch: put it in a list"
+        )
+    if isinstance(batches, (Mapping, str)) or not isinstance(batches, Iterable):
+        raise TypeError(f"{must} {_checks.describe(batches)}")
+    if passes > 1 and isinstance(batches, Iterator):
         raise ValueError(
-            "batches is an iterator, used up by one pass; give a list, or an iterable"
-            f" that starts afresh each time; got {batches!r}"
+            f"{name} is an iterator, used up by one pass; give a list, or an iterable"
+            " that starts afresh each time"
         )
 
 
 def real_scalar(value: Any, name: str = "loss") -> jax.Array:
     """The value, once it is seen to be a real scalar."""
+    must = f"{name} must be a real scalar, the mean over the batch; got"
+    if not isinstance(value, (*_checks.NUMBERS, *ARRAYS)):
+        raise TypeError(f"{must} {_checks.describe(value)}")
     result = jnp.asarray(value)
     if result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be a real scalar, the mean over the batch; got {result.dtype}"
-            f" of shape {result.shape}"
-        )
+        raise TypeError(f"{must} {result.dtype} of shape {result.shape}")
     return result
 
 
-def as_partial(loss: Any) -> Partial:
-    """The loss as a pytree, so that jitted functions can take it as an argument.
+def finite(value: float, where: str = "at params") -> float:
+    """The loss, once it is seen to be finite."""
+    if not np.isfinite(value):
+        raise ValueError(f"the loss {where} must be finite, got {value}")
+    return value
 
-    Its function is compared by identity: networks measured with one loss share their
-    compiled programs. Arrays it is bound to, if it is a `Partial` already, are
-    arguments too, and not constants of the program.
+
+def loss_arguments(batches: Any) -> tuple[str, ...]:
+    """What a loss is called with."""
+    return ("params",) if batches is None else ("params", "batch")
+
+
+def as_partial(fun: Any, *arguments: str, name: str = "loss") -> Partial:
+    """A function as a pytree, so that jitted functions can take it as an argument.
+
+    It is compared by identity: networks measured with one loss share their compiled
+    programs. Arrays it is bound to, if it is a `Partial` already, are arguments too,
+    and not constants of the program.
+
+    Args:
+        fun: the function.
+        arguments: names of what it will be called with; without any, they go unchecked.
+        name: what the messages call it.
     """
-    _checks.function("loss(params) or loss(params, batch)", loss=loss)
-    return loss if isinstance(loss, Partial) else Partial(loss)
+    check_function(fun, *arguments, name=name)
+    return fun if isinstance(fun, Partial) else Partial(fun)
+
+
+def check_function(fun: Any, *arguments: str, name: str) -> None:
+    """Requires a function that can be called with such arguments, in this order.
+
+    One that has a parameter of the same name in another place is refused, so that
+    losses and noises are told from each other.
+    """
+    if not callable(fun):
+        raise TypeError(f"{name} must be a function; got {_checks.describe(fun)}")
+    if not arguments:
+        return
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):  # of functions that are not written in Python
+        return
+    own = [p.name for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY]
+    if not _accepts(signature, arguments) or any(
+        argument in own and own.index(argument) != place
+        for place, argument in enumerate(arguments)
+    ):
+        batches = {"params": " without batches", "batch": " with batches"}
+        raise TypeError(
+            f"{name} must be a function of ({', '.join(arguments)})"
+            f"{batches.get(arguments[-1], '')}; got one of ({', '.join(own)})"
+        )
+
+
+def _accepts(signature, arguments) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 class VectorLoss:
     """A loss over all the data as a function of the parameters in one vector.
 
-    A context manager, which shows how many times it was evaluated.
+    A context manager, which shows how many gradients or products it took.
 
     Args:
         loss: function `loss(params)`, or `loss(params, batch)`, to a real scalar.
         params: parameters in float32 or float64.
         batches: the batches, or `None`.
         description: what it is evaluated for.
-        total: number of evaluations, if it is known.
+        total: number of gradients or products, if it is known.
 
     Attributes:
         params: the parameters, (weights,).
@@ -96,20 +159,20 @@ class VectorLoss:
 
     def __init__(self, loss, params, batches, description, total=None):
         check_batches(batches)
-        for path, leaf in jax.tree.leaves_with_path(params):
+        self._loss = as_partial(loss, *loss_arguments(batches))
+        self._batches = batches
+        _checks.arrays(params=params)
+        for name, leaf in named_leaves(params):
             if jnp.result_type(leaf) not in (jnp.float32, jnp.float64):
                 raise TypeError(
-                    f"params must be in float32 or float64, but {leaf_name(path)!r} is"
+                    f"params must be in float32 or float64, but {name!r} is"
                     f" {jnp.result_type(leaf)}: cast it, or leave it to the loss"
                 )
-        self._loss, self._batches = as_partial(loss), batches
         self.params, self.unravel = ravel_pytree(params)
         if not self.params.size:
             raise ValueError("params has no weights")
+        self.clean = finite(float(self._mean(_value, self.params)))
         self._bar = progress(description, total=total)
-        self.clean = self.value(self.params)
-        if not np.isfinite(self.clean):
-            raise ValueError(f"the loss at params must be finite, got {self.clean}")
 
     def __enter__(self):
         return self
@@ -117,21 +180,21 @@ class VectorLoss:
     def __exit__(self, *exception):
         self._bar.close()
 
-    def value(self, params: jax.Array) -> float:
-        """The loss."""
-        return float(self._mean(_value, params))
-
-    def value_and_grad(self, params: jax.Array) -> tuple[float, jax.Array]:
-        """The loss and its gradient."""
-        loss, grad = self._mean(_value_and_grad, params)
-        return float(loss), grad
+    def value_and_grad(self, params: jax.Array, where: str) -> tuple[float, jax.Array]:
+        """The loss and its gradient; what is not finite is an error that says where."""
+        value, grad = self._mean(_value_and_grad, params)
+        self._bar.update()
+        return finite(float(value), where), grad
 
     def hessian_vector(self, vector: jax.Array) -> jax.Array:
         """The product of the Hessian at the parameters with a vector."""
-        return self._mean(_hessian_vector, self.params, vector)
+        product = self._mean(_hessian_vector, self.params, vector)
+        self._bar.update()
+        if not jnp.isfinite(product).all():
+            raise ValueError("the Hessian of the loss at params must be finite")
+        return product
 
     def _mean(self, kernel, *vectors):
-        self._bar.update()
         return mean_over_batches(
             lambda *batch: kernel(self._loss, self.unravel, batch, *vectors),
             self._batches,
@@ -161,11 +224,11 @@ def _move(mean, value, share: float):
 
 
 def _num_examples(batch) -> int:
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {np.shape(leaf)[:1]: np.shape(leaf) for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or sizes.keys() & {(), (0,)}:
+        shapes = " and ".join(map(str, list(sizes.values())[:2])) or "none"
         raise ValueError(
             "a batch must be a tree of arrays with the same number of examples, at"
-            f" least 1, along the leading axis; got the shapes {shapes}"
+            f" least 1, along the leading axis; got {shapes}"
         )
-    return sizes.pop()[0]
+    return next(iter(sizes))[0]

@@ -5,16 +5,14 @@ apart, and data sets in the style of the line.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import require
-
-if TYPE_CHECKING:
-    from smoothout_jax._grid import Landscape
-    from smoothout_jax._hessian import SpectralDensity
+from smoothout_jax._grid import Landscape
+from smoothout_jax._hessian import SpectralDensity
 
 Units = Mapping[str, str]
 
@@ -25,7 +23,7 @@ FIRST, SECOND = "first direction / its length", "second direction / its length"
 
 
 def plot_curve(
-    curves: "Landscape | Mapping[str, Landscape]",
+    curves: Landscape | Mapping[str, Landscape],
     *,
     metric: str | None = None,
     units: Units | None = None,
@@ -47,11 +45,14 @@ def plot_curve(
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
+        TypeError: if an argument is of another type.
         ValueError: if a landscape has not one axis, or no such quantity.
     """
+    _check_style(units=units, colors=colors)
+    _check_axes(ax=ax)
     networks = _by_name(curves)
     for curve in networks.values():
-        _check_axes(curve, 1, "plot_curve")
+        _check_landscape(curve, 1, "curves")
     names = list(next(iter(networks.values())).values)
     metric = _metric(names) if metric is None else metric
     _checks.choice((None, *map(_quantity, names)), metric=metric)
@@ -83,7 +84,7 @@ def plot_curve(
 
 
 def plot_contour(
-    surface: "Landscape",
+    surface: Landscape,
     *,
     quantity: str | None = None,
     units: Units | None = None,
@@ -107,11 +108,14 @@ def plot_contour(
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
+        TypeError: if an argument is of another type.
         ValueError: if the landscape has not two axes, no such quantity, or no value.
     """
-    _check_axes(surface, 2, "plot_contour")
+    _check_style(units=units)
+    _check_axes(ax=ax)
+    _check_landscape(surface, 2, "surface")
     quantity, values = _values(surface, quantity)
-    norm = _norm([values]) if norm is None else norm
+    norm = _norm([values], norm)
     ax = _new_axes() if ax is None else ax
     grid = (*surface.points, values.T)
     levels = np.asarray(norm.inverse(np.linspace(0, 1, 21)))
@@ -129,12 +133,12 @@ def plot_contour(
 
 
 def plot_side_by_side(
-    surfaces: Mapping[str, "Landscape"],
+    surfaces: Mapping[str, Landscape],
     *,
     quantity: str | None = None,
     units: Units | None = None,
     axes: Any = None,
-) -> Sequence[Any]:
+) -> Sequence[Any] | np.ndarray:
     """Draws the surfaces of several networks beside each other on one colour scale.
 
     Args:
@@ -148,16 +152,24 @@ def plot_side_by_side(
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
+        TypeError: if an argument is of another type.
         ValueError: if there is no surface, not one of the axes for each, or as for
             `plot_contour`.
     """
+    _check_style(units=units)
+    _check_kind(Mapping, "a dict by the network's name", surfaces=surfaces)
     if not surfaces:
         raise ValueError("surfaces is empty")
+    for surface in surfaces.values():
+        _check_landscape(surface, 2, "surfaces")
     if axes is None:
         figure = require("matplotlib.figure", "sharpness").Figure(
             figsize=(1.2 + 3.2 * len(surfaces), 3.6), layout="constrained"
         )
         axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
+    _check_kind((Sequence, np.ndarray), "a sequence of Matplotlib's axes", axes=axes)
+    for ax in axes:
+        _check_axes(axes=ax)
     if len(axes) != len(surfaces):
         raise ValueError(f"got {len(axes)} axes for {len(surfaces)} surfaces")
     drawn = [_values(surface, quantity) for surface in surfaces.values()]
@@ -172,7 +184,7 @@ def plot_side_by_side(
 
 
 def plot_surface(
-    surface: "Landscape",
+    surface: Landscape,
     *,
     quantity: str | None = None,
     units: Units | None = None,
@@ -193,11 +205,14 @@ def plot_surface(
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
+        TypeError: if an argument is of another type.
         ValueError: as for `plot_contour`, or if `ax` has no third dimension.
     """
-    _check_axes(surface, 2, "plot_surface")
+    _check_style(units=units)
+    _check_axes(ax=ax)
+    _check_landscape(surface, 2, "surface")
     quantity, values = _values(surface, quantity)
-    norm = _norm([values]) if norm is None else norm
+    norm = _norm([values], norm)
     ax = _new_axes(projection="3d") if ax is None else ax
     if not hasattr(ax, "plot_surface"):
         raise ValueError(f'ax must have projection="3d"; got {ax!r}')
@@ -222,7 +237,7 @@ def plot_surface(
 
 
 def plot_density(
-    densities: "SpectralDensity | Mapping[str, SpectralDensity]",
+    densities: SpectralDensity | Mapping[str, SpectralDensity],
     *,
     colors: Mapping[str, str] | None = None,
     ax: Any = None,
@@ -241,10 +256,17 @@ def plot_density(
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
+        TypeError: if an argument is of another type.
+        ValueError: if there is no density.
     """
+    _check_style(colors=colors)
+    _check_axes(ax=ax)
+    networks = _by_name(densities)
+    for density in networks.values():
+        _check_kind(SpectralDensity, "what hessian_density returned", densities=density)
     ax = _new_axes() if ax is None else ax
     peak = 0.0
-    for index, (network, density) in enumerate(_by_name(densities).items()):
+    for index, (network, density) in enumerate(networks.items()):
         color = (colors or {}).get(network, PALETTE[index % len(PALETTE)])
         ax.plot(density.eigenvalues, density.density, color=color, label=network)
         ax.fill_between(
@@ -273,11 +295,29 @@ def _by_name(results) -> dict[str, Any]:
     return named
 
 
-def _check_axes(landscape, num_axes: int, name: str) -> None:
+def _check_kind(kind: Any, expected: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {expected}; got {_checks.describe(value)}")
+
+
+def _check_style(**options: Any) -> None:
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_kind(Mapping, "a dict of strings by name", **given)
+
+
+def _check_axes(**options: Any) -> None:
+    given = {name: value for name, value in options.items() if value is not None}
+    kind = require("matplotlib.axes", "sharpness").Axes
+    _check_kind(kind, "Matplotlib's axes", **given)
+
+
+def _check_landscape(landscape, num_axes: int, name: str) -> None:
+    made_by = {1: "loss_curve", 2: "loss_surface"}[num_axes]
+    _check_kind(Landscape, f"what {made_by} returned", **{name: landscape})
     if len(landscape.points) != num_axes:
         raise ValueError(
-            f"{name} draws landscapes of {num_axes} axes; got one of"
-            f" {len(landscape.points)}"
+            f"{name} must have {num_axes} axes of points, got {len(landscape.points)}"
         )
 
 
@@ -323,9 +363,12 @@ def _values(surface, quantity: str | None):
     return quantity, values
 
 
-def _norm(values):
+def _norm(values, norm=None):
     """Colours of all the values: on a logarithmic scale where they spread far."""
     colors = require("matplotlib.colors", "sharpness")
+    if norm is not None:
+        _check_kind(colors.Normalize, "one of matplotlib.colors", norm=norm)
+        return norm
     low = min(np.nanmin(array) for array in values)
     high = max(np.nanmax(array) for array in values)
     if high == low:

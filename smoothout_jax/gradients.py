@@ -60,8 +60,9 @@ def smooth(
         7
     """
     copies = Copies(noise=noise, num_copies=num_copies, has_aux=has_aux, **options)
-    _checks.function("fun(params, *args)", fun=fun)
+    _checks.loss(fun=fun)
 
+    @_checks.key_first
     def smoothed(key: jax.Array, params: Params, /, *args: Any, **kwargs: Any) -> Any:
         def value_and_aux(params, *args):
             outputs = fun(params, *args, **kwargs)
@@ -110,7 +111,10 @@ def smoothout_value_and_grad(
             between the copies along their leading axis: of C copies, copy m takes the
             rows m, m + C, m + 2C, …, so that a batch sharded over devices stays where
             it is. Positions are those of `fun`, whose params are 0; other arguments,
-            and keyword arguments, go whole to every copy.
+            and keyword arguments, are passed unsplit to every copy. Every copy weighs
+            the same: a loss that is a mean over the valid tokens of its rows averages
+            means of unequal numbers of tokens. To weigh each token alike, return the
+            sum over the rows divided by a number that is the same for every copy.
         copy_argnums: positions of the arguments with one slice for each copy along
             their leading axis, such as keys of dropout.
         antithetic: whether the copies come in pairs at θ + ε and θ - ε, which cancels
@@ -185,9 +189,10 @@ def smoothout_value_and_grad(
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
     )
-    _checks.function("fun(params, *args)", fun=fun)
+    _checks.loss(fun=fun)
     plain = jax.value_and_grad(fun, has_aux=has_aux)
 
+    @_checks.key_first
     def value_and_grad(
         key: jax.Array, params: Params, /, *args: Any, **kwargs: Any
     ) -> Any:

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._grid import Landscape as Landscape
@@ -27,6 +26,7 @@ from smoothout_jax._objective import (
     Batches,
     as_partial,
     check_batches,
+    loss_arguments,
     mean_over_batches,
     real_scalar,
 )
@@ -35,11 +35,12 @@ from smoothout_jax._plots import plot_curve as plot_curve
 from smoothout_jax._plots import plot_density as plot_density
 from smoothout_jax._plots import plot_side_by_side as plot_side_by_side
 from smoothout_jax._plots import plot_surface as plot_surface
+from smoothout_jax._trees import map_leaves, require_like
 from smoothout_jax.noise import Mask, Params, accumulator_dtype, gaussian
 
 
 def filter_normalized_direction(
-    key: jax.Array,
+    key: jax.Array | int,
     params: Params,
     *,
     relative_to: str | None = "filter",
@@ -52,7 +53,8 @@ def filter_normalized_direction(
     changes every filter by its own norm.
 
     Args:
-        key: PRNG key. Networks of one structure get the same direction but for scale.
+        key: PRNG key, or an integer seed. Networks of one structure get the same
+            direction but for scale.
         params: the parameters.
         relative_to: `"filter"`; `"layer"` for the norms of whole leaves; `"weight"` for
             normal entries times each weight's size; `None` for normal entries.
@@ -84,21 +86,25 @@ def filter_normalized_direction(
         mask=mask,
         normalize=relative_to in ("filter", "layer"),
     )
-    return noise(key, params)
+    return noise(_checks.key_or_seed(key), params)
 
 
 def direction_between(params: Params, other: Params) -> Params:
     """The direction from one network to another: coordinate 0 is one, 1 the other.
 
+    Leaves that are not floating or complex do not move.
+
     Raises:
-        ValueError: if they are not of one structure and the same shapes.
+        TypeError: if they are not trees of arrays.
+        ValueError: if their leaves do not have the same paths and shapes.
     """
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, other)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"other must be like params, of shapes {shapes[0]}; it has {shapes[1]}"
-        )
-    return optax.tree.sub(other, params)
+    _checks.arrays(params=params)
+    require_like(params, "other", other)
+
+    def difference(leaf, other):
+        return other - leaf if _checks.is_inexact(leaf) else jnp.zeros_like(leaf)
+
+    return map_leaves(difference, params, other)
 
 
 def interpolate(params: Params, other: Params, coordinate: Any) -> Params:
@@ -184,7 +190,9 @@ def loss_curve(
         The landscape, of one axis.
 
     Raises:
-        TypeError: if the loss returns no real scalars.
+        OSError: if no file can be written at `path`.
+        TypeError: if the loss returns no real scalars, or an argument is of another
+            type.
         ValueError: if points are not finite and increasing, the direction is not like
             the parameters, or the file at `path` belongs to another landscape.
 
@@ -232,7 +240,7 @@ def loss_surface(
         The landscape, of two axes: values of shape (first points, second points).
 
     Raises:
-        TypeError, ValueError: as `loss_curve` does.
+        OSError, TypeError, ValueError: as `loss_curve` does.
 
     Example:
         >>> import jax.numpy as jnp
@@ -247,11 +255,13 @@ def loss_surface(
     Reference:
         Li et al., 2018.
     """
-    if len(directions) != 2 or len(points) != 2:
-        raise ValueError(
-            f"a surface needs two directions and points along each; got"
-            f" {len(directions)} and {len(points)}"
-        )
+    for name, pair in (("directions", directions), ("points", points)):
+        if isinstance(pair, Mapping) or not hasattr(pair, "__len__"):
+            raise TypeError(f"{name} must be a pair, got {_checks.describe(pair)}")
+        if len(pair) != 2:
+            raise ValueError(
+                f"{name} must be a pair, one for each axis; got {len(pair)}"
+            )
     evaluator = _Evaluator(loss, params, tuple(directions), batches, statistics)
     note = _default_note(statistics) if note is None else note
     return evaluate_grid(evaluator, points, note, path, (params, directions))
@@ -261,21 +271,21 @@ class _Evaluator:
     """All the quantities at one point of a line or plane."""
 
     def __init__(self, loss, params, directions, batches, statistics):
-        for direction in directions:
-            if jax.tree.map(jnp.shape, direction) != jax.tree.map(jnp.shape, params):
-                raise ValueError(
-                    "a direction must be a tree like params, of shapes"
-                    f" {jax.tree.map(jnp.shape, params)}; got"
-                    f" {jax.tree.map(jnp.shape, direction)}"
-                )
         named = isinstance(batches, Mapping)
         self._data_sets = dict(batches) if named else {"": batches}
-        for data_set in self._data_sets.values():
-            check_batches(data_set)
+        for name, data_set in self._data_sets.items():
+            check_batches(data_set, f"batches[{name!r}]" if named else "batches")
         if not self._data_sets:
             raise ValueError("batches is an empty dict")
-        self._loss = as_partial(loss)
-        self._statistics = statistics and as_partial(statistics)
+        arguments = loss_arguments(batches)
+        self._statistics = None
+        if statistics is not None:
+            self._statistics = as_partial(statistics, *arguments, name="statistics")
+            arguments = (*arguments, "statistics")
+        self._loss = as_partial(loss, *arguments)
+        _checks.arrays(params=params)
+        for direction in directions:
+            require_like(params, "direction", direction)
         self._place = params, directions
 
     def __call__(self, coordinates: Sequence[float]) -> dict[str, float]:
@@ -310,7 +320,7 @@ def _move(params, directions, coordinates):
             moved += jnp.asarray(coordinate, wide) * jnp.asarray(step, wide)
         return moved.astype(leaf.dtype)
 
-    return jax.tree.map(move, params, *directions)
+    return map_leaves(move, params, *directions)
 
 
 _moved = jax.jit(_move)

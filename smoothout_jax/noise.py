@@ -33,6 +33,7 @@ from jax.sharding import AxisType
 
 from smoothout_jax import _checks
 from smoothout_jax._levels import uniform_levels
+from smoothout_jax._trees import leaf_names, named_leaves
 
 Params = Any
 Mask = Any
@@ -202,9 +203,10 @@ def gaussian(
 def exclude(*patterns: str) -> Callable[[Params], Params]:
     """Masks out the leaves whose path matches a pattern, such as BatchNorm's.
 
-    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`. A pattern is a
-    regular expression, searched for anywhere in the path. A pattern that matches no
-    leaf warns, since it is most often misspelt.
+    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
+    the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,
+    searched for anywhere in the path. A pattern that matches no leaf warns, since it is
+    most often misspelt.
 
     Args:
         *patterns: one or more regular expressions.
@@ -236,7 +238,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
             ) from error
 
     def mask(params: Params) -> Params:
-        paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        paths = leaf_names(params)
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in paths):
                 warnings.warn(
@@ -299,9 +301,8 @@ def _noise(
     def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
         _checks.arrays(params=params)
         scale = _at_step(name, size, step)
-        paths_and_leaves, structure = jax.tree.flatten_with_path(params)
-        paths = [path for path, _ in paths_and_leaves]
-        leaves = [jnp.asarray(leaf) for _, leaf in paths_and_leaves]
+        leaves, structure = jax.tree.flatten(params)
+        leaves = list(map(jnp.asarray, leaves))
         if leaves and not any(map(_checks.is_inexact, leaves)):
             dtypes = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(
@@ -315,9 +316,9 @@ def _noise(
         _check_noisy(params, leaves, noisy)
         drawn = iter(_draw(law, key, list(itertools.compress(leaves, noisy)), bits))
         noises = []
-        for path, leaf, is_noisy in zip(paths, leaves, noisy, strict=True):
+        for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
             if is_noisy:
-                _warn_if_lost(leaf, leaf_name(path), name, scale, relative_to)
+                _warn_if_lost(leaf, path, name, scale, relative_to)
                 noises.append(leaf_noise(next(drawn), leaf, path, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
@@ -360,7 +361,7 @@ def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 def _norm_axes(
-    relative_to, ndim: int, filter_axis: int, one_axis: str, path
+    relative_to, ndim: int, filter_axis: int, one_axis: str, path: str
 ) -> tuple[int, ...]:
     """The axes over which the norm that noise is relative to is taken."""
     if relative_to == "layer" or ndim == 0 or (ndim == 1 and one_axis == "layer"):
@@ -368,7 +369,7 @@ def _norm_axes(
     if not -ndim <= filter_axis < ndim:
         raise ValueError(
             f"filter_axis={filter_axis} is out of range for parameter"
-            f" {leaf_name(path)!r} of {ndim} axes; mask it out or choose another axis"
+            f" {path!r} of {ndim} axes; mask it out or choose another axis"
         )
     return tuple(axis for axis in range(ndim) if axis != filter_axis % ndim)
 
@@ -432,10 +433,10 @@ def _check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> 
         )
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
     statistics = _running_statistics(params)
-    for path, is_noisy in zip(paths, noisy, strict=True):
+    for name, path, is_noisy in zip(leaf_names(params), paths, noisy, strict=True):
         if is_noisy and any(path[: len(start)] == start for start in statistics):
             raise ValueError(
-                f"params holds BatchNorm's statistics, such as {leaf_name(path)!r},"
+                f"params holds BatchNorm's statistics, such as {name!r},"
                 " whose variances noise could make negative: pass the parameters alone"
                 " (in Linen {'params': variables['params']}, in NNX those of type"
                 " nnx.Param), or mask the statistics"
@@ -485,18 +486,18 @@ def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
 def add_noise(params: Params, noise: Params) -> Params:
     """Adds noise to the parameters; raises ValueError unless it is a tree like them."""
-    ours, theirs = map(jax.tree.leaves_with_path, (params, noise))
+    ours, theirs = map(named_leaves, (params, noise))
     if len(ours) != len(theirs):
         raise ValueError(
             f"noise must return a tree like params, {_checks.describe(params)}; it"
             f" returned {_checks.describe(noise)}"
         )
-    for (path, leaf), (other_path, other) in zip(ours, theirs, strict=True):
-        if path != other_path or jnp.shape(leaf) != jnp.shape(other):
+    for (name, leaf), (other_name, other) in zip(ours, theirs, strict=True):
+        if name != other_name or jnp.shape(leaf) != jnp.shape(other):
             raise ValueError(
                 "noise must return a tree like params, which has a leaf"
-                f" {leaf_name(path)!r} of shape {jnp.shape(leaf)}; it returned"
-                f" {leaf_name(other_path)!r} of shape {jnp.shape(other)}"
+                f" {name!r} of shape {jnp.shape(leaf)}; it returned"
+                f" {other_name!r} of shape {jnp.shape(other)}"
             )
     added = optax.apply_updates(jax.tree.leaves(params), jax.tree.leaves(noise))
     return jax.tree.unflatten(jax.tree.structure(params), added)
@@ -506,8 +507,3 @@ def accumulator_dtype(dtype: Any) -> Any:
     """The dtype itself, or float32 in the place of half precision and integers."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return dtype if wide else jnp.dtype(jnp.float32)
-
-
-def leaf_name(path: Any) -> str:
-    """A leaf's path, its keys joined by slashes: `"Dense_0/kernel"`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -19,6 +19,7 @@ References:
     Generalization <https://arxiv.org/abs/2010.01412>`_, 2020.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,13 +39,17 @@ from smoothout_jax._hessian import hessian_trace as hessian_trace
 from smoothout_jax._objective import (
     Batches,
     VectorLoss,
-    as_iterable,
     as_partial,
+    check_batches,
+    check_function,
+    finite,
+    loss_arguments,
     mean_over_batches,
     real_scalar,
 )
 from smoothout_jax._subspace import Subspace, WholeSpace
-from smoothout_jax.noise import Noise, Params, add_noise, leaf_name
+from smoothout_jax._trees import layer_names
+from smoothout_jax.noise import Noise, Params, add_noise
 
 Loss = Callable[..., Any]
 
@@ -54,7 +59,7 @@ def expected_sharpness(
     params: Params,
     noise: Noise,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_samples: int = 100,
     batches: Batches | None = None,
 ) -> Estimate:
@@ -68,8 +73,8 @@ def expected_sharpness(
         loss: `loss(params)` or `loss(params, batch)`, a real scalar.
         params: parameters θ.
         noise: the law of the noise ε, such as `uniform(0.5, relative_to="filter")`.
-        key: PRNG key of the noise. Networks measured with one key meet the same
-            random numbers, so that they can be compared in pairs.
+        key: PRNG key of the noise, or an integer seed. Networks measured with one key
+            meet the same random numbers, so that they can be compared in pairs.
         num_samples: number of samples of the noise, each at the cost of one loss.
         batches: batches of the loss's second argument; an iterator will do.
 
@@ -77,9 +82,9 @@ def expected_sharpness(
         The estimate, in the units of the loss.
 
     Raises:
-        ImportError: if tqdm is not installed (extra `sharpness`).
-        TypeError: if the loss is no real scalar, or `key` no single PRNG key.
-        ValueError: if there is no batch, or `num_samples` is less than 1.
+        TypeError: if the loss is no real scalar, or an argument is of another type.
+        ValueError: if there is no batch, `num_samples` is less than 1, or the loss at θ
+            is not finite.
 
     Example:
         Of f(w) = w², whatever w is, the rise is the variance of the noise, a²/3:
@@ -94,20 +99,22 @@ def expected_sharpness(
     Reference:
         Bisla et al., 2022: the low-pass measure.
     """
-    _checks.prng_key(key)
+    key = _checks.key_or_seed(key)
     _checks.count(num_samples=num_samples)
-    _checks.function("such as uniform(0.01)", noise=noise)
-    partial = as_partial(loss)
+    check_function(noise, "key", "params", name="noise")
+    check_batches(batches, passes=1)
+    partial = as_partial(loss, *loss_arguments(batches))
+    _checks.arrays(params=params)
     keys = jax.random.split(key, num_samples)
 
     def rises(*batch):
-        clean = float(_value(partial, batch, params))
+        clean = finite(float(_value(partial, batch, params)))
         samples = progress("samples of the noise", keys, num_samples)
         noisy = [float(_noisy_value(partial, noise, batch, params, k)) for k in samples]
         return np.array(noisy) - clean
 
     if batches is not None:
-        batches = progress("expected sharpness", as_iterable(batches))
+        batches = progress("expected sharpness", batches)
     return Estimate.from_samples(mean_over_batches(rises, batches))
 
 
@@ -117,8 +124,9 @@ def keskar_sharpness(
     *,
     epsilon: float = 5e-4,
     subspace_dim: int | None = None,
-    key: jax.Array | None = None,
+    key: jax.Array | int = 0,
     num_samples: int = 1,
+    num_starts: int = 2,
     max_iterations: int = 10,
     batches: Batches | None = None,
 ) -> Estimate:
@@ -128,9 +136,12 @@ def keskar_sharpness(
 
         φ = 100 · (max_z f(θ + A z) - f(θ)) / (1 + f(θ)),   |z_i| ≤ ε (|(A⁺ θ)_i| + 1)
 
-    SciPy's L-BFGS-B climbs from a random point of the box, or the one opposite if that
-    is higher: at a minimum, the gradient at θ itself is zero. The highest loss it meets
-    counts.
+    Climbs from random points of the box, as the gradient at a minimum is zero: first by
+    steps whose gradient, clipped, is the next point, which lead to the largest
+    curvature, then by SciPy's L-BFGS-B. The highest loss met counts. By default it
+    takes some 45 gradients, and on quadratics and small networks of which many long
+    climbs found the maximum it reached 95 % to 98 % of it on average, 77 % at least; 10
+    iterations of L-BFGS-B alone took 13, and reached 88 % to 92 %, 59 % at least.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar above -1.
@@ -139,16 +150,18 @@ def keskar_sharpness(
         subspace_dim: dimension p of a random subspace, whose (weights, p) matrix A has
             standard normal entries, drawn a block of rows at a time; `None` takes the
             whole space.
-        key: PRNG key of the starts and subspaces; by default `jax.random.key(0)`.
-        num_samples: number of repetitions, each with a start and subspace of its own.
-        max_iterations: iterations of L-BFGS-B, each of one gradient or a few.
+        key: PRNG key of the starts and subspaces, or an integer seed.
+        num_samples: number of repetitions, each with starts and a subspace of its own.
+        num_starts: points that each repetition climbs from.
+        max_iterations: steps of each climb, and as many iterations of L-BFGS-B, each of
+            one gradient or a few.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
         The estimate, in percent: the mean over the repetitions, one of `samples` each.
 
     Raises:
-        ImportError: if SciPy or tqdm is not installed (extra `sharpness`).
+        ImportError: if SciPy is not installed (extra `sharpness`).
         TypeError: if a parameter is not in float32 or float64.
         ValueError: if an argument is out of its range, or the loss at θ is not finite.
 
@@ -165,7 +178,11 @@ def keskar_sharpness(
         Keskar et al., 2016, metric 2.1.
     """
     _checks.positive(epsilon=epsilon)
-    _checks.count(num_samples=num_samples, max_iterations=max_iterations)
+    _checks.count(
+        num_samples=num_samples, num_starts=num_starts, max_iterations=max_iterations
+    )
+    key = _checks.key_or_seed(key)
+    optimize = require("scipy.optimize", "sharpness")
     if subspace_dim is not None:
         _checks.count(subspace_dim=subspace_dim)
 
@@ -175,7 +192,9 @@ def keskar_sharpness(
             space = WholeSpace()
         else:
             space = Subspace(subspace_key, objective.params.size, subspace_dim)
-        rise = _highest_in_box(objective, space, epsilon, start_key, max_iterations)
+        climb = functools.partial(_climb, optimize, max_iterations)
+        start_keys = jax.random.split(start_key, num_starts)
+        rise = _highest_in_box(objective, space, epsilon, start_keys, climb)
         return 100 * rise / (1 + objective.clean)
 
     with VectorLoss(loss, params, batches, "Keskar's sharpness") as objective:
@@ -189,7 +208,7 @@ def sam_sharpness(
     params: Params,
     *,
     rho: float,
-    key: jax.Array | None = None,
+    key: jax.Array | int = 0,
     num_samples: int = 1,
     max_iterations: int = 20,
     batches: Batches | None = None,
@@ -205,7 +224,7 @@ def sam_sharpness(
         loss: `loss(params)` or `loss(params, batch)`, a real scalar.
         params: parameters θ, in float32 or float64.
         rho: radius ρ of the ball, above 0, in the units of the weights.
-        key: PRNG key of the starts; by default `jax.random.key(0)`.
+        key: PRNG key of the starts, or an integer seed.
         num_samples: number of repetitions, each from a start of its own.
         max_iterations: steps of the ascent, each of one gradient.
         batches: batches of the loss's second argument; not an iterator.
@@ -214,7 +233,6 @@ def sam_sharpness(
         The estimate, in the units of the loss: the mean over the repetitions.
 
     Raises:
-        ImportError: if tqdm is not installed (extra `sharpness`).
         TypeError: if a parameter is not in float32 or float64.
         ValueError: if an argument is out of its range, or the loss at θ is not finite.
 
@@ -230,22 +248,24 @@ def sam_sharpness(
     """
     _checks.positive(rho=rho)
     _checks.count(num_samples=num_samples, max_iterations=max_iterations)
+    key = _checks.key_or_seed(key)
 
     def sample(objective, key):
         centre = objective.params
         offset = _of_length(rho, jax.random.normal(key, centre.shape, centre.dtype))
         length = rho
-        highest, grad = objective.value_and_grad(centre + offset)
+        where = f"within rho={rho} of params"
+        highest, grad = objective.value_and_grad(centre + offset, where)
         for _ in range(max_iterations):
             moved = _ascend(offset, grad, length, rho)
-            value, moved_grad = objective.value_and_grad(centre + moved)
+            value, moved_grad = objective.value_and_grad(centre + moved, where)
             if value > highest:
                 offset, highest, grad = moved, value, moved_grad
             else:
                 length /= 2
         return max(highest - objective.clean, 0.0)
 
-    total = 1 + num_samples * (max_iterations + 1)
+    total = num_samples * (max_iterations + 1)
     with VectorLoss(loss, params, batches, "SAM's sharpness", total) as objective:
         return _repeat(sample, objective, key, num_samples)
 
@@ -263,8 +283,9 @@ def per_layer(
         measure: `expected_sharpness`, `keskar_sharpness`, `sam_sharpness`, one of the
             `hessian_` functions, or any function `measure(loss, params, ...)`.
         loss: the loss of the whole network.
-        params: the parameters of the whole network. A layer is what lies below one
-            node, such as a kernel and a bias; leaves at the top are layers each.
+        params: the parameters of the whole network. A layer is what lies right below
+            one node, such as a module's kernel and bias, whether Flax boxes them or
+            not; leaves at the top are layers each.
         *args: further positional arguments of the measure.
         **options: its keyword arguments, the same for every layer.
 
@@ -282,16 +303,20 @@ def per_layer(
         first 1.0
         second 9.0
     """
-    whole = Partial(_with_layer, as_partial(loss), params)
-    paths_and_leaves, structure = jax.tree.flatten_with_path(params)
-    names = [leaf_name(path[:-1] or path) for path, _ in paths_and_leaves]
+    check_function(measure, name="measure")
+    partial = as_partial(loss)
+    _checks.arrays(params=params)
+    # Is called as the loss is, so that a measure can check it.
+    whole = functools.update_wrapper(Partial(_with_layer, partial, params), partial)
+    leaves, structure = jax.tree.flatten(params)
+    names = layer_names(params)
 
     def layer(name):
-        leaves = [
-            leaf if own == name else None
-            for own, (_, leaf) in zip(names, paths_and_leaves, strict=True)
+        own = [
+            leaf if other == name else None
+            for other, leaf in zip(names, leaves, strict=True)
         ]
-        return jax.tree.unflatten(structure, leaves)
+        return jax.tree.unflatten(structure, own)
 
     return {
         name: measure(whole, layer(name), *args, **options)
@@ -301,8 +326,15 @@ def per_layer(
 
 def _with_layer(loss, params, layer, *batch):
     """The loss of the whole network with one layer replaced."""
-    replaced = jax.tree.map(lambda old, new: old if new is None else new, params, layer)
-    return loss(replaced, *batch)
+
+    def is_none(node):
+        return node is None
+
+    # Containers need not say that they are equal, but hold their leaves in one order.
+    old, structure = jax.tree.flatten(params, is_leaf=is_none)
+    new = jax.tree.leaves(layer, is_leaf=is_none)
+    replaced = [o if n is None else n for o, n in zip(old, new, strict=True)]
+    return loss(jax.tree.unflatten(structure, replaced), *batch)
 
 
 @jax.jit
@@ -317,39 +349,51 @@ def _noisy_value(loss, noise, batch, params, key):
 
 def _repeat(sample, objective, key, num_samples: int) -> Estimate:
     """The estimate from samples that are each a function of the loss and a key."""
-    key = jax.random.key(0) if key is None else key
-    _checks.prng_key(key)
     keys = jax.random.split(key, num_samples)
     return Estimate.from_samples(np.array([sample(objective, key) for key in keys]))
 
 
-def _highest_in_box(objective, space, epsilon, key, max_iterations: int) -> float:
-    """The largest rise that L-BFGS-B meets in the box, from a random start."""
-    optimize = require("scipy.optimize", "sharpness")
+def _highest_in_box(objective, space, epsilon, start_keys, climb) -> float:
+    """The largest rise met in the box, in climbs from a random start for each key."""
     half_widths = epsilon * (np.abs(space.coordinates(objective.params)) + 1)
-    start = jax.random.uniform(key, half_widths.shape, minval=-1, maxval=1)
-    start = np.asarray(start, np.float64)
-    rises, scale = [0.0], None
+    rises = [0.0]
 
-    def negative_rise(point):
-        """Of a point of the unit box; in units that make the first step long."""
-        nonlocal scale
+    def rise_and_slope(point):
+        """Of a point of the unit box."""
         offset = space.lift(jnp.asarray(point * half_widths, objective.params.dtype))
-        value, grad = objective.value_and_grad(objective.params + offset)
+        value, grad = objective.value_and_grad(
+            objective.params + offset, f"within epsilon={epsilon} of params"
+        )
         rises.append(value - objective.clean)
-        slope = np.asarray(space.project(grad), np.float64) * half_widths
-        scale = scale or 0.1 * np.abs(slope).mean() or 1.0
-        return -rises[-1] / scale, -slope / scale
+        return rises[-1], np.asarray(space.project(grad), np.float64) * half_widths
+
+    for key in start_keys:
+        start = jax.random.uniform(key, half_widths.shape, minval=-1, maxval=1)
+        climb(rise_and_slope, np.asarray(start, np.float64))
+    return max(rises)
+
+
+def _climb(optimize, max_iterations: int, rise_and_slope, point) -> None:
+    """Climbs in the unit box, by SciPy's module `optimize` at last."""
+    size = 1.0
+    for _ in range(max_iterations):  # like the power method
+        slope = rise_and_slope(point)[1]
+        size = np.sqrt(np.mean(slope**2)) or 1.0
+        point = np.clip(slope / size, -1, 1)
+
+    def negative(point):
+        """In units that make the first step long."""
+        rise, slope = rise_and_slope(point)
+        return -10 * rise / size, -10 * slope / size
 
     optimize.minimize(
-        negative_rise,
-        min(start, -start, key=lambda point: negative_rise(point)[0]),
+        negative,
+        point,
         jac=True,
         method="L-BFGS-B",
-        bounds=optimize.Bounds(-np.ones(len(start)), np.ones(len(start))),
+        bounds=optimize.Bounds(-np.ones(len(point)), np.ones(len(point))),
         options={"maxiter": max_iterations, "ftol": 0, "gtol": 0},
     )
-    return max(rises)
 
 
 def _of_length(length, vector):

@@ -31,12 +31,12 @@ from smoothout_jax._following import (
     rounded,
     where_any,
 )
+from smoothout_jax._trees import leaf_names
 from smoothout_jax.noise import (
     Noise,
     Params,
     accumulator_dtype,
     add_noise,
-    leaf_name,
 )
 
 # Of a noise drawn again, by a program that may round otherwise.
@@ -299,11 +299,12 @@ def smoothout_eval_params(
 
 def _kept(state: SmoothoutState, given: dict[Any, Any], noises) -> Params:
     """The clean parameters of a state, where those given, by path, did not change."""
-    for path, leaf in jax.tree.leaves_with_path(state.clean_params):
+    leaves = jax.tree.leaves_with_path(state.clean_params)
+    for name, (path, leaf) in zip(leaf_names(state.clean_params), leaves, strict=True):
         if path not in given or jnp.shape(given[path]) != jnp.shape(leaf):
             raise ValueError(
                 "state is that of other parameters: params has no leaf"
-                f" {leaf_name(path)!r} of shape {jnp.shape(leaf)}"
+                f" {name!r} of shape {jnp.shape(leaf)}"
             )
     params = jax.tree.map_with_path(lambda path, _: given[path], state.clean_params)
     same = is_like(state.smoothout_fingerprint, params, SAME_TO_ROUNDING)
@@ -434,8 +435,12 @@ def smooth_gradients(
         if grad_fn is None:
             raise ValueError(NO_GRAD_FN)
         key_data, step = state
+
+        def grads_and_aux(params, copy):
+            return _checked_grads(grad_fn(params, copy), params), None
+
         grads, _ = copies.mean(
-            lambda params, copy: (grad_fn(params, copy), None),
+            grads_and_aux,
             _fold(key, key_data, step),
             params,
             [np.arange(copies.total)],
@@ -540,6 +545,20 @@ def _fold(key: jax.Array, key_data: jax.Array, count: Any) -> jax.Array:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         folded = jax.random.wrap_key_data(folded, impl=jax.random.key_impl(key))
     return jax.random.fold_in(folded, count)
+
+
+def _checked_grads(grads: Any, params: Params) -> optax.Updates:
+    """What a `grad_fn` returned; raises TypeError unless it is a tree like params."""
+    shapes = [
+        [(path, jnp.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+        for tree in (grads, params)
+    ]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            "grad_fn must return the gradients alone, a tree like params, as jax.grad"
+            f" of the loss does; got {_checks.describe(grads)}"
+        )
+    return grads
 
 
 def _in_dtypes_of(old: Any, new: Any) -> Any:

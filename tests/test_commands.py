@@ -102,7 +102,7 @@ def test_sharpness_measures_every_network_and_layer(measured):
     ]
     document = json.loads((output / "sharpness.json").read_text())
     assert document["settings"]["probes"] == 3
-    assert document["versions"]["matfree"]
+    assert document["versions"]["scipy"]
     for row, written in zip(rows, document["rows"], strict=True):
         for name, (value, error) in written["measures"].items():
             assert float(row[name]) == value > 0

@@ -421,7 +421,56 @@ def test_aux_need_not_be_floating_arrays(execution, num_copies, aux):
     fn = average(
         lambda w: (jnp.sum(w), aux), execution, num_copies=num_copies, has_aux=True
     )
-    assert_same(fn(KEY, jnp.ones(2))[0][1], jax.tree.map(jnp.asarray, aux))
+    returned, expected = (
+        jax.tree.map(jnp.asarray, tree) for tree in (fn(KEY, jnp.ones(2))[0][1], aux)
+    )
+    assert_same(returned, expected)
+
+
+@pytest.mark.parametrize("aux", ["mean", "first"])
+def test_aux_of_a_single_copy_may_be_any_object(aux):
+    found = {"key": KEY, "name": "layer", "object": object()}
+    fn = smoothout_value_and_grad(
+        lambda w: (jnp.sum(w), found), uniform(0.1), has_aux=True, aux=aux
+    )
+    (_, returned), _ = fn(KEY, jnp.ones(2))
+    assert returned == found
+
+
+@every_execution
+@pytest.mark.parametrize(
+    ("aux", "leaf", "message"),
+    [
+        (
+            "mean",
+            KEY,
+            r"an array of key<\w+>\[\], which has no mean.*aux='first' or aux='st",
+        ),
+        ("mean", "layer", "'layer', which several copies can neither average nor"),
+        ("stack", "layer", "'layer', which several copies can neither average nor"),
+    ],
+)
+def test_aux_that_copies_cannot_share_is_named(execution, aux, leaf, message):
+    fn = average(
+        lambda w: (jnp.sum(w), {"found": leaf}),
+        execution,
+        num_copies=2,
+        has_aux=True,
+        aux=aux,
+    )
+    with pytest.raises(TypeError, match=rf"output\['found'\] of fun is {message}"):
+        fn(KEY, jnp.ones(2))
+
+
+@every_execution
+def test_parameters_may_be_numbers(execution):
+    params = {"slope": 2.0, "shift": np.float32(3.0)}
+    fn = average(
+        lambda p: p["slope"] * 5.0 + p["shift"], execution, uniform(0.0), num_copies=2
+    )
+    value, grads = fn(KEY, params)
+    assert value == 13.0
+    assert grads == {"slope": 5.0, "shift": 1.0}
 
 
 @every_execution
@@ -626,6 +675,7 @@ WRONG_OPTIONS = [
     ({"copy_argnums": "1"}, TypeError, "copy_argnums .* integer .* got '1'"),
     ({"noise": 0.1}, TypeError, "noise must be a function.*; got 0.1"),
     ({"fun": 0.1}, TypeError, "fun must be a function.*; got 0.1"),
+    ({"fun": NOISE}, TypeError, "were fun and noise swapped"),
     ({"num_copy": 2}, TypeError, "unexpected keyword argument 'num_copy'"),
 ]
 BY_ROW = {"batch_argnums": 1}
@@ -653,12 +703,13 @@ WRONG_CALLS = [
     ),
     (BY_COPY, [3.0], ValueError, r"copy_argnums: argument 1 of shape \(\)"),
     (VECTOR, [], TypeError, r"scalar-output functions. Output had shape: \(2,\)"),
-    (COUNTER | EVEN, [], TypeError, "int32.*aux='stack' or 'first'"),
+    (COUNTER | EVEN, [], TypeError, "int32.*aux='first' or aux='stack'"),
     (MISSHAPEN, [], ValueError, r"noise .*\(1,\)"),
     (SCHEDULE, [], ValueError, "radius is a schedule, which needs the step"),
     (INTEGERS, [], ValueError, "params has no floating .* leaf .*, only int32"),
     ({"key": 0}, [], TypeError, "key must be a single PRNG key.* got 0"),
-    ({"key": KEYS[:3]}, [], TypeError, r"key must be a single .* got Array\(\(3,\)"),
+    ({"key": KEYS[:3]}, [], TypeError, r"single .* got an array of key<fry>\[3\]"),
+    ({"key": {"w": jnp.ones(3)}}, [], TypeError, "1 leaves; did you forget the key?"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import chex
 import jax
@@ -16,9 +17,11 @@ from matplotlib.figure import Figure
 
 from smoothout_jax import (
     Landscape,
+    SpectralDensity,
     direction_between,
     exclude,
     filter_normalized_direction,
+    gaussian,
     hessian_density,
     hessian_eigenvalues,
     interpolate,
@@ -198,7 +201,8 @@ def test_batch_norm_is_evaluated_with_statistics_estimated_anew():
     """At each point, over all the data: for one batch, as in training mode."""
     network = Normed()
     images = jax.random.normal(jax.random.key(0), (16, 3)) * 3 + 1
-    variables = network.init(jax.random.key(1), images, running=False)
+    init = jax.jit(partial(network.init, running=False))
+    variables = init(jax.random.key(1), images)
     params = variables["params"]
 
     def loss(params, batch, statistics):
@@ -218,9 +222,9 @@ def test_batch_norm_is_evaluated_with_statistics_estimated_anew():
     )
     running = Partial(loss, statistics=variables["batch_stats"])
     kept = loss_curve(running, params, along, POINTS, batches=[images], note="kept")
+    train = jax.jit(partial(network.apply, running=False, mutable=["batch_stats"]))
     for point, value in zip(POINTS, curve.values["loss"], strict=True):
-        there = {"params": moved(point, along, params)}
-        output, _ = network.apply(there, images, running=False, mutable=["batch_stats"])
+        output, _ = train({"params": moved(point, along, params)}, images)
         np.testing.assert_allclose(value, jnp.mean(output**2), rtol=1e-4)
     assert not np.allclose(kept.values["loss"], curve.values["loss"], rtol=0.1)
     assert "statistics re-estimated at every point" in plot_curve(curve).get_xlabel()
@@ -261,27 +265,55 @@ loss_surface(loss, jnp.ones(2), jnp.eye(2), ([0, 1, 2], [0, 1, 2, 3]), path=sys.
 """
 
 
-def test_a_killed_surface_goes_on_from_what_was_written(tmp_path, monkeypatch):
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The points that are evaluated."""
+    points = []
+    evaluate = landscape._Evaluator.__call__
+
+    def noting(self, coordinates):
+        points.append(tuple(coordinates))
+        return evaluate(self, coordinates)
+
+    monkeypatch.setattr(landscape._Evaluator, "__call__", noting)
+    return points
+
+
+def test_each_point_is_evaluated_once(evaluated):
+    loss_curve(mean_square, PARAMS, direction(), POINTS)
+    assert evaluated == [(point,) for point in POINTS]
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("missing/it.npz", FileNotFoundError, "there is no folder .*missing$"),
+        ("", IsADirectoryError, "is a folder$"),
+        (3, TypeError, "^path must be that of a file, got 3$"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused_at_once(
+    path, error, message, tmp_path, evaluated
+):
+    path = tmp_path / path if isinstance(path, str) else path
+    with pytest.raises(error, match=message):
+        loss_curve(mean_square, PARAMS, direction(), POINTS, path=path)
+    assert not evaluated
+
+
+def test_a_killed_surface_goes_on_from_what_was_written(tmp_path, evaluated):
     path = tmp_path / "surface.npz"
     killed = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
     assert killed.returncode == 9
-    with pytest.raises(ValueError, match=r"surface.npz is unfinished: 7 of 12 points"):
+    with pytest.raises(ValueError, match=r"surface.npz is unfinished: 8 of 12 points"):
         Landscape.load(path)
-    evaluated = []
-    evaluate = landscape._Evaluator.__call__
-
-    def counting(self, coordinates):
-        evaluated.append(coordinates)
-        return evaluate(self, coordinates)
-
-    monkeypatch.setattr(landscape._Evaluator, "__call__", counting)
     grid = [0, 1, 2], [0, 1, 2, 3]
 
     def loss(params):
         return jnp.sum(params**2)
 
     surface = loss_surface(loss, jnp.ones(2), jnp.eye(2), grid, path=path)
-    assert len(evaluated) == 1 + 12 - 7  # the first point tells whether it is the same
+    assert len(evaluated) == 1 + 12 - 8  # the first point tells whether it is the same
     first, second = np.meshgrid(*grid, indexing="ij")
     np.testing.assert_allclose(
         surface.values["loss"], (1 + first) ** 2 + (1 + second) ** 2
@@ -368,7 +400,7 @@ def curve_with(**options):
         ({"direction": {"w": jnp.ones(2)}}, "direction must be a tree like params"),
         ({"batches": {}}, "batches is an empty dict"),
         ({"batches": {"train": []}}, "batches is empty"),
-        ({"batches": iter([jnp.ones(2)])}, "batches is an iterator"),
+        ({"batches": {"a": iter([])}}, r"batches\['a'\] is an iterator"),
     ],
 )
 def test_bad_arguments_of_a_curve_are_told(options, message):
@@ -376,23 +408,75 @@ def test_bad_arguments_of_a_curve_are_told(options, message):
         curve_with(**options)
 
 
-def test_other_bad_arguments_are_told():
-    with pytest.raises(TypeError, match=r"loss must be a real scalar.*shape \(3,\)"):
-        curve_with(loss=lambda params: jnp.ones(3))
-    with pytest.raises(TypeError, match="accuracy must be a real scalar"):
-        curve_with(loss=lambda params: {"accuracy": jnp.array(1)})
-    with pytest.raises(ValueError, match="two directions and points along each"):
-        loss_surface(mean_square, PARAMS, [direction()], [POINTS])
-    with pytest.raises(ValueError, match="other must be like params"):
-        direction_between(PARAMS, {"w": jnp.ones(2)})
-    with pytest.raises(ValueError, match="low < high and num of at least 2; got low=1"):
-        line_points(1, 1, 5)
-    with pytest.raises(ValueError, match="num=1"):
-        line_points(0, 1, 1)
-    with pytest.raises(ValueError, match="spacing must be one of"):
-        line_points(0, 1, 5, spacing="log")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": lambda params: jnp.ones(3)}, r"^loss must be a real .* shape \(3,\)"),
+        ({"loss": lambda params: {"error": jnp.array(1)}}, "^error must be a real"),
+        ({"loss": named}, r"^loss must be a function of \(params\) without batches"),
+        ({"loss": gaussian(0.1)}, r"got one of \(key, params, step\)$"),
+        (
+            {"batches": {"x": jnp.ones(3)}},
+            r"^batches\['x'\] must be an iterable .*\[3\]$",
+        ),
+        ({"batches": (jnp.ones(3), jnp.ones(3))}, "^batches .* which is one batch"),
+        ({"statistics": mean_square, "batches": [jnp.ones(2)]}, r"batch, statistics\)"),
+        ({"statistics": "running"}, "^statistics must be a function; got 'running'$"),
+        ({"params": named, "direction": named}, "^params must hold arrays"),
+    ],
+)
+def test_arguments_of_other_types_are_told(options, message):
+    with pytest.raises(TypeError, match=message):
+        curve_with(**options)
+
+
+@pytest.mark.parametrize(
+    ("directions", "points", "error", "message"),
+    [
+        (
+            [direction()],
+            [POINTS] * 2,
+            ValueError,
+            "^directions must be a pair.* got 1$",
+        ),
+        ([direction()] * 2, [POINTS], ValueError, "^points must be a pair.* got 1$"),
+        (
+            PARAMS,
+            [POINTS] * 2,
+            TypeError,
+            "^directions must be a pair, got a dict of 3 leaves$",
+        ),
+        ([direction()] * 2, 3, TypeError, "^points must be a pair, got 3$"),
+    ],
+)
+def test_a_surface_needs_two_directions_with_points_along_each(
+    directions, points, error, message
+):
+    with pytest.raises(error, match=message):
+        loss_surface(mean_square, PARAMS, directions, points)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"low": 1}, "low < high and num of at least 2; got low=1, high=1"),
+        ({"num": 1}, "num=1"),
+        ({"spacing": "log"}, "spacing must be one of"),
+    ],
+)
+def test_points_that_are_no_line_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        line_points(**{"low": 0, "high": 1, "num": 5} | options)
+
+
+def test_a_direction_takes_a_seed_and_names_what_it_refuses():
+    chex.assert_trees_all_equal(
+        filter_normalized_direction(0, PARAMS), direction(seed=0)
+    )
     with pytest.raises(ValueError, match="relative_to must be one of"):
         direction(relative_to="filters")
+    with pytest.raises(TypeError, match=r"^key must be a single .* got a dict of 3"):
+        filter_normalized_direction(PARAMS, jax.random.key(0))
 
 
 def a_curve(*names, note=""):
@@ -491,8 +575,8 @@ def test_pictures_can_be_written(draw, tmp_path):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plot_curve(a_surface()), "plot_curve draws landscapes of 1 axes"),
-        (lambda: plot_contour(a_curve("loss")), "plot_contour draws landscapes of 2"),
+        (lambda: plot_curve(a_surface()), "curves must have 1 axes of points, got 2"),
+        (lambda: plot_contour(a_curve("loss")), "surface must have 2 axes of points"),
         (lambda: plot_curve({}), "nothing to plot"),
         (lambda: plot_side_by_side({}), "surfaces is empty"),
         (
@@ -519,6 +603,48 @@ def test_pictures_can_be_written(draw, tmp_path):
 def test_what_cannot_be_drawn_is_told(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+PLOTS = {
+    "curves": plot_curve,
+    "surface": plot_contour,
+    "surfaces": plot_side_by_side,
+    "surface of three": plot_surface,
+    "densities": plot_density,
+}
+DRAWN = {
+    "curves": a_curve("loss"),
+    "surface": a_surface(),
+    "surfaces": {"SGD": a_surface()},
+    "surface of three": a_surface(),
+    "densities": SpectralDensity(*[POINTS] * 5),
+}
+
+
+@pytest.mark.parametrize("given", [[a_curve("loss")], POINTS, "it.npz"], ids=type)
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_of_something_else_names_the_argument(name, given):
+    with pytest.raises(TypeError, match=f"^{name.split()[0]} must be .*; got "):
+        PLOTS[name](given)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((name, "ax", "it.png") for name in PLOTS if name != "surfaces"),
+        ("surfaces", "axes", "it.png"),
+        ("surfaces", "axes", ["it.png"]),
+        ("surfaces", "axes", Figure().subplots()),
+        *((name, "units", "nats") for name in PLOTS if name != "densities"),
+        ("curves", "colors", "red"),
+        ("densities", "colors", ["red"]),
+        ("surface", "norm", "log"),
+        ("surface of three", "norm", "log"),
+    ],
+)
+def test_an_option_of_another_type_is_named(name, option, value):
+    with pytest.raises(TypeError, match=f"^{option} must be "):
+        PLOTS[name](DRAWN[name], **{option: value})
 
 
 def test_parameters_in_half_precision_are_moved_in_float32():

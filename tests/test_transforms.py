@@ -810,6 +810,86 @@ def test_update_without_parameters_says_how_to_call_it(optimizer):
         optimizer.update(PARAMS, optimizer.init(PARAMS))
 
 
+@pytest.mark.parametrize(
+    "grad_fn",
+    [lambda params, _: loss(params, 1.0), jax.value_and_grad(loss)],
+    ids=["loss", "value and gradient"],
+)
+def test_smooth_gradients_takes_gradients_alone(grad_fn):
+    optimizer = smooth_gradients(NOISE, key=KEY)
+    with pytest.raises(
+        TypeError, match=r"grad_fn must return the gradients alone.*got"
+    ):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, grad_fn=grad_fn)
+
+
+def test_a_leaf_that_is_no_array_is_named_and_filtering_suggested():
+    params = {"w": jnp.ones(2), "activation": jax.nn.relu}
+    for optimizer in TRANSFORMATIONS.values():
+        with pytest.raises(TypeError, match=r"'activation' is <.*eqx\.filter\(model"):
+            optimizer.init(params)
+    optimizer = TRANSFORMATIONS["smoothout"]
+    state = optimizer.init({"w": params["w"]})
+    with pytest.raises(TypeError, match=r"params must hold arrays.*'activation'"):
+        optimizer.update(params, state, params)
+
+
+def test_per_example_gradients_are_not_averaged_over_copies():
+    optimizer = smoothout(optax.sgd(0.1), NOISE, key=KEY, num_copies=2)
+    grads = jax.tree.map(lambda p: jnp.stack([p, p]), PARAMS)
+    with pytest.raises(
+        ValueError, match=r"updates must be gradients like params.*shape"
+    ):
+        optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+
+
+def test_update_is_given_the_state_of_smoothout():
+    optimizer = smoothout(optax.sgd(0.1), NOISE, key=KEY)
+    with pytest.raises(TypeError, match=r"state must be the state of smoothout.*tuple"):
+        optimizer.update(PARAMS, (optimizer.init(PARAMS),), PARAMS)
+
+
+@pytest.mark.parametrize("num_copies", [1, 2])
+def test_init_takes_shapes_as_other_optimizers_do(num_copies):
+    shapes = jax.eval_shape(lambda: PARAMS)
+    for optimizer in (
+        smoothout(MOMENTUM, NOISE, key=KEY, num_copies=num_copies),
+        smooth_gradients(NOISE, key=KEY),
+    ):
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            optimizer.init(shapes), optimizer.init(PARAMS)
+        )
+
+
+def test_a_seed_is_the_key_made_of_it():
+    seeded, keyed = (
+        smoothout(MOMENTUM, NOISE, key=key) for key in (5, jax.random.key(5))
+    )
+    assert_equal(train(seeded, 2)[-1], train(keyed, 2)[-1])
+
+
+@jax.numpy_dtype_promotion("standard")
+@one_copy_and_three
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(optax.adam(0.1), optax.lion(0.1), optax.lamb(0.1), optax.radam(0.1)),
+        *(optax.adafactor(0.1), optax.contrib.muon(0.1)),
+    ],
+    ids=["adam", "lion", "lamb", "radam", "adafactor", "muon"],
+)
+def test_state_and_updates_keep_their_dtypes_whatever_the_gradients(
+    optimizer, num_copies
+):
+    params = optax.tree.cast(PARAMS, jnp.bfloat16)
+    grads = optax.tree.cast(PARAMS, jnp.float32)
+    wrapped = smoothout(optimizer, NOISE, key=KEY, num_copies=num_copies)
+    state = wrapped.init(params)
+    updates, after = jax.jit(wrapped.update)(grads, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+
+
 def test_smooth_gradients_without_grad_fn_shows_the_call():
     optimizer = optax.chain(smooth_gradients(NOISE, key=KEY), MOMENTUM)
     call = r"(?s)grad_fn = jax\.grad\(.*update\(grads, state, params, grad_fn=grad_fn\)"

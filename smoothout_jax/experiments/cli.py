@@ -26,7 +26,6 @@ from smoothout_jax.experiments.train_settings import TrainSettings
 
 EXTRA = (
     "flax",
-    "matfree",
     "matplotlib",
     "orbax",
     "rich",

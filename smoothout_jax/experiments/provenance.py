@@ -14,7 +14,6 @@ PACKAGES = (
     "jaxlib",
     "optax",
     "flax",
-    "matfree",
     "numpy",
     "scipy",
     "scikit-learn",

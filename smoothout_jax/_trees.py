@@ -1,0 +1,74 @@
+"""Trees of parameters: the names of their leaves, and whether two are alike.
+
+Trees are compared by the paths and shapes of their leaves, as containers need not say
+whether they are equal: classes registered with JAX, or NNX modules.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The path of each leaf, its keys joined by slashes: `"Dense_0/kernel"`.
+
+    A path is what the user wrote: the attribute in which Flax boxes an array, as
+    `nnx.Param` and `nn.Partitioned` do, is left out.
+    """
+    return list(map(_joined, _leaf_paths(tree)))
+
+
+def layer_names(tree: Any) -> list[str]:
+    """The path of each leaf's layer: of the node above it, or its own at the top."""
+    return [_joined(path[:-1] or path) for path in _leaf_paths(tree)]
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Each leaf with its name."""
+    return list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def require_like(params: Any, name: str, tree: Any) -> None:
+    """Requires a tree with the leaves of the parameters: same paths, same shapes."""
+    expected, given = _shapes(params), _shapes(tree)
+    for leaf in expected | given:
+        here, there = expected.get(leaf), given.get(leaf)
+        if here != there:
+            raise ValueError(
+                f"{name} must be a tree like params, but {leaf!r} is"
+                f" {_described(there)} in {name}, and {_described(here)} in params"
+            )
+
+
+def map_leaves(fun: Callable[..., Any], params: Any, *others: Any) -> Any:
+    """A tree like the parameters, of a function of the leaves of trees like them."""
+    leaves, structure = jax.tree.flatten(params)
+    rows = zip(leaves, *map(jax.tree.leaves, others), strict=True)
+    return jax.tree.unflatten(structure, [fun(*row) for row in rows])
+
+
+def _leaf_paths(tree):
+    return [
+        path + below[1 if _is_box(node) else 0 :]
+        for path, node in jax.tree.leaves_with_path(tree, is_leaf=_is_box)
+        for below, _ in jax.tree.leaves_with_path(node)
+    ]
+
+
+def _is_box(node) -> bool:
+    """Whether Flax boxes an array in it: boxes alone can gain an axis, or lose it."""
+    return hasattr(type(node), "add_axis") and hasattr(type(node), "remove_axis")
+
+
+def _joined(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(leaf) for name, leaf in named_leaves(tree)}
+
+
+def _described(shape) -> str:
+    return "missing" if shape is None else f"of shape {shape}"

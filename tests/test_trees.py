@@ -1,0 +1,271 @@
+"""Trees of parameters of every framework: paths, layers, and trees that are alike."""
+
+import dataclasses
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from smoothout_jax import (
+    direction_between,
+    exclude,
+    hessian_eigenvalues,
+    interpolate,
+    loss_curve,
+    per_layer,
+    sam_sharpness,
+    uniform,
+)
+
+X = jnp.ones((1, 3))
+LAYERS = "first", "last"
+
+
+class Linen(nn.Module):
+    """Two layers, whose kernels and biases Flax boxes or not."""
+
+    boxed: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        options = {}
+        if self.boxed:
+            kernel_init = nn.with_partitioning(nn.initializers.ones, ("in", "out"))
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("out",))
+            options = {"kernel_init": kernel_init, "bias_init": bias_init}
+        x = nn.Dense(2, name="first", **options)(x)
+        return nn.Dense(2, name="last", **options)(x)
+
+
+class NNX(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Linear(3, 2, rngs=rngs)
+        self.last = nnx.Linear(2, 2, rngs=rngs)
+
+
+class Equinox(eqx.Module):
+    first: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+
+class Layer:
+    """A class without value equality, registered with JAX."""
+
+    def __init__(self, kernel, bias):
+        self.kernel, self.bias = kernel, bias
+
+
+jax.tree_util.register_pytree_with_keys(
+    Layer,
+    lambda layer: (
+        (
+            (jax.tree_util.GetAttrKey("kernel"), layer.kernel),
+            (jax.tree_util.GetAttrKey("bias"), layer.bias),
+        ),
+        None,
+    ),
+    lambda _, children: Layer(*children),
+)
+
+
+class Tag:
+    """Static data that is equal to itself alone."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(eq=False)
+class Tagged:
+    first: Layer
+    last: Layer
+    tag: Tag = dataclasses.field(metadata={"static": True}, default_factory=Tag)
+
+
+def equinox():
+    return Equinox(
+        eqx.nn.Linear(3, 2, key=jax.random.key(0)),
+        eqx.nn.Linear(2, 2, key=jax.random.key(1)),
+    )
+
+
+def haiku():
+    def network(x):
+        return hk.Linear(2, name="last")(hk.Linear(2, name="first")(x))
+
+    return hk.transform(network).init(jax.random.key(0), X)
+
+
+def mapping(kernel, bias):
+    return {name: {kernel: jnp.ones((3, 2)), bias: jnp.zeros(2)} for name in LAYERS}
+
+
+TREES = {
+    "Linen": lambda: Linen().init(jax.random.key(0), X),
+    "boxed Linen": lambda: Linen(boxed=True).init(jax.random.key(0), X),
+    "NNX module": NNX,
+    "NNX state": lambda: nnx.state(NNX(), nnx.Param),
+    "NNX split": lambda: nnx.split(NNX())[1],
+    "NNX pure dict": lambda: nnx.to_pure_dict(nnx.state(NNX(), nnx.Param)),
+    "Equinox": equinox,
+    "Haiku": haiku,
+    "dict": lambda: mapping("kernel", "bias"),
+    "dict of values": lambda: mapping("value", "bias"),
+    "registered class": lambda: Tagged(
+        **{name: Layer(**layer) for name, layer in mapping("kernel", "bias").items()}
+    ),
+}
+every_tree = pytest.mark.parametrize("name", TREES)
+
+
+def away_from_zero(tree, by=0.5):
+    return jax.tree.map(lambda leaf: leaf + by, tree)
+
+
+def names(name):
+    """The paths of the layers, and the names of their weights and biases."""
+    top = "params/" if "Linen" in name else ""
+    layers = [top + layer for layer in LAYERS]
+    weight, bias = {
+        "Equinox": ("weight", "bias"),
+        "Haiku": ("w", "b"),
+        "dict of values": ("value", "bias"),
+    }.get(name, ("kernel", "bias"))
+    return layers, weight, bias
+
+
+def squares(params):
+    """A loss that tells each leaf from the others."""
+    leaves = enumerate(jax.tree.leaves(params), 1)
+    return sum(number * jnp.sum(leaf**2) for number, leaf in leaves)
+
+
+@every_tree
+def test_a_layer_is_a_module(name):
+    params = away_from_zero(TREES[name]())
+
+    def sizes_and_loss(loss, own):
+        return sorted(leaf.ndim for leaf in jax.tree.leaves(own)), loss(own)
+
+    measured = per_layer(sizes_and_loss, squares, params)
+    layers, *_ = names(name)
+    assert list(measured) == layers
+    for dimensions, loss in measured.values():
+        assert dimensions == [1, 2]
+        np.testing.assert_allclose(loss, squares(params), rtol=1e-6)
+
+
+@every_tree
+def test_patterns_are_of_the_path_that_the_user_wrote(name):
+    """A pattern that matched nothing would warn, and so fail."""
+    params = away_from_zero(TREES[name]())
+    layers, weight, bias = names(name)
+    for pattern, held in (
+        (f"/{bias}$", {(layer, 1) for layer in layers}),
+        (f"/{weight}$", {(layer, 2) for layer in layers}),
+        (f"^{layers[0]}/", {(layers[0], 1), (layers[0], 2)}),
+    ):
+        noise = uniform(0.1, mask=exclude(pattern))(jax.random.key(1), params)
+        found = per_layer(lambda _, own: jax.tree.leaves(own), squares, noise)
+        still = {(k, n.ndim) for k, v in found.items() for n in v if not n.any()}
+        assert still == held
+
+
+@every_tree
+def test_errors_name_the_path_that_the_user_wrote(name):
+    layers, weight, _ = names(name)
+    half = jax.tree.map(
+        lambda leaf: leaf.astype("float16") if leaf.ndim == 2 else leaf, TREES[name]()
+    )
+    with pytest.raises(TypeError, match=f"'{layers[0]}/{weight}' is float16"):
+        sam_sharpness(squares, half, rho=0.1)
+    with pytest.raises(ValueError, match=f"filter_axis=5 .* '{layers[0]}/"):
+        uniform(0.1, relative_to="filter", filter_axis=5)(jax.random.key(0), half)
+
+
+@every_tree
+def test_a_curve_joins_two_networks_made_apart(name):
+    params, other = away_from_zero(TREES[name]()), away_from_zero(TREES[name](), -2)
+    along = direction_between(params, other)
+    curve = loss_curve(squares, params, along, [0, 1])
+    exact = squares(params), squares(other)
+    np.testing.assert_allclose(curve.values["loss"], exact, rtol=1e-6)
+    middle = interpolate(params, other, 0.5)
+    assert type(middle) is type(params)
+    exact = squares(
+        jax.tree.unflatten(
+            jax.tree.structure(params),
+            [
+                (p + o) / 2
+                for p, o in zip(
+                    jax.tree.leaves(params), jax.tree.leaves(other), strict=True
+                )
+            ],
+        )
+    )
+    np.testing.assert_allclose(squares(middle), exact, rtol=1e-6)
+
+
+@every_tree
+def test_measures_take_the_tree_as_it_is(name):
+    params = away_from_zero(TREES[name]())
+    pairs = hessian_eigenvalues(squares, params)
+    np.testing.assert_allclose(pairs.values, [8], rtol=1e-4)
+    assert jax.tree.structure(pairs.vector(0)) == jax.tree.structure(params)
+    rises = per_layer(sam_sharpness, squares, params, rho=0.1)
+    assert all(rise.value > 0 for rise in rises.values())
+
+
+def test_an_attribute_called_value_is_not_a_box():
+    class Scale(eqx.Module):
+        value: jax.Array
+
+    params = {"norm": Scale(jnp.ones(2)), "head": {"value": jnp.ones(2)}}
+    mask = exclude("^norm/value$", "^head/value$")(params)
+    assert jax.tree.leaves(mask) == [False, False]
+
+
+def test_a_variable_of_several_arrays_keeps_their_names():
+    class Adapter(nnx.Module):
+        def __init__(self):
+            self.low_rank = nnx.Param({"a": jnp.ones((2, 1)), "b": jnp.ones((1, 2))})
+
+    mask = exclude("^low_rank/a$")(nnx.state(Adapter(), nnx.Param))
+    assert jax.tree.leaves(mask) == [False, True]
+
+
+def test_a_network_with_keys_and_counters_moves_its_weights_alone():
+    class Dropped(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(jnp.array([1.0, 2.0]))
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    params, other = Dropped(), Dropped()
+    other.kernel[...] = jnp.array([3.0, -2.0])
+    along = direction_between(params, other)
+    curve = loss_curve(lambda model: jnp.sum(model.kernel[...]), params, along, [0, 1])
+    np.testing.assert_allclose(curve.values["loss"], [3, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"kernel": jnp.ones(2)},
+            "'kernel' is of shape (2,) in other, and of shape ()",
+        ),
+        ({"kernel": None}, "'kernel' is missing in other, and of shape () in params"),
+        ({"more": 1.0}, "'more' is of shape () in other, and missing in params"),
+    ],
+)
+def test_a_tree_that_is_not_alike_is_told_by_its_first_leaf(change, message):
+    params = {"bias": 0.5, "kernel": 1.0}
+    with pytest.raises(
+        ValueError, match=r"^other must be a tree like params, but .*$"
+    ) as error:
+        direction_between(params, params | change)
+    assert message in str(error.value)
