@@ -105,7 +105,6 @@ def test_results_of_another_plan_are_not_added_to(document, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("imagenet", "invalid choice: 'imagenet'"),
         ("cifar10 --form smoke", "form must be one of 'cpu', 'full'; got 'smoke'"),
         ("digits --cases mlp", "cases must be one of 'mlp, batch 50', 'mlp, batch fu"),
     ],

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from smoothout_jax import uniform
-from smoothout_jax.experiments import cli, regime, rivals
+from smoothout_jax.experiments import cli, compare, regime, rivals
 from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.settings import NETWORKS, Settings
@@ -126,7 +126,8 @@ def test_bad_settings_files_are_told(content, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(number, whole, tmp_path):
     process = in_a_process(*SMALL.split(), "--output", tmp_path)
     while len(steps_of(tmp_path)) < 2 and process.poll() is None:
@@ -176,6 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert steps_of(tmp_path) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_learns(network):
     depths = {"resnet": 8, "wide-resnet": 10, "vit": 1}
@@ -192,12 +194,12 @@ def test_every_network_learns(network):
         relative_radius=0.05,
     )
     task = Task(settings)
-    trainer = Trainer(METHODS["adasmoothout-split"], task, (0,))
+    trainer = Trainer(METHODS["adasmoothout"], task, (0,))
     assert task.batch_norm == (network not in ("mlp", "vit"))
-    before = task.evaluate(*trainer.networks()[0])["train loss"]
     metrics, _ = trainer.advance(0, 10)
-    assert metrics.loss.shape == (1, 10)
-    assert task.evaluate(*trainer.networks()[0])["train loss"] < 0.95 * before
+    (losses,) = metrics.loss
+    assert losses.shape == (10,)
+    assert losses[-3:].mean() < 0.95 * losses[:3].mean()
 
 
 @pytest.mark.parametrize(
@@ -281,8 +283,9 @@ def test_batch_norm_gets_no_noise(batch_normed):
     assert not any(moved["BatchNorm_0"].values())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("method", ["smoothout", "msam", "sam"])
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [("smoothout", "adamw"), ("msam", "adam"), ("sam", "adam")]
+)
 def test_methods_are_built_on_any_optimizer(method, optimizer):
     settings = TrainSettings(
         optimizer=optimizer, hidden_sizes=(8,), clip_norm=1.0, **TINY
@@ -327,14 +330,33 @@ def test_learning_rate_and_epochs_adapt_to_the_batch_size():
     assert regime.num_steps(linear, 100) == 60
 
 
-def test_the_optimizer_is_optax_s():
-    settings = make(optimizer="adamw", weight_decay=0.1, clip_norm=0.5, momentum=0.8)
-    ours = regime.make_optimizer(settings, 10)
-    schedule = optax.cosine_decay_schedule(1e-3, 10)
-    theirs = optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.adamw(schedule, b1=0.8, weight_decay=0.1),
+def coupled_sgd(schedule):
+    decay = optax.add_decayed_weights(0.1)
+    return optax.chain(decay, optax.sgd(schedule, momentum=0.8))
+
+
+def coupled_adam(schedule):
+    return optax.chain(optax.add_decayed_weights(0.1), optax.adam(schedule, b1=0.8))
+
+
+def adamw(schedule):
+    return optax.adamw(schedule, b1=0.8, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("sgd", coupled_sgd), ("adam", coupled_adam), ("adamw", adamw)]
+)
+def test_the_optimizer_is_optax_s(name, made):
+    settings = make(
+        optimizer=name,
+        learning_rate=0.02,
+        weight_decay=0.1,
+        clip_norm=0.5,
+        momentum=0.8,
     )
+    ours = regime.make_optimizer(settings, 10)
+    schedule = optax.cosine_decay_schedule(0.02, 10)
+    theirs = optax.chain(optax.clip_by_global_norm(0.5), made(schedule))
     params, grads = {"w": jnp.arange(3.0)}, {"w": jnp.array([1.0, -2.0, 3.0])}
     found = []
     for optimizer in (ours, theirs):
@@ -369,26 +391,6 @@ def test_augmentation_moves_and_mirrors_each_image_by_itself():
     assert unmoved is images
 
 
-def test_msam_takes_gradients_ahead_along_the_momentum():
-    """Against the algorithm of the paper, written out."""
-
-    def gradient(w):
-        return np.array([3.0, 1.0]) * np.asarray(w) + np.sin(np.asarray(w))
-
-    optimizer = rivals.msam(optax.sgd(0.1, momentum=0.9), rho=0.3)
-    held = jnp.array([1.0, -2.0])
-    state = optimizer.init(held)
-    w, v, perturbed = np.array([1.0, -2.0]), np.zeros(2), np.array([1.0, -2.0])
-    for _ in range(5):
-        np.testing.assert_allclose(held, perturbed, rtol=1e-5)
-        updates, state = optimizer.update(jnp.asarray(gradient(held)), state, held)
-        held = optax.apply_updates(held, updates)
-        v = 0.9 * v + gradient(perturbed)
-        w = w - 0.1 * v
-        perturbed = w - 0.3 * v / np.linalg.norm(v)
-        np.testing.assert_allclose(rivals.msam_eval_params(state, held), w, rtol=1e-5)
-
-
 def test_noise_that_stays_adds_up():
     noise = rivals.staying_noise(uniform(1.0), jax.random.key(0))
     params = jnp.zeros(5000)
@@ -400,24 +402,22 @@ def test_noise_that_stays_adds_up():
 
 
 def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
-    from smoothout_jax.experiments import compare
+    steps = {}
 
-    seen = {}
+    class TrainingError(Exception):
+        """Ends the comparison where training would begin."""
 
-    class Spy(Trainer):
-        def __init__(self, method, *args, **options):
-            super().__init__(method, *args, **options)
-            seen[method.label] = self.steps
+    def train(trainers):
+        steps.update({name: trainer.steps for name, trainer in trainers.items()})
+        raise TrainingError
 
-    monkeypatch.setattr(compare, "Trainer", Spy)
+    monkeypatch.setattr(compare, "_train", train)
     settings = Settings(
         methods=("sam", "smoothout"),
         equal_gradients=True,
-        seeds=2,
-        noise_samples=2,
         hidden_sizes=(8,),
         **TINY,
     )
-    results = compare.compare(settings)
-    assert seen == {"SGD": 4, "SmoothOut": 4, "SAM": 2}
-    assert set(results.outcomes) == {"sgd", "smoothout", "sam"}
+    with pytest.raises(TrainingError):
+        compare.compare(settings)
+    assert steps == {"sgd": 4, "smoothout": 4, "sam": 2}

@@ -14,6 +14,7 @@ from smoothout_jax._extras import require
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.readers import (
     Split,
+    checked_split,
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
@@ -56,23 +57,30 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
         channel.
 
     Raises:
-        InputError: if a file is missing, damaged, or too small.
+        InputError: if a file is missing, damaged, or too small, or if its images are
+            not finite or its labels do not count classes.
     """
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
-        images = images.reshape(-1, 8, 8, 1) / 16
-        return _dataset(*_divide(images, labels, train_size or 500))
+        whole = checked_split(images.reshape(-1, 8, 8, 1) / 16, labels, name)
+        return _dataset(*_divide(whole, train_size or 500))
     if name == "mnist1d":
         train, test = _mnist1d()
     else:
         train, test = _read(name, data_dir)
+    largest = max(train.labels.max(), test.labels.max())
+    if largest >= len(train.labels):
+        raise InputError(
+            f"data {name} has a label {largest}, but only {len(train.labels)} training"
+            " images: labels must count the classes from 0"
+        )
     if train_size is not None and train_size != len(train.labels):
         if train_size > len(train.labels):
             raise InputError(
                 f"train_size={train_size} is more than the {len(train.labels)} images"
                 f" in {data_dir}"
             )
-        train, _ = _divide(train.images, train.labels, train_size)
+        train, _ = _divide(train, train_size)
     return _dataset(train, test) if name == "mnist1d" else _standardized(train, test)
 
 
@@ -107,16 +115,22 @@ def _mnist1d() -> tuple[Split, Split]:
         random.setstate(state[0])
         np.random.set_state(state[1])
     return (
-        Split(made["x"][..., None], made["y"]),
-        Split(made["x_test"][..., None], made["y_test"]),
+        checked_split(made["x"][..., None], made["y"], "mnist1d"),
+        checked_split(made["x_test"][..., None], made["y_test"], "mnist1d"),
     )
 
 
-def _divide(images, labels, train_size: int) -> tuple[Split, Split]:
+def _divide(whole: Split, train_size: int) -> tuple[Split, Split]:
     """Two parts with the classes in proportion."""
-    parts: Any = train_test_split(
-        images, labels, train_size=train_size, stratify=labels, random_state=0
-    )
+    try:
+        parts: Any = train_test_split(
+            *whole, train_size=train_size, stratify=whole.labels, random_state=0
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{train_size} of {len(whole.labels)} images cannot be drawn with the"
+            f" classes in proportion: {error}"
+        ) from error
     return Split(parts[0], parts[2]), Split(parts[1], parts[3])
 
 
@@ -124,11 +138,11 @@ def _standardized(train: Split, test: Split) -> Dataset:
     """Images less the mean, over the standard deviation, of each training channel."""
     axes = tuple(range(train.images.ndim - 1))
     mean = train.images.mean(axes, dtype=np.float64)
-    deviation = train.images.std(axes, dtype=np.float64)
-    scale = np.where(deviation > 0, deviation, 1)
+    deviation = train.images.std(axes, dtype=np.float64).astype(np.float32)
+    scale = np.where(deviation > 0, deviation, np.float32(1))
 
     def standardize(split):
-        images = (split.images - mean.astype(np.float32)) / scale.astype(np.float32)
+        images = (split.images - mean.astype(np.float32)) / scale
         return Split(images, split.labels)
 
     return _dataset(standardize(train), standardize(test))
@@ -161,7 +175,8 @@ def hold_out(data: Dataset, size: int) -> Dataset:
         raise InputError(
             f"validation_size={size} leaves none of the {available} training images"
         )
-    return _dataset(*_divide(data.train_images, data.train_labels, available - size))
+    whole = Split(data.train_images, data.train_labels)
+    return _dataset(*_divide(whole, available - size))
 
 
 def batch_indices(

@@ -19,7 +19,13 @@ from smoothout_jax import (
     uniform,
 )
 from smoothout_jax.experiments import rivals
-from smoothout_jax.experiments.regime import GROWTH, make_optimizer, radius_schedule
+from smoothout_jax.experiments.regime import (
+    GROWTH,
+    gradient_rule,
+    make_optimizer,
+    radius_schedule,
+    update_rule,
+)
 from smoothout_jax.experiments.settings import TrainingSettings
 from smoothout_jax.noise import Noise
 
@@ -31,7 +37,7 @@ class Context:
     Attributes:
         settings: the settings.
         steps: updates in the whole of training.
-        batch_norm: whether the network has BatchNorm, which gets no noise.
+        batch_norm: whether the network has BatchNorm, which gets no uniform noise.
     """
 
     settings: TrainingSettings
@@ -52,9 +58,9 @@ class Context:
         return self.uniform(radius, "filter")
 
     def rising_gaussian(self, std: Any) -> Noise:
-        """LPF-SGD's noise."""
+        """LPF-SGD's noise, which BatchNorm's parameters get too."""
         rising = cosine_schedule(std / GROWTH, GROWTH, self.steps)
-        return gaussian(rising, relative_to="filter", mask=self._mask)
+        return gaussian(rising, relative_to="filter", one_axis="layer")
 
     @property
     def _mask(self):
@@ -110,7 +116,9 @@ def _sam(context, strength, key):
 
 
 def _msam(context, strength, key):
-    return rivals.msam(context.optimizer(), strength)
+    """Gradients are taken at the perturbed weights, coupled weight decay with them."""
+    update = update_rule(context.settings, context.steps)
+    return optax.chain(gradient_rule(context.settings), rivals.msam(update, strength))
 
 
 def _no_denoising(context, strength, key):

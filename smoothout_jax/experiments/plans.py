@@ -141,7 +141,7 @@ EXPERIMENTS = {
         "smoke": _cases(
             "digits",
             "f1",
-            {20: (4, 4)},
+            {20: (4, 2)},
             ("sgd", "sam", "adasmoothout-split"),
             (60, 20),
             (2, 1),

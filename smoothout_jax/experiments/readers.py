@@ -7,7 +7,7 @@ import gzip
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,37 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+def checked_split(images: np.ndarray, labels: np.ndarray, source: Any) -> Split:
+    """A split of images and labels, checked.
+
+    Args:
+        images: uint8 or floating, (images, …).
+        labels: integers, (images,).
+        source: what to name in errors, such as the file that they are from.
+
+    Raises:
+        InputError: if there are no images or not one label for each, if a value is not
+            finite in float32, or if a label is out of range.
+    """
+    if len(images) != len(labels):
+        raise InputError(f"{source} has {len(images)} images, but {len(labels)} labels")
+    if not len(images):
+        raise InputError(f"{source} has no images")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < 2**31:
+            raise InputError(f"{source} has a label {label}, not one in [0, 2³¹)")
+    if np.issubdtype(images.dtype, np.floating):
+        with np.errstate(over="ignore"):
+            images = images.astype(np.float32)
+        finite = np.isfinite(images).reshape(len(images), -1).all(1)
+        if not finite.all():
+            raise InputError(
+                f"{source} has {np.count_nonzero(~finite)} images with values that are"
+                f" not finite in float32, the first of them image {finite.argmin()}"
+            )
+    return Split(np.ascontiguousarray(images), labels.astype(np.int32))
+
+
 def read_idx_folder(folder: Path) -> tuple[Split, Split]:
     """Reads the training and test set of MNIST's format, IDX, gzipped or not.
 
@@ -46,7 +77,7 @@ def read_idx_folder(folder: Path) -> tuple[Split, Split]:
     for part in ("train", "t10k"):
         images = _read_idx(folder, f"{part}-images-idx3-ubyte", num_axes=3)
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", num_axes=1)
-        splits.append(_split(images[..., None], labels, folder / part))
+        splits.append(checked_split(images[..., None], labels, folder / part))
     train, test = splits
     return train, test
 
@@ -125,7 +156,7 @@ def _read_cifar(path: Path, label_bytes: int, num_classes: int) -> Split:
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     images = records[:, label_bytes:].reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
-    split = _split(images, records[:, label_bytes - 1], path)
+    split = checked_split(images, records[:, label_bytes - 1], path)
     if split.labels.max() >= num_classes:
         raise InputError(
             f"{path} has a label {split.labels.max()}, beyond the {num_classes} classes"
@@ -159,7 +190,7 @@ def _read_npz(path: Path) -> Split:
             f"{path}: labels must be integers in one row, not {labels.dtype} of shape"
             f" {labels.shape}"
         )
-    return _split(images, labels, path)
+    return checked_split(images, labels, path)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -175,15 +206,3 @@ def _read_bytes(path: Path) -> bytes:
 def _check_size(path: Path, expected: int, found: int) -> None:
     if found != expected:
         raise InputError(f"{path} has {found} bytes, but its header says {expected}")
-
-
-def _split(images, labels, path: Path) -> Split:
-    if len(images) != len(labels):
-        raise InputError(f"{path} has {len(images)} images, but {len(labels)} labels")
-    if not len(images):
-        raise InputError(f"{path} has no images")
-    if labels.min() < 0:
-        raise InputError(f"{path} has a label {labels.min()}, below 0")
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32)
-    return Split(np.ascontiguousarray(images), labels.astype(np.int32))

@@ -47,7 +47,29 @@ def learning_rate_schedule(
 def make_optimizer(
     settings: TrainingSettings, steps: int, peak: Any = None
 ) -> optax.GradientTransformation:
-    """The optimizer that every method is built on.
+    """The optimizer that every method is built on: its gradient, then its update.
+
+    Args:
+        settings: the settings.
+        steps: updates in the whole of training.
+        peak: the peak learning rate; by default that of the settings.
+    """
+    return optax.chain(gradient_rule(settings), update_rule(settings, steps, peak))
+
+
+def gradient_rule(settings: TrainingSettings) -> optax.GradientTransformation:
+    """What the optimizer adds to the gradient: clipping, and coupled weight decay."""
+    coupled = settings.weight_decay if settings.optimizer != "adamw" else 0.0
+    decay = optax.add_decayed_weights(coupled)
+    if settings.clip_norm is None:
+        return decay
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), decay)
+
+
+def update_rule(
+    settings: TrainingSettings, steps: int, peak: Any = None
+) -> optax.GradientTransformation:
+    """The step that the optimizer takes along that gradient, adamw's decay included.
 
     Args:
         settings: the settings.
@@ -56,22 +78,17 @@ def make_optimizer(
     """
     peak = peak_learning_rate(settings) if peak is None else peak
     learning_rate = learning_rate_schedule(settings, peak, steps)
-    coupled = optax.add_decayed_weights(settings.weight_decay)
     match settings.optimizer:
         case "sgd":
-            update = optax.sgd(learning_rate, momentum=settings.momentum)
+            return optax.sgd(learning_rate, momentum=settings.momentum)
         case "adam":
-            update = optax.adam(learning_rate, b1=settings.momentum)
+            return optax.adam(learning_rate, b1=settings.momentum)
         case _:
-            coupled = optax.identity()
-            update = optax.adamw(
+            return optax.adamw(
                 learning_rate,
                 b1=settings.momentum,
                 weight_decay=settings.weight_decay,
             )
-    if settings.clip_norm is None:
-        return optax.chain(coupled, update)
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), coupled, update)
 
 
 def radius_schedule(settings: TrainingSettings, radius: Any, steps: int) -> Any:
@@ -88,7 +105,7 @@ def radius_schedule(settings: TrainingSettings, radius: Any, steps: int) -> Any:
 
 
 def augment(settings: TrainingSettings, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images moved by some pixels each, zeros coming in, and every other one mirrored.
+    """Moves each image by some pixels, zeros coming in, and mirrors about half of them.
 
     Args:
         settings: the settings.

@@ -14,11 +14,11 @@ class MomentumSamState(NamedTuple):
 
     Attributes:
         msam_params: the parameters w, unperturbed.
-        ascended_state: state of the optimizer.
+        msam_state: state of the optimizer.
     """
 
     msam_params: Any
-    ascended_state: Any
+    msam_state: Any
 
 
 def msam(
@@ -27,7 +27,9 @@ def msam(
     """Momentum-SAM: gradients at w - ρ v / ‖v‖, v being the optimizer's momentum.
 
     The parameters of the training loop are the perturbed ones, and `msam_eval_params`
-    gives those to evaluate.
+    gives those to evaluate. In a chain, what precedes this gets the perturbed ones, and
+    `optimizer` the others. As in the authors' program, weight decay that is part of the
+    gradient belongs before it, and that of AdamW inside.
 
     Args:
         optimizer: an optimizer with momentum, of SGD (`trace`) or Adam (`mu`).
@@ -42,9 +44,7 @@ def msam(
         return MomentumSamState(jax.tree.map(jnp.copy, params), optimizer.init(params))
 
     def update(updates, state, params=None):
-        updates, inner = optimizer.update(
-            updates, state.ascended_state, state.msam_params
-        )
+        updates, inner = optimizer.update(updates, state.msam_state, state.msam_params)
         clean = optax.apply_updates(state.msam_params, updates)
         momentum = _momentum(inner)
         norm = optax.tree.norm(momentum)
@@ -60,10 +60,10 @@ def _momentum(state: Any) -> Any:
     return optax.tree.get(state, "mu") if trace is None else trace
 
 
-def msam_eval_params(state: MomentumSamState, params: Any) -> Any:
-    """The unperturbed parameters of a training with `msam`."""
+def msam_eval_params(state: Any, params: Any) -> Any:
+    """The unperturbed parameters of a training with `msam`, alone or in a chain."""
     del params
-    return state.msam_params
+    return optax.tree.get(state, "msam_params")
 
 
 class StayingNoiseState(NamedTuple):

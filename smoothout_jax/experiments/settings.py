@@ -22,8 +22,8 @@ METHODS = (
 METHODS_HELP = (
     f"of {', '.join(METHODS)}. Split: each copy takes its part of the batch, and"
     " BatchNorm its statistics there (ghost batches). Two-sided: a pair at opposite"
-    " noises. Mix: half the batch at clean weights. Gaussian: split, and rising:"
-    " LPF-SGD. No-denoising: the noise stays in the weights"
+    " noises. Mix: half the batch at clean weights. Gaussian: LPF-SGD, split, its noise"
+    " rising, and in BatchNorm too. No-denoising: the noise stays in the weights"
 )
 # Training images that there are, by data set; of a folder of npz files nobody knows.
 TRAINING_IMAGES = {
@@ -139,7 +139,7 @@ class TrainingSettings:
         None, "global norm that gradients are clipped at, after averaging copies"
     )
     shift: int = option(0, "augmentation: most pixels by which images are moved")
-    flip: bool = option(False, "augmentation: mirror every other image")
+    flip: bool = option(False, "augmentation: mirror images, each with probability 1/2")
     radius: float = option(
         0.1, "radius of SmoothOut: half-width of the uniform noise in every weight"
     )
@@ -158,7 +158,8 @@ class TrainingSettings:
     std: float = option(
         0.05,
         "standard deviation of the Gaussian noise at the end of training, over the norm"
-        " of each filter; it rises from a twentieth of that along a cosine",
+        " of each filter, or of a whole bias; it rises from a twentieth of that along a"
+        " cosine",
     )
     statistics: str = option(
         "re-estimated",

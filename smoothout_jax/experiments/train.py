@@ -55,8 +55,8 @@ def run(
         resume: whether to go on from the last checkpoint in the output folder.
 
     Raises:
-        InputError: if the folder holds another run, if the loss is not finite, if the
-            run is interrupted, or if another of its processes fails.
+        InputError: if the folder holds another run, the loss is not finite, or the run
+            is interrupted.
     """
     with processes(settings):
         return _run(settings, resume)

@@ -56,6 +56,14 @@ def stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
+def _unstack(state: State) -> list[State]:
+    """The states of the runs that lie along the leading axis of one."""
+    return [
+        jax.tree.map(lambda leaf, run=run: leaf[run], state)
+        for run in range(len(state.step))
+    ]
+
+
 def strength_of(method: Method, settings: Any) -> float:
     """The strength of the settings, with the learning rate by its rule."""
     if method.strength == "learning_rate":
@@ -105,13 +113,7 @@ class Trainer:
 
     def restore(self, state: State) -> None:
         """Goes on from a state of all runs."""
-        if self._together:
-            groups = [state]
-        else:
-            groups = [
-                jax.tree.map(lambda leaf, run=run: leaf[run], state)
-                for run in range(len(state.step))
-            ]
+        groups = [state] if self._together else _unstack(state)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
         self._groups = jax.device_put(groups, places)
 
@@ -145,12 +147,10 @@ class Trainer:
 
     def networks(self) -> list[tuple[Any, Any]]:
         """Parameters and statistics to evaluate, of each run."""
-        params = self.method.eval_params(self.state.opt_state, self.state.params)
-        stats = self.state.stats
         networks = []
-        for run in range(len(self.state.step)):
-            of_run = jax.tree.map(lambda leaf, run=run: leaf[run], (params, stats))
-            networks.append((of_run[0], self._task.statistics(*of_run)))
+        for run in _unstack(self.state):
+            params = self.method.eval_params(run.opt_state, run.params)
+            networks.append((params, self._task.statistics(params, run.stats)))
         return networks
 
     def _begin(self, seeds, strengths) -> list[State]:

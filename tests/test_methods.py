@@ -1,0 +1,280 @@
+"""Every method of the experiments, against its steps written out by hand."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from smoothout_jax import gaussian, uniform
+from smoothout_jax.experiments.data import batch_indices
+from smoothout_jax.experiments.methods import METHODS, Context
+from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.train_settings import TrainSettings
+from smoothout_jax.experiments.training import Trainer
+
+SEED, STEPS, TOTAL = 3, 3, 4
+RATE, MOMENTUM, DECAY = 0.2, 0.8, 0.05
+RADIUS, RELATIVE, STD, RHO, MSAM_RHO, COPIES = 0.1, 0.3, 0.04, 0.5, 0.7, 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    """Optax's cosine schedule compares the int32 step with a Python float."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A network with BatchNorm, to which the parts of a batch make a difference."""
+    return Task(
+        TrainSettings(
+            network="f1",
+            hidden_sizes=(8,),
+            train_size=40,
+            batch_size=20,
+            steps=TOTAL,
+            learning_rate=RATE,
+            momentum=MOMENTUM,
+            weight_decay=DECAY,
+            radius=RADIUS,
+            relative_radius=RELATIVE,
+            radius_schedule="cosine",
+            std=STD,
+            rho=RHO,
+            msam_rho=MSAM_RHO,
+            copies=COPIES,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def gradient(task):
+    """The gradient of the loss of some rows."""
+    images, labels = task.training_data
+    stats = task.init(jax.random.key(0))[1]
+
+    @jax.jit
+    def of_rows(params, rows):
+        return jax.grad(lambda p: task.loss(p, stats, images[rows], labels[rows])[0])(
+            params
+        )
+
+    return of_rows
+
+
+def add(params, noise, factor=1.0):
+    return jax.tree.map(lambda p, n: p + factor * n, params, noise)
+
+
+def rising(end, step):
+    """From a twentieth to all of it, along half a cosine."""
+    return end / 20 * (1 + 19 * (1 - np.cos(np.pi * step / TOTAL)) / 2)
+
+
+def draw(law, key, params, scaled, but_for=()):
+    """The noise of unit size, scaled leaf by leaf, in all but some of the layers."""
+    layers = {n: p for n, p in params["params"].items() if not n.startswith(but_for)}
+    noise = jax.tree.map(scaled, layers, law(1.0)(key, layers))
+    silent = jax.tree.map(jnp.zeros_like, params["params"])
+    return {"params": silent | noise}
+
+
+def norm(leaf):
+    """Of each filter: all that makes one index of the last axis."""
+    return jnp.sqrt(jnp.sum(leaf**2, axis=tuple(range(leaf.ndim - 1)), keepdims=True))
+
+
+def box(key, params, step):
+    radius = rising(RADIUS, step)
+    return draw(uniform, key, params, lambda w, u: radius * u, "BatchNorm")
+
+
+def filters(key, params, step):
+    radius = rising(RELATIVE, step)
+
+    def scaled(w, u):
+        return radius * norm(w) * u / norm(u)
+
+    return draw(uniform, key, params, scaled, "BatchNorm")
+
+
+def low_pass(key, params, step):
+    """BatchNorm gets it too, and a leaf of one axis by the norm of the whole."""
+    std = rising(STD, step)
+
+    def scaled(w, z):
+        return std * (norm(w) if w.ndim > 1 else jnp.linalg.norm(w)) * z
+
+    return draw(gaussian, key, params, scaled, ())
+
+
+def silence(key, params, step):
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def once(law):
+    """One copy, perturbed after an update: so not before the first."""
+
+    def copies(key, params, step, **_):
+        noise = law(jax.random.fold_in(key, step), params, step)
+        return [(1, noise if step else silence(key, params, step), slice(None))]
+
+    return copies
+
+
+def split(law):
+    def copies(key, params, step, **_):
+        keys = jax.random.split(jax.random.fold_in(key, step), COPIES)
+        return [
+            (1 / COPIES, law(each, params, step), slice(part, None, COPIES))
+            for part, each in enumerate(keys)
+        ]
+
+    return copies
+
+
+def mix(key, params, step, **_):
+    noisy, _ = jax.random.split(jax.random.fold_in(key, step))
+    return [
+        (0.5, filters(noisy, params, step), slice(0, None, 2)),
+        (0.5, silence(key, params, step), slice(1, None, 2)),
+    ]
+
+
+def two_sided(key, params, step, **_):
+    first, _ = jax.random.split(jax.random.fold_in(key, step))
+    noise = filters(first, params, step)
+    opposite = jax.tree.map(jnp.negative, noise)
+    return [(0.5, each, slice(None)) for each in (noise, opposite)]
+
+
+def ahead(params, tree, length):
+    """A step of that length along a tree, or none where the tree is zero."""
+    size = optax.tree.norm(tree)
+    return jax.tree.map(lambda leaf: length * leaf / size if size else leaf, tree)
+
+
+def sam(key, params, step, gradient, rows, **_):
+    return [(1, ahead(params, gradient(params, rows), RHO), slice(None))]
+
+
+def msam(key, params, step, velocity, **_):
+    return [(1, ahead(params, velocity, -MSAM_RHO), slice(None))]
+
+
+BY_HAND = {
+    "sgd": once(silence),
+    "smoothout": once(box),
+    "adasmoothout": once(filters),
+    "sam": sam,
+    "msam": msam,
+    "smoothout-split": split(box),
+    "adasmoothout-split": split(filters),
+    "two-sided": two_sided,
+    "mix": mix,
+    "gaussian": split(low_pass),
+    "no-denoising": once(silence),
+    "sgd-split": split(silence),
+}
+
+
+def by_hand(name, task, gradient):
+    """The clean parameters after `STEPS` steps of momentum SGD."""
+    params_key, key, batch_key = jax.random.split(jax.random.key(SEED), 3)
+    params, _ = task.init(params_key)
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for step, rows in enumerate(batch_indices(batch_key, 40, 20, 0, STEPS)):
+        copies = BY_HAND[name](
+            key, params, step, gradient=gradient, rows=rows, velocity=velocity
+        )
+        decayed = add(params, copies[0][1]) if name == "msam" else params
+        velocity = jax.tree.map(
+            lambda v, p: MOMENTUM * v + DECAY * p, velocity, decayed
+        )
+        for weight, noise, part in copies:
+            velocity = add(velocity, gradient(add(params, noise), rows[part]), weight)
+        rate = RATE * (1 + np.cos(np.pi * step / TOTAL)) / 2
+        params = add(params, velocity, -rate)
+        if name == "no-denoising":
+            params = add(params, box(jax.random.fold_in(key, step), params, step))
+    return params
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_steps_of_its_definition(name, task, gradient):
+    trainer = Trainer(METHODS[name], task, [SEED])
+    trainer.advance(0, STEPS)
+    ((evaluated, _),) = trainer.networks()
+    expected = by_hand(name, task, gradient)
+    chex.assert_trees_all_close(evaluated, expected, rtol=1e-4, atol=1e-5)
+
+
+def msam_of_sgd(p, gradient, rate, decay, rho, steps):
+    """The loop of the authors' optimizer MSAM, which decays the perturbed weights."""
+    v, inverse = np.zeros_like(p), 0.0
+    for _ in range(steps):
+        d = gradient(p) + decay * p
+        clean = p + rho * inverse * v
+        v = 0.9 * v + d
+        clean = clean - rate * v
+        inverse = 1 / np.linalg.norm(v)
+        p = clean - rho * inverse * v
+        yield p, clean
+
+
+def msam_of_adamw(p, gradient, rate, decay, rho, steps):
+    """That of AdamW_MSAM, which decays the clean weights.
+
+    Theirs do so after the step, as their AdamW does, and Optax's before it.
+    """
+    m, s, factor = np.zeros_like(p), np.zeros_like(p), 0.0
+    for step in range(1, steps + 1):
+        g = gradient(p)
+        clean = p + factor * m
+        m = 0.9 * m + 0.1 * g
+        s = 0.999 * s + 0.001 * g**2
+        root = np.sqrt(s) / np.sqrt(1 - 0.999**step) + 1e-8
+        clean = (1 - rate * decay) * clean - rate / (1 - 0.9**step) * m / root
+        factor = rho / np.linalg.norm(m)
+        p = clean - factor * m
+        yield p, clean
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "theirs"), [("sgd", msam_of_sgd), ("adamw", msam_of_adamw)]
+)
+def test_msam_is_its_authors_program(optimizer, theirs):
+    """With momentum and weight decay, over several leaves, in double precision."""
+    settings = TrainSettings(
+        optimizer=optimizer,
+        learning_rate=0.1,
+        weight_decay=0.3,
+        msam_rho=0.4,
+        schedule="constant",
+    )
+
+    def gradient(p):
+        return np.array([3.0, 1.0, 0.5]) * p + np.sin(p)
+
+    start, steps = np.array([1.0, -2.0, 0.5]), 6
+    with jax.enable_x64(True):
+        context = Context(settings, steps)
+        method = METHODS["msam"]
+        transformation = method.transform(context, settings.msam_rho, None)
+        held = {"a": jnp.asarray(start[:2]), "b": jnp.asarray(start[2:])}
+        state = transformation.init(held)
+        expected = theirs(start, gradient, 0.1, 0.3, 0.4, steps)
+        for perturbed, clean in expected:
+            grads = gradient(np.concatenate([held["a"], held["b"]]))
+            grads = {"a": jnp.asarray(grads[:2]), "b": jnp.asarray(grads[2:])}
+            updates, state = transformation.update(grads, state, held)
+            held = optax.apply_updates(held, updates)
+            for tree, values in (
+                (held, perturbed),
+                (method.eval_params(state, held), clean),
+            ):
+                found = np.concatenate([tree["a"], tree["b"]])
+                np.testing.assert_allclose(found, values, rtol=1e-12)
