@@ -12,6 +12,7 @@ Reference:
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -307,15 +308,22 @@ def _kept(state: SmoothoutState, given: dict[Any, Any], noises) -> Params:
                 f" {name!r} of shape {jnp.shape(leaf)}"
             )
     params = jax.tree.map_with_path(lambda path, _: given[path], state.clean_params)
+    evaluate = functools.partial(_clean_or_changed, noises=noises)
+    for _ in range(jnp.ndim(state.smoothout_step)):
+        evaluate = jax.vmap(evaluate)  # over runs side by side
+    return evaluate(state, params)
+
+
+def _clean_or_changed(state: SmoothoutState, params: Params, noises) -> Params:
+    """The clean parameters; what changed since, as it is or less its noise."""
     same = is_like(state.smoothout_fingerprint, params, SAME_TO_ROUNDING)
     if noises is not None:
         return noises.followed(state, params, ~same)
-    leaves = map(jax.tree.leaves, (state.clean_params, params))
-    kept = [
-        jnp.where(is_same, clean, now) if _checks.is_inexact(clean) else now
-        for is_same, clean, now in zip(same, *leaves, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(params), kept)
+
+    def keep(clean, is_same, given):
+        return jnp.where(is_same, clean, given) if _checks.is_inexact(clean) else given
+
+    return map_leaves(keep, state.clean_params, list(same), params)
 
 
 def _denoised(state: SmoothoutState, params: Params, noises) -> Params:

@@ -280,6 +280,16 @@ def test_runs_under_vmap_draw_again_only_where_one_of_them_changed():
         )
 
 
+@pytest.mark.parametrize("options", [{}, {"noise": NOISE, "key": KEY}])
+def test_runs_side_by_side_are_evaluated_as_one_by_one(options):
+    optimizer = standing()
+    start = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), PARAMS)
+    states = jax.vmap(optimizer.init)(start)
+    updates, states = jax.vmap(optimizer.update)(start, states, start)
+    params = optax.apply_updates(start, updates)
+    chex.assert_trees_all_equal(smoothout_eval_params(states, params, **options), start)
+
+
 def test_updates_can_be_differentiated():
     optimizer = smoothout(optax.sgd(0.1), NOISE, key=KEY)
     state = optimizer.init(PARAMS)
