@@ -32,7 +32,7 @@ from smoothout_jax._following import (
     rounded,
     where_any,
 )
-from smoothout_jax._trees import leaf_names
+from smoothout_jax._trees import leaf_names, map_leaves
 from smoothout_jax.noise import (
     Noise,
     Params,
