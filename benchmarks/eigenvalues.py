@@ -15,9 +15,9 @@ import jax
 
 from benchmarks import report
 from benchmarks.problems import mlp
-from smoothout_jax import hessian_eigenvalues
-from smoothout_jax._objective import VectorLoss
 from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.sharpness import hessian_eigenvalues
+from smoothout_jax.sharpness.objective import VectorLoss
 
 
 def measure(num_examples: int, num_eigenvalues: int) -> dict[str, float]:

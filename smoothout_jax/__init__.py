@@ -1,34 +1,18 @@
-"""SmoothOut for JAX and Optax: train on the loss without its sharp minima."""
+"""SmoothOut for JAX and Optax: train on the loss without its sharp minima.
 
+Here is what trains; `smoothout_jax.sharpness` measures how flat it got,
+`smoothout_jax.landscape` evaluates the loss around it, and `smoothout_jax.plots` draws
+both.
+"""
+
+import importlib
+from typing import Any
+
+from smoothout_jax import _deprecated
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
-from smoothout_jax.landscape import (
-    Landscape,
-    direction_between,
-    filter_normalized_direction,
-    interpolate,
-    line_points,
-    loss_curve,
-    loss_surface,
-    plot_contour,
-    plot_curve,
-    plot_density,
-    plot_side_by_side,
-    plot_surface,
-)
-from smoothout_jax.noise import exclude, gaussian, uniform
+from smoothout_jax.masks import exclude
+from smoothout_jax.noise import Noise, gaussian, uniform
 from smoothout_jax.schedules import anneal_schedule, cosine_schedule, tanh_schedule
-from smoothout_jax.sharpness import (
-    Eigenpairs,
-    Estimate,
-    SpectralDensity,
-    expected_sharpness,
-    hessian_density,
-    hessian_eigenvalues,
-    hessian_trace,
-    keskar_sharpness,
-    per_layer,
-    sam_sharpness,
-)
 from smoothout_jax.transforms import (
     SmoothGradientsState,
     SmoothoutState,
@@ -40,34 +24,13 @@ from smoothout_jax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Eigenpairs",
-    "Estimate",
-    "Landscape",
+    "Noise",
     "SmoothGradientsState",
     "SmoothoutState",
-    "SpectralDensity",
     "anneal_schedule",
     "cosine_schedule",
-    "direction_between",
     "exclude",
-    "expected_sharpness",
-    "filter_normalized_direction",
     "gaussian",
-    "hessian_density",
-    "hessian_eigenvalues",
-    "hessian_trace",
-    "interpolate",
-    "keskar_sharpness",
-    "line_points",
-    "loss_curve",
-    "loss_surface",
-    "per_layer",
-    "plot_contour",
-    "plot_curve",
-    "plot_density",
-    "plot_side_by_side",
-    "plot_surface",
-    "sam_sharpness",
     "smooth",
     "smooth_gradients",
     "smoothout",
@@ -76,3 +39,10 @@ __all__ = [
     "tanh_schedule",
     "uniform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the modules of measures and pictures when they are first used."""
+    if name in ("sharpness", "landscape", "plots"):
+        return importlib.import_module(f"smoothout_jax.{name}")
+    return _deprecated.moved(name)

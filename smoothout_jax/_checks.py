@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from smoothout_jax._jax import is_traced
 from smoothout_jax._trees import named_leaves
 
 NUMBERS = bool, int, float, complex, np.generic
@@ -20,7 +20,7 @@ ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
 def describe(value: Any) -> str:
     """A value in one line: an array by its shape, a tree by its type and size."""
     if isinstance(value, (jax.Array, np.ndarray)):
-        traced = isinstance(value, jax.core.Tracer)
+        traced = is_traced(value)
         if not (
             traced or value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.extended)
         ):
@@ -39,7 +39,7 @@ def nonnegative(**values: Any) -> None:
     for name, value in values.items():
         if not _is_real_scalar(value):
             raise TypeError(f"{name} must be a number, got {describe(value)}")
-        if isinstance(value, jax.core.Tracer):
+        if is_traced(value):
             continue
         if not 0 <= float(value) < math.inf:
             raise ValueError(
@@ -50,7 +50,7 @@ def nonnegative(**values: Any) -> None:
 def positive(**values: Any) -> None:
     """Requires real, finite numbers above zero, known to Python."""
     for name, value in values.items():
-        if isinstance(value, jax.core.Tracer) or not _is_real_scalar(value):
+        if is_traced(value) or not _is_real_scalar(value):
             raise TypeError(f"{name} must be a number, got {describe(value)}")
         if not 0 < float(value) < math.inf:
             raise ValueError(

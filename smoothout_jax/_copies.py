@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
 from smoothout_jax import _checks
-from smoothout_jax._apart import apart
-from smoothout_jax.noise import Noise, Params, accumulator_dtype, add_noise
+from smoothout_jax._jax import apart, is_traced
+from smoothout_jax._trees import Params, accumulator_dtype, add_noise
+from smoothout_jax.noise import Noise
 
 AUX = ("mean", "stack", "first", "clean")
 EXECUTIONS = ("auto", "vmap", "scan", "unroll")
@@ -62,7 +62,7 @@ class Copies:
             raise ValueError(f"aux={self.aux!r} needs has_aux=True")
 
     def _check_clean_weight(self):
-        if isinstance(self.clean_weight, jax.core.Tracer):
+        if is_traced(self.clean_weight):
             raise TypeError(
                 "clean_weight must be known to Python, since it decides whether a"
                 f" clean copy runs; got {self.clean_weight}"

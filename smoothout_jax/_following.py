@@ -10,14 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from smoothout_jax import _checks
-from smoothout_jax._apart import on_one_cpu
-from smoothout_jax._trees import map_leaves
-from smoothout_jax.noise import Params, accumulator_dtype, add_noise
+from smoothout_jax._jax import is_traced, on_one_cpu
+from smoothout_jax._trees import Params, accumulator_dtype, add_noise, map_leaves
 
 # Of a sum, against that of the absolute values: what other programs may round to.
 SAME_TO_ROUNDING = 1e-6
@@ -92,7 +90,7 @@ def where_any(
 ) -> Any:
     """`true()` if any of the flags is set, or any run's under `jax.vmap`."""
     flag = _for_all_runs(jnp.any(flags))
-    if isinstance(flag, jax.core.Tracer):
+    if is_traced(flag):
         return jax.lax.cond(flag, true, false)
     # lax.cond would compile both anew at every call.
     return true() if flag else false()

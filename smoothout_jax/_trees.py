@@ -1,4 +1,4 @@
-"""Trees of parameters: the names of their leaves, and whether two are alike.
+"""Trees of parameters: the names of their leaves, whether two are alike, their sum.
 
 Trees are compared by the paths and shapes of their leaves, as containers need not say
 whether they are equal: classes registered with JAX, or NNX modules.
@@ -8,7 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+
+Params = Any
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -72,3 +76,15 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 def _described(shape) -> str:
     return "missing" if shape is None else f"of shape {shape}"
+
+
+def add_noise(params: Params, noise: Params) -> Params:
+    """Adds noise to the parameters; raises ValueError unless it is a tree like them."""
+    require_like(params, "noise", noise)
+    return map_leaves(optax.apply_updates, params, noise)
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """The dtype itself, or float32 in the place of half precision and integers."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return dtype if wide else jnp.dtype(jnp.float32)

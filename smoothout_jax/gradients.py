@@ -20,7 +20,8 @@ import jax
 
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
-from smoothout_jax.noise import Noise, Params
+from smoothout_jax._trees import Params
+from smoothout_jax.noise import Noise
 
 
 def smooth(

@@ -22,7 +22,10 @@ import numpy as np
 from smoothout_jax import _checks
 from smoothout_jax._grid import Landscape as Landscape
 from smoothout_jax._grid import evaluate_grid
-from smoothout_jax._objective import (
+from smoothout_jax._trees import Params, accumulator_dtype, map_leaves, require_like
+from smoothout_jax.masks import Mask
+from smoothout_jax.noise import gaussian
+from smoothout_jax.sharpness.objective import (
     Batches,
     as_partial,
     check_batches,
@@ -30,13 +33,6 @@ from smoothout_jax._objective import (
     mean_over_batches,
     real_scalar,
 )
-from smoothout_jax._plots import plot_contour as plot_contour
-from smoothout_jax._plots import plot_curve as plot_curve
-from smoothout_jax._plots import plot_density as plot_density
-from smoothout_jax._plots import plot_side_by_side as plot_side_by_side
-from smoothout_jax._plots import plot_surface as plot_surface
-from smoothout_jax._trees import map_leaves, require_like
-from smoothout_jax.noise import Mask, Params, accumulator_dtype, gaussian
 
 
 def filter_normalized_direction(
@@ -70,7 +66,7 @@ def filter_normalized_direction(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from smoothout_jax import filter_normalized_direction
+        >>> from smoothout_jax.landscape import filter_normalized_direction
         >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]])}
         >>> direction = filter_normalized_direction(jax.random.key(0), params)
         >>> print(jnp.linalg.norm(direction["kernel"], axis=0).round(3))
@@ -116,7 +112,7 @@ def interpolate(params: Params, other: Params, coordinate: Any) -> Params:
         coordinate: a number c.
 
     Example:
-        >>> from smoothout_jax import interpolate
+        >>> from smoothout_jax.landscape import interpolate
         >>> print(interpolate(1.0, 3.0, 0.25))
         1.5
     """
@@ -139,7 +135,7 @@ def line_points(
         The coordinates, float64, (num,).
 
     Example:
-        >>> from smoothout_jax import line_points
+        >>> from smoothout_jax.landscape import line_points
         >>> print(line_points(0, 1, 5, spacing="sine").round(2))
         [0.   0.15 0.5  0.85 1.  ]
     """
@@ -198,7 +194,7 @@ def loss_curve(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from smoothout_jax import loss_curve
+        >>> from smoothout_jax.landscape import loss_curve
         >>> curve = loss_curve(jnp.square, jnp.array(1.0), jnp.array(2.0), [-0.5, 0, 1])
         >>> curve.values["loss"]
         array([0., 1., 9.])
@@ -244,7 +240,7 @@ def loss_surface(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from smoothout_jax import loss_surface
+        >>> from smoothout_jax.landscape import loss_surface
         >>> def loss(w):
         ...     return w[0] ** 2 + 10 * w[1] ** 2
         >>> unit = jnp.eye(2)

@@ -19,24 +19,20 @@ References:
 
 import itertools
 import math
-import re
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
 from smoothout_jax import _checks
-from smoothout_jax._levels import uniform_levels
-from smoothout_jax._trees import leaf_names, map_leaves, require_like
+from smoothout_jax._jax import is_traced
+from smoothout_jax._random import uniform_levels
+from smoothout_jax._trees import Params, accumulator_dtype, leaf_names
+from smoothout_jax.masks import Mask, mask_leaves
 
-Params = Any
-Mask = Any
 Size = float | jax.Array | optax.Schedule
 
 RELATIVE_TO = (None, "weight", "filter", "layer")
@@ -200,58 +196,6 @@ def gaussian(
     )
 
 
-def exclude(*patterns: str) -> Callable[[Params], Params]:
-    """Masks out the leaves whose path matches a pattern, such as BatchNorm's.
-
-    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
-    the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,
-    searched for anywhere in the path. A pattern that matches no leaf warns, since it is
-    most often misspelt.
-
-    Args:
-        *patterns: one or more regular expressions.
-
-    Returns:
-        A function from parameters to a tree of booleans, `True` where no pattern
-        matches: a `mask` for the noises here and for Optax alike.
-
-    Raises:
-        TypeError: if a pattern is not a string.
-        ValueError: if there is no pattern, or one is not a regular expression.
-
-    Example:
-        >>> from smoothout_jax import exclude
-        >>> params = {"BatchNorm_0": {"scale": 1.0}, "Dense_0": {"kernel": 2.0}}
-        >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
-        {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
-    """
-    if not patterns:
-        raise ValueError("exclude needs at least one pattern, got none")
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"patterns of exclude must be strings, got {pattern!r}")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"pattern {pattern!r} of exclude is no regular expression: {error}"
-            ) from error
-
-    def mask(params: Params) -> Params:
-        paths = leaf_names(params)
-        for pattern in patterns:
-            if not any(re.search(pattern, path) for path in paths):
-                warnings.warn(
-                    f"exclude: pattern {pattern!r} matches no parameter; the paths"
-                    f" begin with {paths[:3]}",
-                    stacklevel=2,
-                )
-        kept = [not any(re.search(p, path) for p in patterns) for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(params), kept)
-
-    return mask
-
-
 def _noise(
     law, bits, name, size, relative_to, filter_axis, one_axis, mask, *, normalize
 ) -> Noise:
@@ -311,7 +255,7 @@ def _noise(
             )
         noisy = [
             chosen and _checks.is_inexact(leaf) and leaf.size > 0
-            for leaf, chosen in zip(leaves, _mask_leaves(mask, params), strict=True)
+            for leaf, chosen in zip(leaves, mask_leaves(mask, params), strict=True)
         ]
         _check_noisy(params, leaves, noisy)
         drawn = iter(_draw(law, key, list(itertools.compress(leaves, noisy)), bits))
@@ -356,7 +300,7 @@ def _explicit_sharding(leaf) -> NamedSharding | None:
     sharding = jax.typeof(leaf).sharding
     if not sharding.mesh.explicit_axes:
         return None
-    if isinstance(leaf, jax.core.Tracer):
+    if is_traced(leaf):
         return sharding
     # The type names the axes alone; outside jit, their devices are needed too.
     return NamedSharding(leaf.sharding.mesh, sharding.spec)
@@ -364,7 +308,7 @@ def _explicit_sharding(leaf) -> NamedSharding | None:
 
 def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
     """Noise that lies where its leaf does, where that is known and no type says it."""
-    if isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) == 1:
+    if is_traced(leaf) or len(leaf.sharding.device_set) == 1:
         return noise
     if _explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
         return noise
@@ -407,28 +351,6 @@ def _at_step(name: str, size: Any, step: Any) -> Any:
     return scale
 
 
-def _mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
-    """One boolean for each leaf of the parameters."""
-    if mask is None:
-        return [True] * len(jax.tree.leaves(params))
-    # As in Optax: an Equinox module of booleans is callable, but its leaves are not.
-    if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
-        mask = mask(params)
-    try:
-        chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
-    except ValueError as error:
-        raise ValueError(
-            f"mask must be a tree, or prefix tree, like params: mask has the structure"
-            f" {jax.tree.structure(mask)}, params {jax.tree.structure(params)}"
-        ) from error
-    for flag in chosen:
-        if not _is_known_boolean(flag):
-            raise TypeError(
-                f"mask must hold booleans known to Python, got {_checks.describe(flag)}"
-            )
-    return [bool(flag) for flag in chosen]
-
-
 def _check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> None:
     """Requires something to perturb, and no statistics among it.
 
@@ -465,25 +387,18 @@ def _running_statistics(params: Params) -> list[Any]:
     ]
 
 
-def _is_known_boolean(flag: Any) -> bool:
-    if isinstance(flag, (np.ndarray, jax.Array)):
-        traced = isinstance(flag, jax.core.Tracer)
-        return not traced and flag.ndim == 0 and flag.dtype == jnp.bool_
-    return isinstance(flag, (bool, np.bool_))
-
-
 def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
     """Warns if noise drowns in the rounding of a half-precision leaf.
 
     Weights unknown while traced count as one in size.
     """
-    if isinstance(scale, jax.core.Tracer) or float(scale) == 0:
+    if is_traced(scale) or float(scale) == 0:
         return
     if leaf.dtype.itemsize > 2 or leaf.size == 0:
         return
     # Half a unit in the last place is between eps / 4 and eps / 2 of the weight.
     resolved = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
-    if relative_to is not None or isinstance(leaf, jax.core.Tracer):
+    if relative_to is not None or is_traced(leaf):
         lost = resolved < 1
     else:
         lost = _share_above(leaf, resolved) > 0.5
@@ -504,15 +419,3 @@ def _share_above(leaf: jax.Array, size: float) -> float:
     no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
     with jax.ensure_compile_time_eval(), no_mesh:
         return float(jnp.mean(jnp.abs(leaf.astype(jnp.float32)) > size))
-
-
-def add_noise(params: Params, noise: Params) -> Params:
-    """Adds noise to the parameters; raises ValueError unless it is a tree like them."""
-    require_like(params, "noise", noise)
-    return map_leaves(optax.apply_updates, params, noise)
-
-
-def accumulator_dtype(dtype: Any) -> Any:
-    """The dtype itself, or float32 in the place of half precision and integers."""
-    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
-    return dtype if wide else jnp.dtype(jnp.float32)

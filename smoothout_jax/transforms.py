@@ -16,11 +16,9 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.interpreters import partial_eval
 
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
@@ -32,13 +30,15 @@ from smoothout_jax._following import (
     rounded,
     where_any,
 )
-from smoothout_jax._trees import leaf_names, map_leaves
-from smoothout_jax.noise import (
-    Noise,
+from smoothout_jax._jax import is_traced, reads_its_input
+from smoothout_jax._trees import (
     Params,
     accumulator_dtype,
     add_noise,
+    leaf_names,
+    map_leaves,
 )
+from smoothout_jax.noise import Noise
 
 # Of a noise drawn again, by a program that may round otherwise.
 SAME_NOISE = 1e-3
@@ -330,7 +330,7 @@ def _denoised(state: SmoothoutState, params: Params, noises) -> Params:
     """Parameters less their noise, once it is seen to be the noise in them."""
     drawn = noises.drawn(state, params)
     same = jnp.all(is_like(state.smoothout_fingerprint, drawn, SAME_NOISE))
-    if not isinstance(same, jax.core.Tracer) and not same:
+    if not is_traced(same) and not same:
         raise ValueError(
             "noise, key and num_copies must be those of smoothout: the noise they draw"
             f" is not the one in params; got num_copies={noises.num_copies}"
@@ -515,11 +515,8 @@ def _is_first(state: SmoothoutState) -> jax.Array:
 
 def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
     """Requires a noise that is the same whatever the parameters' values are."""
-    jaxpr = jax.make_jaxpr(lambda params: noise(key, params, jnp.zeros([], jnp.int32)))(
-        params
-    ).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    if any(used):
+    step = jnp.zeros([], jnp.int32)
+    if reads_its_input(lambda params: noise(key, params, step), params):
         raise ValueError(
             "keep_clean=False draws the noise again at perturbed parameters, so it must"
             " not depend on their values, as noise relative to weights, filters or"
@@ -596,8 +593,7 @@ def _running_mean(mean: Params, grads: optax.Updates, count: Any) -> Params:
 def _warn_of_lost_noise(noise: Noise, key: jax.Array, params: Params) -> None:
     """Draws once from half-precision parameters while their values are known."""
     leaves = jax.tree.leaves(params)
-    unknown = jax.core.Tracer, jax.ShapeDtypeStruct
     if any(jnp.result_type(leaf).itemsize <= 2 for leaf in leaves) and not any(
-        isinstance(leaf, unknown) for leaf in leaves
+        is_traced(leaf) or isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves
     ):
         noise(key, params, jnp.zeros([], jnp.int32))

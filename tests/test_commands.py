@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smoothout_jax import Landscape, uniform
+from smoothout_jax import uniform
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.checkpoints import load_checkpoint, save_checkpoint
 from smoothout_jax.experiments.measure_settings import LandscapeSettings
 from smoothout_jax.experiments.settings import Settings
 from smoothout_jax.experiments.task import Task
+from smoothout_jax.landscape import Landscape
 
 TRAINING = (
     "--seeds 2 --steps 60 --batch-size 25 --train-size 100 --hidden-sizes 8"

@@ -15,25 +15,27 @@ from jax.tree_util import Partial
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from smoothout_jax import (
+from smoothout_jax import exclude, gaussian, landscape
+from smoothout_jax.landscape import (
     Landscape,
-    SpectralDensity,
     direction_between,
-    exclude,
     filter_normalized_direction,
-    gaussian,
-    hessian_density,
-    hessian_eigenvalues,
     interpolate,
-    landscape,
     line_points,
     loss_curve,
     loss_surface,
+)
+from smoothout_jax.plots import (
     plot_contour,
     plot_curve,
     plot_density,
     plot_side_by_side,
     plot_surface,
+)
+from smoothout_jax.sharpness import (
+    SpectralDensity,
+    hessian_density,
+    hessian_eigenvalues,
 )
 
 PARAMS = {
@@ -250,7 +252,8 @@ def test_statistics_are_averaged_over_the_batches():
 KILLED = """
 import os, sys
 import jax, jax.numpy as jnp
-from smoothout_jax import _grid, loss_surface
+from smoothout_jax import _grid
+from smoothout_jax.landscape import loss_surface
 _grid.SECONDS_BETWEEN_SAVES = 0.0
 calls = 0
 def loss(params):

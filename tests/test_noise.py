@@ -19,7 +19,7 @@ from scipy import stats
 
 from smoothout_jax import (
     _checks,
-    _levels,
+    _random,
     exclude,
     gaussian,
     smooth_gradients,
@@ -200,7 +200,7 @@ def test_levels_are_evenly_spaced_about_zero_and_equally_likely(
 def test_outermost_levels_are_opposite_and_strictly_inside(monkeypatch, bits, radius):
     def level_of(word):
         monkeypatch.setattr(
-            _levels, "_words", lambda key, group, shape: jnp.full(shape, word)
+            _random, "_words", lambda key, group, shape: jnp.full(shape, word)
         )
         return uniform(radius, bits=bits)(KEY, jnp.ones(2))
 

@@ -15,20 +15,19 @@ from jax.tree_util import Partial
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from smoothout_jax import (
+from smoothout_jax import gaussian, uniform
+from smoothout_jax.sharpness import (
     Estimate,
     expected_sharpness,
-    gaussian,
     hessian_density,
     hessian_eigenvalues,
     hessian_trace,
     keskar_sharpness,
     per_layer,
     sam_sharpness,
-    sharpness,
-    uniform,
+    worst,
 )
-from smoothout_jax._objective import VectorLoss
+from smoothout_jax.sharpness.objective import VectorLoss
 
 KEY = jax.random.key(3)
 NOISE = uniform(0.3)
@@ -350,12 +349,12 @@ def test_keskar_of_a_subspace_is_that_of_its_matrix(
 ):
     spaces = []
 
-    class Recorded(sharpness.Subspace):
+    class Recorded(worst.Subspace):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             spaces.append(self)
 
-    monkeypatch.setattr(sharpness, "Subspace", Recorded)
+    monkeypatch.setattr(worst, "Subspace", Recorded)
     curvatures, centre, params = np.abs(random_array((3, size), seed=4))
     params *= math.sqrt(size)
     loss = bound(separable, curvatures, centre)

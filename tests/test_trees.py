@@ -11,16 +11,9 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import (
-    direction_between,
-    exclude,
-    hessian_eigenvalues,
-    interpolate,
-    loss_curve,
-    per_layer,
-    sam_sharpness,
-    uniform,
-)
+from smoothout_jax import exclude, uniform
+from smoothout_jax.landscape import direction_between, interpolate, loss_curve
+from smoothout_jax.sharpness import hessian_eigenvalues, per_layer, sam_sharpness
 
 X = jnp.ones((1, 3))
 LAYERS = "first", "last"

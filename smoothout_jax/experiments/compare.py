@@ -12,18 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from smoothout_jax import (
-    exclude,
-    expected_sharpness,
-    filter_normalized_direction,
-    loss_curve,
-    uniform,
-)
+from smoothout_jax import exclude, uniform
 from smoothout_jax._extras import progress
 from smoothout_jax.experiments.methods import METHODS
 from smoothout_jax.experiments.settings import Settings
 from smoothout_jax.experiments.task import Task
 from smoothout_jax.experiments.training import Trainer, stack
+from smoothout_jax.landscape import filter_normalized_direction, loss_curve
+from smoothout_jax.sharpness import expected_sharpness
 
 ROUNDS = 20
 DIRECTIONS = 3

@@ -13,18 +13,7 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
-from smoothout_jax import (
-    Estimate,
-    expected_sharpness,
-    hessian_density,
-    hessian_eigenvalues,
-    hessian_trace,
-    keskar_sharpness,
-    per_layer,
-    plot_density,
-    sam_sharpness,
-    uniform,
-)
+from smoothout_jax import uniform
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.checkpoints import (
@@ -36,6 +25,17 @@ from smoothout_jax.experiments.checkpoints import (
 from smoothout_jax.experiments.measure_settings import SharpnessSettings
 from smoothout_jax.experiments.provenance import provenance
 from smoothout_jax.experiments.task import Task
+from smoothout_jax.plots import plot_density
+from smoothout_jax.sharpness import (
+    Estimate,
+    expected_sharpness,
+    hessian_density,
+    hessian_eigenvalues,
+    hessian_trace,
+    keskar_sharpness,
+    per_layer,
+    sam_sharpness,
+)
 
 WHOLE = "whole"
 

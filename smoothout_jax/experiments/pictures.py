@@ -7,22 +7,20 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from smoothout_jax import (
-    direction_between,
-    exclude,
-    filter_normalized_direction,
-    hessian_eigenvalues,
-    line_points,
-    loss_curve,
-    loss_surface,
-    plot_curve,
-    plot_side_by_side,
-    plot_surface,
-)
+from smoothout_jax import exclude
 from smoothout_jax.experiments.checkpoints import labels, load_checkpoint, save_figure
 from smoothout_jax.experiments.measure_settings import LandscapeSettings
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.task import UNITS, Task
+from smoothout_jax.landscape import (
+    direction_between,
+    filter_normalized_direction,
+    line_points,
+    loss_curve,
+    loss_surface,
+)
+from smoothout_jax.plots import plot_curve, plot_side_by_side, plot_surface
+from smoothout_jax.sharpness import hessian_eigenvalues
 
 
 def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:

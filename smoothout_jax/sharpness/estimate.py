@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
 
     Example:
         >>> import numpy as np
-        >>> from smoothout_jax import Estimate
+        >>> from smoothout_jax.sharpness import Estimate
         >>> print(Estimate.from_samples(np.array([1.0, 2.0, 3.0])))
         2 ± 0.58
     """

@@ -15,6 +15,7 @@ from smoothout_jax._extras import progress
 from smoothout_jax._trees import named_leaves
 
 Batches = Iterable[Any]
+Loss = Callable[..., Any]
 ARRAYS = jax.Array, np.ndarray
 
 

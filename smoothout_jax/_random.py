@@ -20,10 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry2x32_p
 from jax.sharding import NamedSharding
 
-from smoothout_jax._apart import apart, on_one_cpu
+from smoothout_jax._jax import apart, on_one_cpu, threefry2x32
 
 # From this many weights on, a leaf is drawn on its own.
 LARGE = 2**16
@@ -125,7 +124,7 @@ def _draw_words(key: jax.Array, group: int, shape: tuple[int, ...]) -> jax.Array
     for axis, stride in enumerate(strides):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         index += along * np.uint32(stride)
-    threefry = _threefry if on_one_cpu() else threefry2x32_p.bind
+    threefry = _threefry if on_one_cpu() else threefry2x32
     key_data = jax.random.key_data(key)
     high = jnp.full_like(index, group)
     first, second = threefry(key_data[0], key_data[1], high, index)

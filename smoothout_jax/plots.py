@@ -12,7 +12,7 @@ import numpy as np
 from smoothout_jax import _checks
 from smoothout_jax._extras import require
 from smoothout_jax._grid import Landscape
-from smoothout_jax._hessian import SpectralDensity
+from smoothout_jax.sharpness import SpectralDensity
 
 Units = Mapping[str, str]
 

@@ -10,24 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothout_jax import _levels
+from smoothout_jax import _random
 
 KEY = jax.random.key(3)
 
 
 @pytest.mark.parametrize("one_cpu", [True, False])
 def test_words_are_those_of_jax_random(monkeypatch, one_cpu):
-    monkeypatch.setattr(_levels, "on_one_cpu", lambda: one_cpu)
+    monkeypatch.setattr(_random, "on_one_cpu", lambda: one_cpu)
     for shape in ((5,), (2, 3, 4)):
-        words = _levels._draw_words(KEY, 0, shape)
+        words = _random._draw_words(KEY, 0, shape)
         np.testing.assert_array_equal(words, jax.random.bits(KEY, shape, jnp.uint32))
 
 
 def test_written_out_rounds_are_those_of_the_primitive(monkeypatch):
     drawn = []
     for one_cpu in (True, False):
-        monkeypatch.setattr(_levels, "on_one_cpu", lambda one=one_cpu: one)
-        drawn.append(np.asarray(_levels._draw_words(KEY, 7, (3, 5))))
+        monkeypatch.setattr(_random, "on_one_cpu", lambda one=one_cpu: one)
+        drawn.append(np.asarray(_random._draw_words(KEY, 7, (3, 5))))
     np.testing.assert_array_equal(*drawn)
     assert not np.isin(drawn[0], jax.random.bits(KEY, (3, 5), jnp.uint32)).any()
 
@@ -35,9 +35,9 @@ def test_written_out_rounds_are_those_of_the_primitive(monkeypatch):
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_large_and_small_leaves_are_uncorrelated(implementation):
     key = jax.random.key(7, impl=implementation)
-    sizes = [_levels.LARGE, _levels.LARGE - 1, _levels.LARGE, _levels.LARGE - 1]
+    sizes = [_random.LARGE, _random.LARGE - 1, _random.LARGE, _random.LARGE - 1]
     leaves = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes]
-    levels = _levels.uniform_levels(key, leaves, 8)
+    levels = _random.uniform_levels(key, leaves, 8)
     assert [level.size for level in levels] == sizes
     correlations = np.corrcoef([level[: min(sizes)] for level in levels]) - np.eye(4)
     assert np.abs(correlations).max() < 5 / np.sqrt(min(sizes))
@@ -60,7 +60,7 @@ def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     program = """
     import jax, jax.numpy as jnp
     from smoothout_jax import smoothout_value_and_grad, uniform
-    from smoothout_jax._apart import on_one_cpu
+    from smoothout_jax._jax import on_one_cpu
 
     def loss(params, x):
         for bias in params["biases"]:

@@ -1,121 +1,17 @@
-"""How flat it got: measures of the sharpness of a minimum.
-
-Every measure takes `loss(params)`, or `loss(params, batch)` with an iterable of
-`batches`: trees of arrays whose leading axis is the example, of which the loss is the
-mean. Then the measure is that of the mean over all examples, in the memory of one
-batch and a few trees like the parameters. Loss and measure share a unit, such as nats.
-
-A loss is compiled once, for all networks of one structure that it is measured at. Pass
-the same function each time, and large arrays by `jax.tree_util.Partial(loss, data)`.
-
-References:
-    Bisla et al., `Low-Pass Filtering SGD for Recovering Flat Optima in the Deep
-    Learning Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
-
-    Keskar et al., `On Large-Batch Training for Deep Learning: Generalization Gap and
-    Sharp Minima <https://arxiv.org/abs/1609.04836>`_, 2016.
-
-    Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
-    Generalization <https://arxiv.org/abs/2010.01412>`_, 2020.
-"""
+"""The highest loss near the parameters: in Keskar's box, or in SAM's ball."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from smoothout_jax import _checks
-from smoothout_jax._estimate import Estimate as Estimate
-from smoothout_jax._extras import progress, require
-from smoothout_jax._hessian import Eigenpairs as Eigenpairs
-from smoothout_jax._hessian import SpectralDensity as SpectralDensity
-from smoothout_jax._hessian import hessian_density as hessian_density
-from smoothout_jax._hessian import hessian_eigenvalues as hessian_eigenvalues
-from smoothout_jax._hessian import hessian_trace as hessian_trace
-from smoothout_jax._objective import (
-    Batches,
-    VectorLoss,
-    as_partial,
-    check_batches,
-    check_function,
-    finite,
-    loss_arguments,
-    mean_over_batches,
-    real_scalar,
-)
-from smoothout_jax._subspace import Subspace, WholeSpace
-from smoothout_jax._trees import layer_names
-from smoothout_jax.noise import Noise, Params, add_noise
-
-Loss = Callable[..., Any]
-
-
-def expected_sharpness(
-    loss: Loss,
-    params: Params,
-    noise: Noise,
-    *,
-    key: jax.Array | int,
-    num_samples: int = 100,
-    batches: Batches | None = None,
-) -> Estimate:
-    """Mean rise of the loss under noise, E f(θ + ε) - f(θ).
-
-    The measure that SmoothOut lowers, and of those tried by Bisla et al. the one that
-    predicts generalisation best. One pass over the batches draws each sample's noise
-    anew for each batch, so that nothing is held but one perturbed network.
-
-    Args:
-        loss: `loss(params)` or `loss(params, batch)`, a real scalar.
-        params: parameters θ.
-        noise: the law of the noise ε, such as `uniform(0.5, relative_to="filter")`.
-        key: PRNG key of the noise, or an integer seed. Networks measured with one key
-            meet the same random numbers, so that they can be compared in pairs.
-        num_samples: number of samples of the noise, each at the cost of one loss.
-        batches: batches of the loss's second argument; an iterator will do.
-
-    Returns:
-        The estimate, in the units of the loss.
-
-    Raises:
-        TypeError: if the loss is no real scalar, or an argument is of another type.
-        ValueError: if there is no batch, `num_samples` is less than 1, or the loss at θ
-            is not finite.
-
-    Example:
-        Of f(w) = w², whatever w is, the rise is the variance of the noise, a²/3:
-
-        >>> import jax, jax.numpy as jnp
-        >>> from smoothout_jax import expected_sharpness, uniform
-        >>> rise = expected_sharpness(
-        ...     jnp.square, jnp.array(0.1), uniform(3.0), key=jax.random.key(0))
-        >>> abs(rise.value - 3) < 3 * rise.standard_error
-        True
-
-    Reference:
-        Bisla et al., 2022: the low-pass measure.
-    """
-    key = _checks.key_or_seed(key)
-    _checks.count(num_samples=num_samples)
-    check_function(noise, "key", "params", name="noise")
-    check_batches(batches, passes=1)
-    partial = as_partial(loss, *loss_arguments(batches))
-    _checks.arrays(params=params)
-    keys = jax.random.split(key, num_samples)
-
-    def rises(*batch):
-        clean = finite(float(_value(partial, batch, params)))
-        samples = progress("samples of the noise", keys, num_samples)
-        noisy = [float(_noisy_value(partial, noise, batch, params, k)) for k in samples]
-        return np.array(noisy) - clean
-
-    if batches is not None:
-        batches = progress("expected sharpness", batches)
-    return Estimate.from_samples(mean_over_batches(rises, batches))
+from smoothout_jax._extras import require
+from smoothout_jax._trees import Params
+from smoothout_jax.sharpness.estimate import Estimate
+from smoothout_jax.sharpness.objective import Batches, Loss, VectorLoss
+from smoothout_jax.sharpness.subspaces import Subspace, WholeSpace
 
 
 def keskar_sharpness(
@@ -169,7 +65,7 @@ def keskar_sharpness(
         The box reaches from 1 - 0.2 to 1 + 0.2, where w² is 0.44 above f(1) = 1:
 
         >>> import jax.numpy as jnp
-        >>> from smoothout_jax import keskar_sharpness
+        >>> from smoothout_jax.sharpness import keskar_sharpness
         >>> sharpness = keskar_sharpness(jnp.square, jnp.array(1.0), epsilon=0.1)
         >>> print(f"{sharpness.value:.1f} %")
         22.0 %
@@ -238,7 +134,7 @@ def sam_sharpness(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from smoothout_jax import sam_sharpness
+        >>> from smoothout_jax.sharpness import sam_sharpness
         >>> rise = sam_sharpness(lambda w: jnp.sum(w**2), jnp.array([3.0, 4.0]), rho=1)
         >>> print(f"{rise.value:.3f}")  # 6² - 5²
         11.000
@@ -268,83 +164,6 @@ def sam_sharpness(
     total = num_samples * (max_iterations + 1)
     with VectorLoss(loss, params, batches, "SAM's sharpness", total) as objective:
         return _repeat(sample, objective, key, num_samples)
-
-
-def per_layer(
-    measure: Callable[..., Any],
-    loss: Loss,
-    params: Params,
-    *args: Any,
-    **options: Any,
-) -> dict[str, Any]:
-    """A measure of each layer: with the weights of all others held where they are.
-
-    Args:
-        measure: `expected_sharpness`, `keskar_sharpness`, `sam_sharpness`, one of the
-            `hessian_` functions, or any function `measure(loss, params, ...)`.
-        loss: the loss of the whole network.
-        params: the parameters of the whole network. A layer is what lies right below
-            one node, such as a module's kernel and bias, whether Flax boxes them or
-            not; leaves at the top are layers each.
-        *args: further positional arguments of the measure.
-        **options: its keyword arguments, the same for every layer.
-
-    Returns:
-        What the measure returns, by the path of the layer, such as `"params/Dense_0"`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from smoothout_jax import per_layer, sam_sharpness
-        >>> def loss(params):
-        ...     return params["first"] ** 2 + 9 * params["second"] ** 2
-        >>> params = {"first": jnp.array(0.0), "second": jnp.array(0.0)}
-        >>> for layer, rise in per_layer(sam_sharpness, loss, params, rho=1.0).items():
-        ...     print(layer, f"{rise.value:.1f}")
-        first 1.0
-        second 9.0
-    """
-    check_function(measure, name="measure")
-    partial = as_partial(loss)
-    _checks.arrays(params=params)
-    # Is called as the loss is, so that a measure can check it.
-    whole = functools.update_wrapper(Partial(_with_layer, partial, params), partial)
-    leaves, structure = jax.tree.flatten(params)
-    names = layer_names(params)
-
-    def layer(name):
-        own = [
-            leaf if other == name else None
-            for other, leaf in zip(names, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, own)
-
-    return {
-        name: measure(whole, layer(name), *args, **options)
-        for name in progress("layers", list(dict.fromkeys(names)))
-    }
-
-
-def _with_layer(loss, params, layer, *batch):
-    """The loss of the whole network with one layer replaced."""
-
-    def is_none(node):
-        return node is None
-
-    # Containers need not say that they are equal, but hold their leaves in one order.
-    old, structure = jax.tree.flatten(params, is_leaf=is_none)
-    new = jax.tree.leaves(layer, is_leaf=is_none)
-    replaced = [o if n is None else n for o, n in zip(old, new, strict=True)]
-    return loss(jax.tree.unflatten(structure, replaced), *batch)
-
-
-@jax.jit
-def _value(loss, batch, params):
-    return real_scalar(loss(params, *batch))
-
-
-@jax.jit(static_argnums=1)
-def _noisy_value(loss, noise, batch, params, key):
-    return real_scalar(loss(add_noise(params, noise(key, params)), *batch))
 
 
 def _repeat(sample, objective, key, num_samples: int) -> Estimate:

@@ -1,0 +1,97 @@
+"""Where noise is added: masks of the leaves, by their paths."""
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoothout_jax import _checks
+from smoothout_jax._jax import is_traced
+from smoothout_jax._trees import Params, leaf_names
+
+Mask = Any
+
+
+def exclude(*patterns: str) -> Callable[[Params], Params]:
+    """Masks out the leaves whose path matches a pattern, such as BatchNorm's.
+
+    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
+    the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,
+    searched for anywhere in the path. A pattern that matches no leaf warns, since it is
+    most often misspelt.
+
+    Args:
+        *patterns: one or more regular expressions.
+
+    Returns:
+        A function from parameters to a tree of booleans, `True` where no pattern
+        matches: a `mask` for the noises here and for Optax alike.
+
+    Raises:
+        TypeError: if a pattern is not a string.
+        ValueError: if there is no pattern, or one is not a regular expression.
+
+    Example:
+        >>> from smoothout_jax import exclude
+        >>> params = {"BatchNorm_0": {"scale": 1.0}, "Dense_0": {"kernel": 2.0}}
+        >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
+        {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
+    """
+    if not patterns:
+        raise ValueError("exclude needs at least one pattern, got none")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"patterns of exclude must be strings, got {pattern!r}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"pattern {pattern!r} of exclude is no regular expression: {error}"
+            ) from error
+
+    def mask(params: Params) -> Params:
+        paths = leaf_names(params)
+        for pattern in patterns:
+            if not any(re.search(pattern, path) for path in paths):
+                warnings.warn(
+                    f"exclude: pattern {pattern!r} matches no parameter; the paths"
+                    f" begin with {paths[:3]}",
+                    stacklevel=2,
+                )
+        kept = [not any(re.search(p, path) for p in patterns) for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(params), kept)
+
+    return mask
+
+
+def mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
+    """One boolean for each leaf of the parameters."""
+    if mask is None:
+        return [True] * len(jax.tree.leaves(params))
+    # As in Optax: an Equinox module of booleans is callable, but its leaves are not.
+    if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
+        mask = mask(params)
+    try:
+        chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
+    except ValueError as error:
+        raise ValueError(
+            f"mask must be a tree, or prefix tree, like params: mask has the structure"
+            f" {jax.tree.structure(mask)}, params {jax.tree.structure(params)}"
+        ) from error
+    for flag in chosen:
+        if not _is_known_boolean(flag):
+            raise TypeError(
+                f"mask must hold booleans known to Python, got {_checks.describe(flag)}"
+            )
+    return [bool(flag) for flag in chosen]
+
+
+def _is_known_boolean(flag: Any) -> bool:
+    if isinstance(flag, (np.ndarray, jax.Array)):
+        traced = is_traced(flag)
+        return not traced and flag.ndim == 0 and flag.dtype == jnp.bool_
+    return isinstance(flag, (bool, np.bool_))
