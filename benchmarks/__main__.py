@@ -12,7 +12,7 @@ from benchmarks.contenders import averaged, contenders
 from benchmarks.measure import measure, measure_copies, measure_noise
 from benchmarks.problems import PROBLEMS, mlp
 from smoothout_jax import uniform
-from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.reporting.provenance import provenance
 
 EXECUTIONS = ("unroll", "scan", "vmap")
 

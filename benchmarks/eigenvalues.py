@@ -15,7 +15,7 @@ import jax
 
 from benchmarks import report
 from benchmarks.problems import mlp
-from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.sharpness import hessian_eigenvalues
 from smoothout_jax.sharpness.objective import VectorLoss
 

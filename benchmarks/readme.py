@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, results
-from smoothout_jax.experiments import measures
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.commands import sharpness as measures
+from smoothout_jax.experiments.methods.table import METHODS
 
 ROOT = Path(__file__).parents[1]
 

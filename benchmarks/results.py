@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report import markdown
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS
-from smoothout_jax.experiments.report import COLORS
+from smoothout_jax.experiments.reporting.figures import COLORS
 
 DOCS = Path(__file__).parents[1] / "docs"
 TITLES = {

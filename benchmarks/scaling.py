@@ -26,7 +26,7 @@ from jax.sharding import AxisType, NamedSharding
 from benchmarks.problems import mlp
 from benchmarks.report import markdown
 from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
-from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.reporting.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = (256, 512, 1024)

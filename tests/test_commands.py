@@ -17,10 +17,13 @@ from scipy import stats
 
 from smoothout_jax import uniform
 from smoothout_jax.experiments import cli
-from smoothout_jax.experiments.checkpoints import load_checkpoint, save_checkpoint
 from smoothout_jax.experiments.measure_settings import LandscapeSettings
 from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.training.checkpoints import (
+    load_checkpoint,
+    save_checkpoint,
+)
+from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.landscape import Landscape
 
 TRAINING = (
@@ -257,7 +260,8 @@ DAMAGES = (
 
 LOAD = """
 import pathlib, sys
-from smoothout_jax.experiments import checkpoints, options
+from smoothout_jax.experiments import options
+from smoothout_jax.experiments.training import checkpoints
 for path in sys.argv[1:]:
     try:
         checkpoints.load_checkpoint(pathlib.Path(path))

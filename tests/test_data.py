@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smoothout_jax.experiments.data import hold_out, load
-from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.readers import (
+from smoothout_jax.experiments.data.datasets import hold_out, load
+from smoothout_jax.experiments.data.readers import (
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
 )
+from smoothout_jax.experiments.options import InputError
 
 
 def some_images(seed, *shape):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import results
-from smoothout_jax.experiments import cli, evidence
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments import cli
+from smoothout_jax.experiments.commands import evidence
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIALS
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 NAME = "f1, batch 20"

@@ -19,16 +19,17 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from smoothout_jax import experiments
-from smoothout_jax.experiments import cli, report
-from smoothout_jax.experiments.compare import Results, compare
-from smoothout_jax.experiments.data import batch_indices, load
-from smoothout_jax.experiments.methods import METHODS as METHODS_BY_NAME
+from smoothout_jax.experiments import cli
+from smoothout_jax.experiments.commands.compare import Results, compare
+from smoothout_jax.experiments.data.datasets import batch_indices, load
+from smoothout_jax.experiments.methods.table import METHODS as METHODS_BY_NAME
 from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.options import read_settings
+from smoothout_jax.experiments.reporting import figures as report
 from smoothout_jax.experiments.settings import METHODS, Settings
-from smoothout_jax.experiments.task import Task
 from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 KEY = jax.random.key(0)
 # Always the same examples, and none made smaller when one fails: they compile.

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from smoothout_jax.experiments import cli
-from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
-from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.placement import Placement
-from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.training.checkpoints import load_checkpoint, steps_of
+from smoothout_jax.experiments.training.placement import Placement
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 OPTIONS = (
     "--network f1 --hidden-sizes 16 --train-size 90 --batch-size 40 --evaluate-every 2"

@@ -15,13 +15,15 @@ import optax
 import pytest
 
 from smoothout_jax import uniform
-from smoothout_jax.experiments import cli, compare, regime, rivals
-from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments import cli, regime
+from smoothout_jax.experiments.commands import compare
+from smoothout_jax.experiments.methods import rivals
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.settings import NETWORKS, Settings
-from smoothout_jax.experiments.task import Task
 from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.training.checkpoints import load_checkpoint, steps_of
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 SMALL = (
     "--steps 40 --evaluate-every 5 --train-size 100 --batch-size 20 --network f1"

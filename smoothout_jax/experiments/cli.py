@@ -56,7 +56,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(
         TrainSettings,
-        "train",
+        "commands.train",
         "train one network",
         "Trains one network, by AdaSmoothOut by default. Writes checkpoints, log.csv,"
         " logs for TensorBoard, and settings.json, which repeats the run. Ctrl-C leaves"
@@ -65,7 +65,7 @@ COMMANDS = {
     ),
     "compare": Command(
         Settings,
-        "report",
+        "reporting.figures",
         "train several methods from several seeds, and compare them",
         "Trains SGD, SmoothOut, AdaSmoothOut and SAM on a data set, scikit-learn's"
         " digits by default, from the same seeds, prints a table and writes"
@@ -74,14 +74,14 @@ COMMANDS = {
     ),
     "evidence": Command(
         EvidenceSettings,
-        "evidence",
+        "commands.evidence",
         "repeat an experiment of the results page",
         "Tries as many strengths of each method on held-out training images, compares"
         " all at the best on the test images, and writes EXPERIMENT-FORM.json.",
     ),
     "sharpness": Command(
         SharpnessSettings,
-        "measures",
+        "commands.sharpness",
         "measure how flat the minima of checkpoints are",
         "Measures the sharpness of every network of the checkpoints, prints a table"
         " with the rank correlation of each measure with the test error, and writes"
@@ -89,7 +89,7 @@ COMMANDS = {
     ),
     "landscape": Command(
         LandscapeSettings,
-        "pictures",
+        "commands.landscape",
         "draw the loss around networks, or between two",
         "Draws the training loss on a plane or line through a network of each"
         " checkpoint, or loss and accuracy on the line between two, as PNG and PDF,"

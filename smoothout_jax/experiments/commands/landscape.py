@@ -8,10 +8,14 @@ import jax
 from matplotlib.figure import Figure
 
 from smoothout_jax import exclude
-from smoothout_jax.experiments.checkpoints import labels, load_checkpoint, save_figure
 from smoothout_jax.experiments.measure_settings import LandscapeSettings
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.task import UNITS, Task
+from smoothout_jax.experiments.training.checkpoints import (
+    labels,
+    load_checkpoint,
+    save_figure,
+)
+from smoothout_jax.experiments.training.task import UNITS, Task
 from smoothout_jax.landscape import (
     direction_between,
     filter_normalized_direction,

@@ -9,12 +9,12 @@ import optax
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from smoothout_jax.experiments.data import Dataset, hold_out, load
+from smoothout_jax.experiments.data.datasets import Dataset, hold_out, load
 from smoothout_jax.experiments.networks import make_network
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.placement import Placement
 from smoothout_jax.experiments.regime import num_steps
 from smoothout_jax.experiments.settings import TrainingSettings
+from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.sharpness.objective import mean_over_batches
 
 UNITS = {"loss": "nats"}

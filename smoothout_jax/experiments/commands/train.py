@@ -13,7 +13,11 @@ from rich.table import Table
 
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.checkpoints import (
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.regime import learning_rate_schedule, peak_learning_rate
+from smoothout_jax.experiments.train_settings import TrainSettings
+from smoothout_jax.experiments.training.checkpoints import (
     delete_checkpoint,
     load_settings,
     load_trees,
@@ -21,20 +25,16 @@ from smoothout_jax.experiments.checkpoints import (
     save_checkpoint,
     steps_of,
 )
-from smoothout_jax.experiments.logs import Log
-from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.placement import Placement
-from smoothout_jax.experiments.processes import (
+from smoothout_jax.experiments.training.logs import Log
+from smoothout_jax.experiments.training.placement import Placement
+from smoothout_jax.experiments.training.processes import (
     any_process,
     interruption,
     is_first,
     processes,
 )
-from smoothout_jax.experiments.regime import learning_rate_schedule, peak_learning_rate
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer, strength_of
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer, strength_of
 
 CLOCKS = ("steps", "compilation", "input", "evaluation", "checkpoints")
 

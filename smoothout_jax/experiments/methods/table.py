@@ -18,7 +18,7 @@ from smoothout_jax import (
     smoothout_eval_params,
     uniform,
 )
-from smoothout_jax.experiments import rivals
+from smoothout_jax.experiments.methods import rivals
 from smoothout_jax.experiments.regime import (
     GROWTH,
     gradient_rule,

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.compare import Results, compare
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.commands.compare import Results, compare
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.plans import (
     FIRST_TRIAL_SEED,
@@ -26,10 +26,10 @@ from smoothout_jax.experiments.plans import (
     Case,
     EvidenceSettings,
 )
-from smoothout_jax.experiments.provenance import provenance
-from smoothout_jax.experiments.report import scalars, summary
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.reporting.figures import scalars, summary
+from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 
 def run(settings: EvidenceSettings) -> tuple[Table, list[Path]]:

@@ -18,11 +18,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.task import Task
 from smoothout_jax.experiments.train_settings import TrainSettings
+from smoothout_jax.experiments.training.task import Task
 
 COMMANDS = {"compare": Settings, "train": TrainSettings}
 

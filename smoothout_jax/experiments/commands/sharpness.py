@@ -16,15 +16,15 @@ from scipy import stats
 from smoothout_jax import uniform
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.checkpoints import (
+from smoothout_jax.experiments.measure_settings import SharpnessSettings
+from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.training.checkpoints import (
     Checkpoint,
     labels,
     load_checkpoint,
     save_figure,
 )
-from smoothout_jax.experiments.measure_settings import SharpnessSettings
-from smoothout_jax.experiments.provenance import provenance
-from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.plots import plot_density
 from smoothout_jax.sharpness import (
     Estimate,

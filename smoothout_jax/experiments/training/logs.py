@@ -7,8 +7,8 @@ from typing import Any
 import tensorboardX
 
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.processes import is_first
 from smoothout_jax.experiments.train_settings import TrainSettings
+from smoothout_jax.experiments.training.processes import is_first
 
 COLUMNS = (
     "step",

@@ -14,10 +14,10 @@ import numpy as np
 
 from smoothout_jax import exclude, uniform
 from smoothout_jax._extras import progress
-from smoothout_jax.experiments.methods import METHODS
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.training import Trainer, stack
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer, stack
 from smoothout_jax.landscape import filter_normalized_direction, loss_curve
 from smoothout_jax.sharpness import expected_sharpness
 

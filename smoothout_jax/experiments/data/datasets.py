@@ -11,14 +11,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from smoothout_jax._extras import require
-from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.readers import (
+from smoothout_jax.experiments.data.readers import (
     Split,
     checked_split,
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
 )
+from smoothout_jax.experiments.options import InputError
 
 
 class Dataset(NamedTuple):

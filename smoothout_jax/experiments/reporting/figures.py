@@ -13,16 +13,16 @@ from rich import box
 from rich.table import Table
 
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.checkpoints import save_checkpoint
-from smoothout_jax.experiments.compare import (
+from smoothout_jax.experiments.commands.compare import (
     DIRECTIONS,
     DISTANCES,
     Results,
     compare,
 )
-from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.settings import Settings
+from smoothout_jax.experiments.training.checkpoints import save_checkpoint
 
 # Okabe and Ito's colours, told apart by readers of every colour vision.
 COLORS = {

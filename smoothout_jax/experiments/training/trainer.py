@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 from smoothout_jax import smoothout_value_and_grad
-from smoothout_jax.experiments.data import batch_indices
-from smoothout_jax.experiments.methods import Context, Method
+from smoothout_jax.experiments.data.datasets import batch_indices
+from smoothout_jax.experiments.methods.table import Context, Method
 from smoothout_jax.experiments.regime import augment, peak_learning_rate
-from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.training.task import Task
 
 
 class State(NamedTuple):

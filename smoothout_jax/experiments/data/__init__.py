@@ -1,0 +1,1 @@
+"""Data sets, and readers of the formats they are distributed in."""

@@ -1,0 +1,1 @@
+"""The methods that are compared, and the rivals of SmoothOut."""
