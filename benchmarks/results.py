@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from benchmarks.report import markdown
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS
-from smoothout_jax.experiments.reporting.figures import COLORS
 
 DOCS = Path(__file__).parents[1] / "docs"
 TITLES = {
@@ -341,11 +340,18 @@ def draw(found: list[Found]) -> Figure:
             row = names.index(name)
             if mean > least:
                 bar = [[mean - low], [high - mean]]
-                style = {"fmt": "o", "color": COLORS[name], "capsize": 3, "lw": 1.5}
+                style = {
+                    "fmt": "o",
+                    "color": METHODS[name].color,
+                    "capsize": 3,
+                    "lw": 1.5,
+                }
                 ax.errorbar(mean, row, xerr=bar, **style)
             else:
                 place = {"xycoords": ("axes fraction", "data"), "va": "center"}
-                ax.annotate(f"← {mean:.1f}", (0.02, row), color=COLORS[name], **place)
+                ax.annotate(
+                    f"← {mean:.1f}", (0.02, row), color=METHODS[name].color, **place
+                )
         ax.axvline(0, color="black", lw=0.8)
         ax.set_title(each.label.replace(", batch", "\nbatch"), fontsize=9)
         ax.grid(axis="x", alpha=0.3)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import results
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence
+from smoothout_jax.experiments.commands.evidence import case_settings
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIALS
 from smoothout_jax.experiments.training.task import Task
@@ -51,7 +52,7 @@ def test_every_method_gets_as_many_trials_and_chooses_the_best(document):
 def test_trials_never_see_the_test_images():
     (case,) = EXPERIMENTS["digits"]["smoke"]
     trial, final = (
-        Task(case.settings(Path(), held_out=held_out)).data
+        Task(case_settings(case, Path(), held_out=held_out)).data
         for held_out in (True, False)
     )
 
@@ -75,7 +76,7 @@ def test_methods_are_compared_at_what_they_chose(document):
     found = document["cases"][NAME]
     chosen = {name: trial["chosen"] for name, trial in found["trials"].items()}
     assert found["settings"]["learning_rate"] == chosen["sgd"]
-    settings = case.settings(Path(), held_out=False)
+    settings = case_settings(case, Path(), held_out=False)
     object.__setattr__(settings, "learning_rate", chosen["sgd"])
     task = Task(settings)
     for held, steps in (("equal_updates", 4), ("equal_gradients", 2)):
@@ -128,6 +129,6 @@ def test_the_page_is_that_of_the_committed_results():
 def test_committed_results_are_of_the_plans():
     for each in results.read():
         plan = {case.name: case for case in EXPERIMENTS[each.experiment][each.form]}
-        settings = plan[each.name].settings(Path(), held_out=False).to_json()
+        settings = case_settings(plan[each.name], Path(), held_out=False).to_json()
         kept = each.case["settings"] | {"learning_rate": settings["learning_rate"]}
         assert json.loads(json.dumps(settings)) == kept

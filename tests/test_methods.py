@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from smoothout_jax import gaussian, uniform
-from smoothout_jax.experiments.data.datasets import batch_indices
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import METHODS, Context
-from smoothout_jax.experiments.train_settings import TrainSettings
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 

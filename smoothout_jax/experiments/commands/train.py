@@ -1,25 +1,28 @@
-"""`smoothout train`: one run, with checkpoints and logs, that can be gone on with."""
+"""`smoothout train`: one run, with checkpoints and logs, that can be resumed."""
 
+import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
-from rich import box
 from rich.table import Table
 
+from smoothout_jax import _checks
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.methods.table import METHODS
-from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.regime import learning_rate_schedule, peak_learning_rate
-from smoothout_jax.experiments.train_settings import TrainSettings
+from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
+from smoothout_jax.experiments.options import InputError, option
+from smoothout_jax.experiments.regime import learning_rate_schedule
+from smoothout_jax.experiments.reporting.tables import terminal_table
+from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.checkpoints import (
     delete_checkpoint,
-    load_settings,
+    load_about,
     load_trees,
     path_of,
     save_checkpoint,
@@ -28,19 +31,62 @@ from smoothout_jax.experiments.training.checkpoints import (
 from smoothout_jax.experiments.training.logs import Log
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.experiments.training.processes import (
+    ProcessSettings,
     any_process,
     interruption,
     is_first,
     processes,
 )
 from smoothout_jax.experiments.training.task import Task
-from smoothout_jax.experiments.training.trainer import Trainer, strength_of
+from smoothout_jax.experiments.training.trainer import Trainer
 
 CLOCKS = ("steps", "compilation", "input", "evaluation", "checkpoints")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(ProcessSettings, SharedSettings):
+    """Settings of `smoothout train`.
+
+    Raises:
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
+    """
+
+    command: ClassVar[str] = "train"
+
+    method: str = option("adasmoothout", METHODS_HELP, choices=METHODS)
+    seed: int = option(0, "fixes initial parameters, batches and noise")
+    evaluate_every: int | None = option(
+        None,
+        "steps between evaluations, each a line of the log; by default an epoch, or a"
+        " hundredth of training if that is longer",
+    )
+    checkpoint_minutes: float = option(
+        1.0, "least minutes between checkpoints, which follow evaluations"
+    )
+    keep: int = option(2, "number of checkpoints to keep, the last ones")
+    output: Path = option(
+        Path("smoothout-run"),
+        "folder for checkpoints, logs and settings",
+        "FOLDER",
+        machine=True,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.count(keep=self.keep, **self._given("evaluate_every"))
+        _checks.nonnegative(checkpoint_minutes=self.checkpoint_minutes)
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2³¹), got {self.seed}")
+        self.check_parts(self.method)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seed that the network is trained from."""
+        return (self.seed,)
+
+
 class InterruptionError(InputError):
-    """A run was interrupted: told in a line, with how to go on."""
+    """A run was interrupted; the message says how to resume it."""
 
     status = 130
 
@@ -52,13 +98,13 @@ def run(
 
     Args:
         settings: the settings.
-        resume: whether to go on from the last checkpoint in the output folder.
+        resume: whether to continue from the last checkpoint in the output folder.
 
     Raises:
         InputError: if the folder holds another run, the loss is not finite, or the run
             is interrupted.
     """
-    with processes(settings):
+    with processes(settings, settings.output):
         return _run(settings, resume)
 
 
@@ -66,8 +112,8 @@ def _run(settings: TrainSettings, resume: bool) -> tuple[Table | None, list[Path
     steps = steps_of(settings.output)
     if steps and not resume:
         raise InputError(
-            f"output {settings.output} holds a run already, at step {steps[-1]}: go on"
-            " with it by --resume, or give another --output"
+            f"output {settings.output} already holds a run, at step {steps[-1]}:"
+            " continue it with --resume, or give another --output"
         )
     return Run(settings, steps[-1] if steps else None).finish()
 
@@ -77,19 +123,16 @@ class Run:
 
     Args:
         settings: the settings.
-        start: the step of the checkpoint to go on from, if any.
+        start: the step of the checkpoint to continue from, if any.
     """
 
     def __init__(self, settings: TrainSettings, start: int | None):
         self._settings = settings
+        self._method = METHODS[settings.method]
         placement = Placement(settings.mesh)
-        method = METHODS[settings.method]
-        placement.check_batch(
-            settings.batch_size,
-            method.copies(settings).get("num_copies", 2) if method.splits else 1,
-        )
+        placement.check_batch(settings.batch_size, self._method.num_parts(settings))
         self._task = Task(settings, placement)
-        self._trainer = Trainer(METHODS[settings.method], self._task, (settings.seed,))
+        self._trainer = Trainer(self._method, self._task, settings.all_seeds)
         self._step = 0
         self._seconds: dict[str, float] = dict.fromkeys(CLOCKS, 0.0)
         self._saved = time.monotonic()
@@ -102,22 +145,27 @@ class Run:
             self._restore(start)
 
     def finish(self) -> tuple[Table | None, list[Path]]:
-        """Trains to the end."""
+        """Trains to the end; the table to print, and the paths written."""
         settings, total = self._settings, self._task.steps
         bar = progress("training", total=total)
         bar.initial = bar.n = self._step
-        found = None
-        with interruption() as interrupted, bar, Log(settings, self._step) as log:
+        reached = None
+        with (
+            interruption() as interrupted,
+            bar,
+            Log(settings.output, self._step) as log,
+        ):
             while self._step < total:
                 before = self._step
                 row = self._advance(interrupted)
-                found = self._evaluate()
-                if not np.isfinite(found["train loss"]):  # the last update spoilt it
-                    raise InputError(self._advice(self._step, found["train loss"]))
+                reached = self._evaluate()
+                loss = reached["train loss"]
+                if not np.isfinite(loss):  # because of the last update
+                    raise InputError(self._advice(self._step, loss))
                 seconds = log.earlier_seconds + self._seconds["steps"]
-                log.write(row | found | {"seconds": seconds})
+                log.write(row | reached | {"seconds": seconds})
                 bar.set_postfix_str(
-                    f"accuracy {100 * found['test accuracy']:.1f} %,"
+                    f"accuracy {100 * reached['test accuracy']:.1f} %,"
                     f" loss {row['loss']:.4g}",
                     refresh=False,
                 )
@@ -129,13 +177,13 @@ class Run:
                     self._save()
                 if stopping and self._step < total:
                     raise InterruptionError(
-                        f"interrupted at step {self._step} of {total}; to go on:"
+                        f"interrupted at step {self._step} of {total}; to continue:"
                         f" smoothout train --resume --output {settings.output}"
                     )
-        found = found or self._evaluate()
+        reached = reached or self._evaluate()
         if not is_first():
             return None, []
-        return self._table(found), [
+        return self._table(reached), [
             settings.output / name
             for name in ("settings.json", "log.csv", "tensorboard", "checkpoints")
         ]
@@ -146,14 +194,10 @@ class Run:
         least = -(-self._task.steps // 100)
         return self._settings.evaluate_every or max(self._task.steps_per_epoch, least)
 
-    @property
-    def _evaluations(self) -> int:
-        return self._step // self._every
-
-    def _advance(self, interrupted) -> dict[str, float]:
-        """Trains to the next evaluation; what is logged of these steps."""
+    def _advance(self, interrupted: Callable[[], bool]) -> dict[str, float]:
+        """Trains to the next evaluation; what to log of these steps."""
         settings, task = self._settings, self._task
-        stop = min(task.steps, (self._evaluations + 1) * self._every)
+        stop = min(task.steps, (self._step // self._every + 1) * self._every)
         began, compiling = time.perf_counter(), self._trainer.compile_seconds
         metrics, seconds = self._trainer.advance(self._step, stop, interrupted)
         compiling = self._trainer.compile_seconds - compiling
@@ -166,9 +210,7 @@ class Run:
             bad = self._step + int(np.flatnonzero(~np.isfinite(losses))[0])
             raise InputError(self._advice(bad, losses[bad - self._step]))
         self._step += len(losses)
-        rate = learning_rate_schedule(
-            settings, peak_learning_rate(settings), task.steps
-        )
+        rate = learning_rate_schedule(settings, settings.peak_learning_rate, task.steps)
         return {
             "step": self._step,
             "epoch": self._step / task.steps_per_epoch,
@@ -183,17 +225,17 @@ class Run:
 
     def _advice(self, step: int, loss: float) -> str:
         settings = self._settings
-        method = METHODS[settings.method]
+        method = self._method
         last = path_of(settings.output, steps_of(settings.output)[-1])
         strength = (
-            f" or {method.strength} ({strength_of(method, settings):g})"
+            f" or {method.strength} ({method.strength_in(settings):g})"
             if method.strength != "learning_rate"
             else ""
         )
         return (
             f"the loss is {loss} at step {step}; the last good checkpoint is {last}."
-            f" Lower the learning_rate ({peak_learning_rate(settings):g}){strength},"
-            " let it rise over a warmup, or clip gradients by clip_norm"
+            f" Lower the learning_rate ({settings.peak_learning_rate:g}){strength},"
+            " let it rise over a warmup, or clip gradients with clip_norm"
         )
 
     def _save(self) -> None:
@@ -203,8 +245,11 @@ class Run:
             params, stats = jax.tree.map(lambda leaf: leaf[None], (params, stats))
             save_checkpoint(
                 path_of(settings.output, self._step),
-                settings.method,
-                settings,
+                {
+                    "command": settings.command,
+                    "method": settings.method,
+                    "settings": settings.to_json(),
+                },
                 params=params,
                 stats=stats,
                 state=self._trainer.state._asdict(),
@@ -216,17 +261,18 @@ class Run:
 
     def _restore(self, step: int) -> None:
         path = path_of(self._settings.output, step)
-        kept, given = load_settings(path), self._settings.to_json()
+        before = load_about(path)["settings"]
+        now = json.loads(json.dumps(self._settings.to_json()))
         different = [
-            f"{name} was {kept.get(name)!r}, not {value!r}"
-            for name, value in json.loads(json.dumps(given)).items()
-            if kept.get(name) != value
+            f"{name} was {before.get(name)!r}, not {value!r}"
+            for name, value in now.items()
+            if before.get(name) != value
         ]
         if different:
             raise InputError(f"cannot resume {path}: {'; '.join(different)}")
         state = self._trainer.state
-        found = load_trees(path, state=state._asdict())
-        self._trainer.restore(type(state)(**found["state"]))
+        trees = load_trees(path, state=state._asdict())
+        self._trainer.restore(type(state)(**trees["state"]))
         self._step = step
 
     @contextmanager
@@ -235,28 +281,18 @@ class Run:
         yield
         self._seconds[what] += time.perf_counter() - began
 
-    def _table(self, found: dict[str, float]) -> Table:
+    def _table(self, reached: Mapping[str, float]) -> Table:
         settings = self._settings
-        title = (
-            f"{METHODS[settings.method].label}: {settings.data}, {settings.network},"
-            f" step {self._step}"
-        )
-        table = Table(
-            title=title,
-            min_width=len(title),
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            show_header=False,
-        )
-        held_out = "validation" if settings.validation_size else "test"
-        for name in ("test accuracy", "train accuracy"):
-            label = name.replace("test", held_out)
-            table.add_row(label, f"{100 * found[name]:.2f} %")
-        for name in ("test loss", "train loss"):
-            table.add_row(name.replace("test", held_out), f"{found[name]:.4g} nats")
+        judged = "validation" if settings.validation_size else "test"
+        rows = [
+            (f"{judged} accuracy", f"{100 * reached['test accuracy']:.2f} %"),
+            ("train accuracy", f"{100 * reached['train accuracy']:.2f} %"),
+            (f"{judged} loss", f"{reached['test loss']:.4g} nats"),
+            ("train loss", f"{reached['train loss']:.4g} nats"),
+        ]
         total = sum(self._seconds.values()) or 1.0
         for name, seconds in self._seconds.items():
-            table.add_row(
-                f"time of {name}", f"{seconds:.1f} s, {100 * seconds / total:.1f} %"
-            )
-        return table
+            share = 100 * seconds / total
+            rows.append((f"time of {name}", f"{seconds:.1f} s, {share:.1f} %"))
+        title = f"{self._method.label}: {settings.data}, {settings.network}"
+        return terminal_table(f"{title}, step {self._step}", rows)

@@ -1,1 +1,1 @@
-"""Data sets, and readers of the formats they are distributed in."""
+"""Data sets: their registry, and readers of the formats they are distributed in."""

@@ -1,15 +1,19 @@
-"""Data sets: arrays of images and labels, split for training and testing."""
+"""Data sets: arrays of images and labels, split for training and testing.
 
+`DATA_SETS` is the table of them: a new data set is a new row.
+"""
+
+import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from smoothout_jax import _checks
 from smoothout_jax._extras import require
 from smoothout_jax.experiments.data.readers import (
     Split,
@@ -18,7 +22,144 @@ from smoothout_jax.experiments.data.readers import (
     read_idx_folder,
     read_npz_folder,
 )
-from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.options import (
+    InputError,
+    Settings,
+    check_not_negative,
+    option,
+)
+
+
+class Source(NamedTuple):
+    """A row of the table: where a data set comes from.
+
+    Attributes:
+        read: function of the folder of the data sets to the training and the test
+            images; without test images, those that are not drawn for training serve.
+        training_images: how many training images it has; `None` if only its files say.
+        train_size: how many are drawn for training by default; `None` for all.
+        standardize: whether to standardize images by those for training, or to take
+            them as they are.
+    """
+
+    read: Callable[[Path], tuple[Split, Split | None]]
+    training_images: int | None = None
+    train_size: int | None = None
+    standardize: bool = True
+
+
+def _digits(data_dir: Path) -> tuple[Split, None]:
+    images, labels = load_digits(return_X_y=True)
+    return checked_split(images.reshape(-1, 8, 8, 1) / 16, labels, "digits"), None
+
+
+def _mnist1d(data_dir: Path) -> tuple[Split, Split]:
+    """Generates Greydanus and Kobak's data from their seed.
+
+    Reference:
+        Greydanus and Kobak, `Scaling Down Deep Learning with MNIST-1D
+        <https://arxiv.org/abs/2011.14439>`_, 2020.
+    """
+    mnist1d = require("mnist1d.data", "experiments")
+    state = random.getstate(), np.random.get_state()
+    try:  # it seeds the global generators
+        made = mnist1d.make_dataset()
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+    return (
+        checked_split(made["x"][..., None], made["y"], "mnist1d"),
+        checked_split(made["x_test"][..., None], made["y_test"], "mnist1d"),
+    )
+
+
+def _mnist(data_dir: Path) -> tuple[Split, Split]:
+    return read_idx_folder(data_dir / "mnist")
+
+
+def _fashion_mnist(data_dir: Path) -> tuple[Split, Split]:
+    folder = data_dir / "fashion-mnist"
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    return read_idx_folder(folder if folder.exists() else debian)
+
+
+def _cifar10(data_dir: Path) -> tuple[Split, Split]:
+    return read_cifar_folder(data_dir / "cifar-10-batches-bin", 10)
+
+
+def _cifar100(data_dir: Path) -> tuple[Split, Split]:
+    return read_cifar_folder(data_dir / "cifar-100-binary", 100)
+
+
+DATA_SETS = {
+    "digits": Source(_digits, 1787, train_size=500, standardize=False),
+    "mnist1d": Source(_mnist1d, 4000, standardize=False),
+    "mnist": Source(_mnist, 60_000),
+    "fashion-mnist": Source(_fashion_mnist, 60_000),
+    "cifar10": Source(_cifar10, 50_000),
+    "cifar100": Source(_cifar100, 50_000),
+    "npz": Source(read_npz_folder),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Settings that choose the data.
+
+    Raises:
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
+    """
+
+    data: str = option(
+        "digits",
+        "data set: scikit-learn's digits; MNIST-1D, which is generated; those of the"
+        " other names, read from the data folder; or npz, for the files train.npz and"
+        " test.npz in it, each with arrays images and labels",
+        choices=DATA_SETS,
+    )
+    data_dir: Path = option(
+        Path("data"),
+        "folder of the data sets, with mnist and fashion-mnist (IDX files),"
+        " cifar-10-batches-bin and cifar-100-binary in it, or npz files",
+        "FOLDER",
+        machine=True,
+    )
+    train_size: int | None = option(
+        None, "training images; by default 500 of the digits and all of other data"
+    )
+    validation_size: int = option(
+        0,
+        "training images to hold out, which take the place of the test images: to"
+        " choose settings on",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        source = DATA_SETS[self.data]
+        available = source.training_images
+        if self.train_size is None:
+            self._set(train_size=source.train_size or available)
+        check_not_negative(validation_size=self.validation_size)
+        if self.train_size is None:
+            return
+        _checks.count(train_size=self.train_size)
+        if self.train_size < 10:
+            raise ValueError(
+                f"train_size must be at least 10, one image of each class, got"
+                f" {self.train_size}"
+            )
+        if available and self.train_size > available:
+            raise ValueError(
+                f"train_size={self.train_size} is more than the {available} images that"
+                f" {self.data} has for training"
+            )
+        if self.validation_size and not (
+            10 <= self.validation_size <= self.train_size - 10
+        ):
+            raise ValueError(
+                f"validation_size={self.validation_size} must leave at least 10 of"
+                f" train_size={self.train_size} images to either part"
+            )
 
 
 class Dataset(NamedTuple):
@@ -38,36 +179,32 @@ class Dataset(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, of which the labels are 0 to one less."""
+        """Number of classes; labels are 0 to `num_classes` - 1."""
         return 1 + int(max(self.train_labels.max(), self.test_labels.max()))
 
 
 def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
-    """The data set of a name.
+    """Loads a data set.
 
     Args:
-        name: one of `TRAINING_IMAGES`.
-        data_dir: folder of those that are read from files.
-        train_size: number of training images, drawn once and for all with the classes
-            in proportion; `None` for all.
+        name: its name in `DATA_SETS`.
+        data_dir: folder of the data sets that are read from files.
+        train_size: number of training images, a fixed draw with the classes in
+            proportion; `None` for all.
 
     Returns:
-        The data set. Images are in [0, 1] for digits, as they are for MNIST-1D, and
-        otherwise standardised by the training images: mean 0 and variance 1 in each
-        channel.
+        The data set. Where its source says so, images are standardized by the training
+        images: mean 0 and variance 1 in each channel.
 
     Raises:
-        InputError: if a file is missing, damaged, or too small, or if its images are
-            not finite or its labels do not count classes.
+        InputError: if a file is missing, damaged or too small, if an image is not
+            finite, or if the labels do not count the classes from 0.
     """
-    if name == "digits":
-        images, labels = load_digits(return_X_y=True)
-        whole = checked_split(images.reshape(-1, 8, 8, 1) / 16, labels, name)
-        return _dataset(*_divide(whole, train_size or 500))
-    if name == "mnist1d":
-        train, test = _mnist1d()
-    else:
-        train, test = _read(name, data_dir)
+    source = DATA_SETS[name]
+    train, test = source.read(data_dir)
+    if test is None:
+        train, test = _divide(train, train_size or source.train_size or 0)
+        train_size = None
     largest = max(train.labels.max(), test.labels.max())
     if largest >= len(train.labels):
         raise InputError(
@@ -81,47 +218,11 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
                 f" in {data_dir}"
             )
         train, _ = _divide(train, train_size)
-    return _dataset(train, test) if name == "mnist1d" else _standardized(train, test)
-
-
-def _read(name: str, data_dir: Path) -> tuple[Split, Split]:
-    match name:
-        case "mnist":
-            return read_idx_folder(data_dir / "mnist")
-        case "fashion-mnist":
-            folder = data_dir / "fashion-mnist"
-            debian = Path("/usr/share/datasets/fashion-mnist")
-            return read_idx_folder(debian if not folder.exists() else folder)
-        case "cifar10":
-            return read_cifar_folder(data_dir / "cifar-10-batches-bin", 10)
-        case "cifar100":
-            return read_cifar_folder(data_dir / "cifar-100-binary", 100)
-        case _:
-            return read_npz_folder(data_dir)
-
-
-def _mnist1d() -> tuple[Split, Split]:
-    """Greydanus and Kobak's data, generated from their seed.
-
-    Reference:
-        Greydanus and Kobak, `Scaling Down Deep Learning with MNIST-1D
-        <https://arxiv.org/abs/2011.14439>`_, 2020.
-    """
-    mnist1d = require("mnist1d.data", "experiments")
-    state = random.getstate(), np.random.get_state()
-    try:  # it seeds the global generators
-        made = mnist1d.make_dataset()
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-    return (
-        checked_split(made["x"][..., None], made["y"], "mnist1d"),
-        checked_split(made["x_test"][..., None], made["y_test"], "mnist1d"),
-    )
+    return _standardized(train, test) if source.standardize else _dataset(train, test)
 
 
 def _divide(whole: Split, train_size: int) -> tuple[Split, Split]:
-    """Two parts with the classes in proportion."""
+    """Draws two parts with the classes in proportion."""
     try:
         parts: Any = train_test_split(
             *whole, train_size=train_size, stratify=whole.labels, random_state=0
@@ -135,7 +236,7 @@ def _divide(whole: Split, train_size: int) -> tuple[Split, Split]:
 
 
 def _standardized(train: Split, test: Split) -> Dataset:
-    """Images less the mean, over the standard deviation, of each training channel."""
+    """Scales each channel to mean 0 and variance 1 over the training images."""
     axes = tuple(range(train.images.ndim - 1))
     mean = train.images.mean(axes, dtype=np.float64)
     deviation = train.images.std(axes, dtype=np.float64).astype(np.float32)
@@ -158,15 +259,15 @@ def _dataset(train: Split, test: Split) -> Dataset:
 
 
 def hold_out(data: Dataset, size: int) -> Dataset:
-    """The data set with some of its training images in the place of the test images.
+    """Puts some of the training images in the place of the test images.
 
     Args:
         data: the data set.
-        size: number of images to hold out, drawn once and for all with the classes in
-            proportion; with 0, the data set is left as it is.
+        size: number of images to hold out, a fixed draw with the classes in proportion;
+            0 leaves the data set as it is.
 
     Raises:
-        InputError: if there are not so many training images.
+        InputError: if there are too few training images.
     """
     if not size:
         return data
@@ -177,31 +278,3 @@ def hold_out(data: Dataset, size: int) -> Dataset:
         )
     whole = Split(data.train_images, data.train_labels)
     return _dataset(*_divide(whole, available - size))
-
-
-def batch_indices(
-    key: jax.Array, num_examples: int, batch_size: int, start: Any, steps: int
-) -> jax.Array:
-    """The examples of the batches of some steps, shuffled anew each epoch.
-
-    Args:
-        key: PRNG key of the shuffles.
-        num_examples: number of examples.
-        batch_size: examples in a batch; those that fill none sit the epoch out.
-        start: first step, which may be traced.
-        steps: number of steps.
-
-    Returns:
-        Indices, int32, (steps, batch_size).
-    """
-    steps_per_epoch = num_examples // batch_size
-    first_epoch = start // steps_per_epoch
-    epochs = first_epoch + jnp.arange((steps - 1) // steps_per_epoch + 2)
-
-    def shuffle(epoch):
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
-        return order[: steps_per_epoch * batch_size].reshape(-1, batch_size)
-
-    batches = jax.lax.map(shuffle, epochs).reshape(-1, batch_size)
-    offset = start - first_epoch * steps_per_epoch
-    return jax.lax.dynamic_slice_in_dim(batches, offset, steps)

@@ -1,6 +1,6 @@
-"""The formats in which data sets are distributed, read into arrays.
+"""Readers of the formats that data sets are distributed in.
 
-Files are checked against the sizes their format states. Nothing is ever unpickled.
+They check files against the sizes that the format states, and never unpickle.
 """
 
 import gzip
@@ -20,8 +20,8 @@ class Split(NamedTuple):
     """Examples and their classes.
 
     Attributes:
-        images: uint8 or float32, (images, …): as they are in the files, with the
-            channels last.
+        images: uint8 or float32, (images, …), channels last, with the values of the
+            files.
         labels: int32, (images,).
     """
 
@@ -30,12 +30,12 @@ class Split(NamedTuple):
 
 
 def checked_split(images: np.ndarray, labels: np.ndarray, source: Any) -> Split:
-    """A split of images and labels, checked.
+    """Checks images and labels, and makes a split of them.
 
     Args:
         images: uint8 or floating, (images, …).
         labels: integers, (images,).
-        source: what to name in errors, such as the file that they are from.
+        source: where they come from, such as a file, to name in errors.
 
     Raises:
         InputError: if there are no images or not one label for each, if a value is not
@@ -61,17 +61,17 @@ def checked_split(images: np.ndarray, labels: np.ndarray, source: Any) -> Split:
 
 
 def read_idx_folder(folder: Path) -> tuple[Split, Split]:
-    """Reads the training and test set of MNIST's format, IDX, gzipped or not.
+    """Reads training and test set in MNIST's format, IDX, gzipped or not.
 
     Args:
         folder: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and both with
-            `t10k` in the place of `train`, each alone or with `.gz` appended.
+            `t10k` instead of `train`, each with or without `.gz` appended.
 
     Returns:
         The splits, images of shape (images, height, width, 1).
 
     Raises:
-        InputError: if a file is missing or is not what its header says.
+        InputError: if a file is missing, or differs from what its header says.
     """
     splits = []
     for part in ("train", "t10k"):
@@ -83,18 +83,18 @@ def read_idx_folder(folder: Path) -> tuple[Split, Split]:
 
 
 def read_cifar_folder(folder: Path, num_classes: int) -> tuple[Split, Split]:
-    """Reads the training and test set of CIFAR's binary version.
+    """Reads training and test set in CIFAR's binary format.
 
     Args:
         folder: holds `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin` of
             CIFAR-10, or `train.bin` and `test.bin` of CIFAR-100.
-        num_classes: 10 or 100; of CIFAR-100, the fine labels are taken.
+        num_classes: 10 or 100; 100 takes the fine labels.
 
     Returns:
         The splits, images of shape (images, 32, 32, 3).
 
     Raises:
-        InputError: if a file is missing, or is of another size than whole records.
+        InputError: if a file is missing, or does not consist of whole records.
     """
     names, test_name, label_bytes = {
         10: ([f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin", 1),
@@ -117,8 +117,8 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
         The splits.
 
     Raises:
-        InputError: if a file is missing or damaged, an array is missing, or is not of
-            the stated kind.
+        InputError: if a file is missing or damaged, or if an array is missing or not
+            of the stated kind.
     """
     train, test = (_read_npz(folder / f"{part}.npz") for part in ("train", "test"))
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -130,7 +130,7 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
 
 
 def _read_idx(folder: Path, name: str, num_axes: int) -> np.ndarray:
-    """An array of bytes: 0, 0, 8, the number of axes, big-endian sizes, the content."""
+    """Reads bytes: 0, 0, 8, the number of axes, big-endian sizes, then the content."""
     path = folder / name
     if not path.exists() and (folder / f"{name}.gz").exists():
         path = folder / f"{name}.gz"
@@ -138,7 +138,7 @@ def _read_idx(folder: Path, name: str, num_axes: int) -> np.ndarray:
     header = 4 + 4 * num_axes
     if len(content) < header or content[:4] != bytes((0, 0, 8, num_axes)):
         raise InputError(
-            f"{path} is no IDX file of bytes with {num_axes} axes: it begins with"
+            f"{path} is not an IDX file of bytes with {num_axes} axes: it begins with"
             f" {content[:4].hex(' ') or 'nothing'}"
         )
     shape = np.frombuffer(content, ">u4", num_axes, offset=4).astype(int)
@@ -151,7 +151,7 @@ def _read_cifar(path: Path, label_bytes: int, num_classes: int) -> Split:
     record = label_bytes + int(np.prod(CIFAR_SHAPE))
     if not content or len(content) % record:
         raise InputError(
-            f"{path} has {len(content)} bytes, which are no whole records of {record}"
+            f"{path} has {len(content)} bytes, which are not whole records of {record}"
             f" bytes of CIFAR-{num_classes}"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)

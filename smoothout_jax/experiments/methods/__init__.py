@@ -1,1 +1,1 @@
-"""The methods that are compared, and the rivals of SmoothOut."""
+"""The methods that are compared: their table, and the rivals of SmoothOut."""

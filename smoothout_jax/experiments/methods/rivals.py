@@ -1,4 +1,4 @@
-"""Ways to train that SmoothOut is compared with, as Optax transformations."""
+"""Rivals of SmoothOut that Optax does not have, as Optax transformations."""
 
 from typing import Any, NamedTuple
 
@@ -26,10 +26,10 @@ def msam(
 ) -> optax.GradientTransformation:
     """Momentum-SAM: gradients at w - ρ v / ‖v‖, v being the optimizer's momentum.
 
-    The parameters of the training loop are the perturbed ones, and `msam_eval_params`
-    gives those to evaluate. In a chain, what precedes this gets the perturbed ones, and
-    `optimizer` the others. As in the authors' program, weight decay that is part of the
-    gradient belongs before it, and that of AdamW inside.
+    The training loop holds the perturbed parameters; `msam_eval_params` gives those to
+    evaluate. In a chain, what precedes this transformation gets the perturbed
+    parameters, and `optimizer` the unperturbed ones. As in the authors' program, put
+    weight decay that is part of the gradient before it, and that of AdamW inside.
 
     Args:
         optimizer: an optimizer with momentum, of SGD (`trace`) or Adam (`mu`).
@@ -61,7 +61,7 @@ def _momentum(state: Any) -> Any:
 
 
 def msam_eval_params(state: Any, params: Any) -> Any:
-    """The unperturbed parameters of a training with `msam`, alone or in a chain."""
+    """The unperturbed parameters of training with `msam`, alone or in a chain."""
     del params
     return optax.tree.get(state, "msam_params")
 
@@ -81,7 +81,7 @@ class StayingNoiseState(NamedTuple):
 def staying_noise(noise: Noise, key: jax.Array) -> optax.GradientTransformation:
     """Adds noise to the parameters after each update, and leaves it there.
 
-    SmoothOut without de-noising, the authors' ablation: the last link of a chain.
+    This is SmoothOut without de-noising, the authors' ablation. Put it last in a chain.
 
     Args:
         noise: the law of the noise.

@@ -1,1 +1,1 @@
-"""Results as a reader sees them."""
+"""Results as a reader sees them: tables, figures, statistics and provenance."""

@@ -1,4 +1,4 @@
-"""Where figures come from: date, versions and machine, to be written beside them."""
+"""Where figures come from: date, versions and machine, written beside them."""
 
 import datetime
 import os

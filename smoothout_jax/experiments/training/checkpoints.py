@@ -1,14 +1,12 @@
-"""Checkpoints: the networks of a method, and what they were trained on.
+"""Checkpoints: trees of arrays, and what they were trained on.
 
 Orbax writes them, each a folder that appears whole or not at all.
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,95 +15,38 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training.task import Task
-
-COMMANDS = {"compare": Settings, "train": TrainSettings}
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """The networks of one method.
-
-    Attributes:
-        path: the folder.
-        method: the method's name.
-        settings: the settings that they were trained on.
-        params: their parameters, a tree with a leading axis of the seeds.
-        stats: their BatchNorm statistics, likewise.
-    """
-
-    path: Path
-    method: str
-    settings: Settings | TrainSettings
-    params: Any
-    stats: Any
-
-    def network(self, seed: int) -> tuple[Any, Any]:
-        """The parameters and statistics of the network trained from a seed."""
-        index = self.settings.all_seeds.index(seed)
-        return jax.tree.map(lambda leaf: leaf[index], (self.params, self.stats))
-
-
-def save_checkpoint(path: Path, method: str, settings: Any, **trees: Any) -> None:
-    """Writes a checkpoint, in the place of an earlier one.
+def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
+    """Writes a checkpoint, which replaces an earlier one.
 
     Args:
         path: its folder.
-        method: the method's name.
-        settings: the settings of the command.
-        **trees: `params`, `stats` and, of a run that can go on, its `state`.
+        about: what it holds and was trained on: `command`, `method` and `settings`, as
+            JSON holds them.
+        **trees: `params`, `stats` and, of a run that can continue, its `state`.
     """
-    (command,) = (name for name, each in COMMANDS.items() if type(settings) is each)
-    about = {
-        "command": command,
-        "method": method,
-        "settings": settings.to_json(),
-        "digests": {name: _digest(tree) for name, tree in trees.items()},
-    }
-    # Orbax takes no tree without arrays.
+    digests = {name: _digest(tree) for name, tree in trees.items()}
+    # Orbax does not take a tree without arrays.
     items: dict[str, Any] = {
         name: ocp.args.StandardSave(tree)
         for name, tree in trees.items()
         if jax.tree.leaves(tree)
     }
+    items["about"] = ocp.args.JsonSave({**about, "digests": digests})
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            path.absolute(),
-            ocp.args.Composite(about=ocp.args.JsonSave(about), **items),
-            force=True,
-        )
+        checkpointer.save(path.absolute(), ocp.args.Composite(**items), force=True)
 
 
-def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
-    """Reads the networks of a checkpoint.
-
-    Args:
-        path: the checkpoint's folder, or that of a run of `smoothout train`, for the
-            last of its checkpoints.
-        data_dir: the folder of the data that it was trained on.
+def load_about(path: Path) -> dict[str, Any]:
+    """Reads what a checkpoint holds, as `save_checkpoint` wrote it.
 
     Raises:
-        InputError: if there is none, if it is damaged, or holds another network than
-            its settings say.
+        InputError: if the checkpoint is damaged.
     """
-    if not path.is_dir():
-        raise InputError(f"checkpoint {path} does not exist")
-    if steps := steps_of(path):
-        path = path_of(path, steps[-1])
-    with _told_by_name(path):
-        about = _restore(path, about=ocp.args.JsonRestore())["about"]
-        settings = COMMANDS[about["command"]].from_json(about["settings"], data_dir)
-        shapes = jax.eval_shape(
-            jax.vmap(Task(settings).init),
-            jax.random.split(jax.random.key(0), len(settings.all_seeds)),
-        )
-    like = dict(zip(("params", "stats"), shapes, strict=True))
-    return Checkpoint(path, about["method"], settings, **load_trees(path, **like))
+    with named_errors(path):
+        return _restore(path, about=ocp.args.JsonRestore())["about"]
 
 
 def load_trees(path: Path, **like: Any) -> dict[str, Any]:
@@ -113,10 +54,10 @@ def load_trees(path: Path, **like: Any) -> dict[str, Any]:
 
     Args:
         path: the checkpoint's folder.
-        **like: for each of them a tree of the same structure, shapes and dtypes.
+        **like: for each of them, a tree of the same structure, shapes and dtypes.
 
     Raises:
-        InputError: if the checkpoint is damaged, or holds something else.
+        InputError: if the checkpoint is damaged, or holds other trees.
     """
     shapes = jax.tree.map(_placed, like)
     items = {
@@ -124,43 +65,37 @@ def load_trees(path: Path, **like: Any) -> dict[str, Any]:
         for name, tree in shapes.items()
         if jax.tree.leaves(tree)
     }
-    with _told_by_name(path):
-        found = _restore(path, about=ocp.args.JsonRestore(), **items)
-        trees = {name: found.get(name, like[name]) for name in like}
+    with named_errors(path):
+        restored = _restore(path, about=ocp.args.JsonRestore(), **items)
+        trees = {name: restored.get(name, like[name]) for name in like}
         for name, tree in trees.items():
-            if _digest(tree) != found["about"]["digests"][name]:
+            if _digest(tree) != restored["about"]["digests"][name]:
                 raise InputError(f"checkpoint {path} is damaged: {name} has changed")
     return trees
 
 
 def steps_of(run: Path) -> list[int]:
-    """The steps, rising, that a run of `smoothout train` has checkpoints of."""
+    """The steps at which a run of `smoothout train` has checkpoints, in order."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
     return sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
 
 
-def load_settings(path: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was trained on, as JSON holds them."""
-    with _told_by_name(path):
-        return _restore(path, about=ocp.args.JsonRestore())["about"]["settings"]
-
-
 def delete_checkpoint(path: Path) -> None:
-    """Deletes a checkpoint, which is none any more before the first file goes."""
-    going = path.with_name(f"{path.name}.going")
-    path.rename(going)
-    shutil.rmtree(going)
+    """Deletes a checkpoint: it stops being one before its first file is gone."""
+    doomed = path.with_name(f"{path.name}.going")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def path_of(run: Path, step: int) -> Path:
-    """The folder of a run's checkpoint."""
+    """The folder of the checkpoint that a run has at a step."""
     return run / "checkpoints" / str(step)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and place of a leaf, which is the first device if it has none."""
+    """Shape, dtype and sharding of a leaf, by default on the first device."""
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = getattr(leaf, "sharding", None) or first
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -172,7 +107,8 @@ def _restore(path: Path, **items: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _told_by_name(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
+    """Reports errors of Orbax as errors that name the checkpoint."""
     try:
         yield
     except InputError:
@@ -191,25 +127,3 @@ def _digest(tree: Any) -> str:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def labels(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:
-    """The checkpoints by the name of their method, or by path where two share it."""
-    names = [METHODS[checkpoint.method].label for checkpoint in checkpoints]
-    if len(set(names)) < len(names):
-        paths = [checkpoint.path.absolute() for checkpoint in checkpoints]
-        common = os.path.commonpath([path.parent for path in paths])
-        names = [str(path.relative_to(common)) for path in paths]
-        for path in paths:
-            if paths.count(path) > 1:
-                raise InputError(f"checkpoint {path} is given twice")
-    return dict(zip(names, checkpoints, strict=True))
-
-
-def save_figure(figure: Any, stem: Path) -> list[Path]:
-    """Writes a picture as PNG and as PDF."""
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
-    for path in paths:
-        with whole_file(path) as unfinished:
-            figure.savefig(unfinished, format=path.suffix[1:], dpi=150)
-    return paths

@@ -2,12 +2,13 @@
 
 import contextlib
 import csv
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tensorboardX
 
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.train_settings import TrainSettings
 from smoothout_jax.experiments.training.processes import is_first
 
 COLUMNS = (
@@ -27,26 +28,26 @@ COLUMNS = (
 class Log:
     """A context manager that writes a line for each evaluation.
 
-    Args:
-        settings: the settings of the run.
-        start: the step that the run goes on from; what was logged of later steps,
-            which are trained again, is dropped.
-
     Only the first of several processes writes.
 
+    Args:
+        output: the folder of the run.
+        start: the step that the run continues from; lines of later steps, which are
+            trained again, are dropped.
+
     Attributes:
-        earlier_seconds: seconds that the steps before took.
+        earlier_seconds: seconds that the steps up to `start` took.
     """
 
-    def __init__(self, settings: TrainSettings, start: int):
+    def __init__(self, output: Path, start: int):
         self.earlier_seconds = 0.0
         self._files = contextlib.ExitStack()
         self._writes = is_first()
         if self._writes:
-            self._open(settings, start)
+            self._open(output, start)
 
-    def _open(self, settings, start) -> None:
-        path = settings.output / "log.csv"
+    def _open(self, output, start) -> None:
+        path = output / "log.csv"
         lines = [COLUMNS]
         if path.exists() and start:
             with path.open(newline="") as file:
@@ -59,7 +60,7 @@ class Log:
             csv.writer(file).writerows(lines)
         self._file = self._files.enter_context(path.open("a", newline=""))
         self._writer = tensorboardX.SummaryWriter(
-            str(settings.output / "tensorboard"), purge_step=start + 1
+            str(output / "tensorboard"), purge_step=start + 1
         )
         self._files.callback(self._writer.close)
 
@@ -69,8 +70,8 @@ class Log:
     def __exit__(self, *exception: Any) -> None:
         self._files.close()
 
-    def write(self, row: dict[str, float]) -> None:
-        """Writes what was found at a step, by the names of `COLUMNS`."""
+    def write(self, row: Mapping[str, float]) -> None:
+        """Writes the values of a step, by the names in `COLUMNS`."""
         if not self._writes:
             return
         csv.writer(self._file).writerow([row[name] for name in COLUMNS])

@@ -1,32 +1,53 @@
-"""Where arrays lie: on one device, or over a mesh of the devices of many processes."""
+"""Which devices hold arrays: one, or a mesh of the devices of many processes."""
 
 import math
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
-from smoothout_jax.experiments.options import AXES, InputError, parse_mesh
+from smoothout_jax.experiments.options import InputError
+
+AXES = ("data", "model")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Parses a mesh written as `data=4,model=2` into the sizes of its axes.
+
+    Raises:
+        ValueError: if it is not written so.
+    """
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or name in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                "mesh must give sizes of at least 1 to the axes data and model, such"
+                f" as data=4,model=2; got {text!r}"
+            )
+        sizes[name] = int(size)
+    return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 class Placement:
-    """Lays examples along the axis `data`, and filters along the axis `model`.
+    """Shards examples over the axis `data`, and filters over the axis `model`.
 
     Args:
-        text: the mesh, as `parse_mesh` takes it; without one, all lies on the first
-            device.
+        text: the mesh, as `parse_mesh` takes it; without one, the first device holds
+            everything.
 
     Attributes:
-        mesh: the mesh, or `None`.
-        replicated: the sharding of arrays that every device holds, or `None`.
+        mesh: the mesh; `None` without one.
+        replicated: the sharding of arrays that every device holds; `None` without a
+            mesh.
 
     Raises:
-        InputError: if there are not so many devices.
+        InputError: if the mesh needs another number of devices than there are.
     """
 
     def __init__(self, text: str | None = None):
-        self.mesh: Any = None
+        self.mesh: Mesh | None = None
         self.replicated: Any = None
         if text is None:
             return
@@ -41,8 +62,8 @@ class Placement:
         self.mesh = jax.make_mesh(shape, AXES, (AxisType.Auto,) * 2)
         self.replicated = NamedSharding(self.mesh, jax.P())
 
-    def check_batch(self, batch_size: int, copies: int) -> None:
-        """Requires a batch, and each copy's part of it, that divides over the mesh.
+    def check_batch(self, batch_size: int, parts: int = 1) -> None:
+        """Requires that each part of a batch divides over the mesh.
 
         Raises:
             InputError: if not.
@@ -50,17 +71,17 @@ class Placement:
         if self.mesh is None:
             return
         devices = self._sizes["data"]
-        if batch_size % (copies * devices):
-            parts = f" in {copies} copies" if copies > 1 else ""
+        if batch_size % (parts * devices):
+            split = f" in {parts} parts" if parts > 1 else ""
             raise InputError(
-                f"batch_size={batch_size}{parts} does not divide over the {devices}"
+                f"batch_size={batch_size}{split} does not divide over the {devices}"
                 " devices of the mesh's axis data"
             )
 
     def examples(self, array: np.ndarray) -> jax.Array:
-        """An array of examples, each process holding those of its own devices.
+        """Shards an array of examples: each process holds those of its own devices.
 
-        Zeros are appended that make the examples divide over the devices.
+        Appends zeros so that the examples divide over the devices.
         """
         if self.mesh is None:
             return jax.numpy.asarray(array)
@@ -69,21 +90,21 @@ class Placement:
         return self._place(padded, self._over_data)
 
     def everywhere(self, array: Any) -> jax.Array:
-        """An array that every device holds."""
+        """Copies an array to every device."""
         if self.mesh is None:
             return jax.numpy.asarray(array)
         return self._place(np.asarray(array), self.replicated)
 
     def shardings(self, tree: Any) -> Any:
-        """Shardings of a training's state, by the shapes of its leaves.
+        """The shardings of a training state, by the shapes of its leaves.
 
-        Along the last axis, that of the filters, leaves of two axes and more are laid
-        over the model's axis, where they divide.
+        Leaves of two or more axes are sharded over the mesh's axis `model` along their
+        last axis, that of the filters, where it divides.
         """
         return self.mesh and jax.tree.map(self._sharding, tree)
 
     def over_data(self, array: jax.Array) -> jax.Array:
-        """A batch, inside a compiled program, laid over the data's axis."""
+        """Shards a batch over the axis `data`, inside a compiled program."""
         if self.mesh is None:
             return array
         return jax.lax.with_sharding_constraint(array, self._over_data)

@@ -1,4 +1,4 @@
-"""What a network learns: the data, the network itself and how it is judged."""
+"""What a network learns: the data, the network, its loss and its accuracy."""
 
 import functools
 from typing import Any
@@ -10,10 +10,8 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from smoothout_jax.experiments.data.datasets import Dataset, hold_out, load
-from smoothout_jax.experiments.networks import make_network
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.regime import num_steps
-from smoothout_jax.experiments.settings import TrainingSettings
+from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.sharpness.objective import mean_over_batches
 
@@ -29,12 +27,12 @@ class Task:
     `{"batch_stats": …}`, or empty for networks without it.
 
     Args:
-        settings: the settings that training runs on.
-        placement: where arrays lie; by default on the first device.
+        settings: the settings of training.
+        placement: which devices hold arrays; by default the first.
 
     Attributes:
-        settings: those settings.
-        placement: where arrays lie.
+        settings: the settings of training.
+        placement: which devices hold arrays.
         data: the data set.
         training_data: training images and their labels, on the devices.
         steps: updates in the whole of training.
@@ -43,13 +41,13 @@ class Task:
         convolves: whether it has convolutions, which are slow in loops and under vmap
             on CPU.
         sets: batches of images and labels: `"train"`, the first 2,000 training images,
-            on which measures are taken, and `"test"`.
+            which measures of sharpness use too, and `"test"`.
 
     Raises:
-        InputError: if the data cannot be read, or do not suit the network.
+        InputError: if the data cannot be read, or do not fit the network.
     """
 
-    def __init__(self, settings: TrainingSettings, placement: Placement | None = None):
+    def __init__(self, settings: SharedSettings, placement: Placement | None = None):
         self.settings = settings
         self.placement = placement = placement or Placement()
         data = load(settings.data, settings.data_dir, settings.train_size)
@@ -66,24 +64,12 @@ class Task:
             placement.examples(self.data.train_images),
             placement.examples(self.data.train_labels),
         )
-        self.steps = num_steps(settings, num_images)
+        self.steps = settings.num_steps(num_images)
         self.steps_per_epoch = num_images // settings.batch_size
-        self.convolves = settings.network not in ("mlp", "f1")
-        try:
-            self._training, self._evaluating, self._measuring = (
-                make_network(
-                    settings,
-                    self.data.num_classes,
-                    functools.partial(nn.BatchNorm, **options),
-                )
-                for options in (
-                    {"use_running_average": False, "momentum": 0.9},
-                    {"use_running_average": True},
-                    {"use_running_average": False, "momentum": 0.0},
-                )
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        self.convolves = settings.model.convolves
+        self._training = self._network(use_running_average=False, momentum=0.9)
+        self._evaluating = self._network(use_running_average=True)
+        self._measuring = self._network(use_running_average=False, momentum=0.0)
         self._init_stats = jax.eval_shape(self.init, jax.random.key(0))[1]
         self.batch_norm = bool(self._init_stats)
         self.sets = {
@@ -105,12 +91,12 @@ class Task:
     def loss(
         self, params: Any, stats: Any, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-        """The loss that is trained, in nats, with new statistics and the accuracy."""
+        """The loss to minimise, in nats; with it, new statistics and the accuracy."""
         logits, stats = _apply_training(self._training, params, stats, images)
         return _cross_entropy(logits, labels), (stats, _accuracy(logits, labels))
 
     def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
-        """Loss and accuracy of images and labels, by statistics that stay."""
+        """Loss and accuracy of a batch, with fixed statistics."""
         images, labels = batch
         logits = self._evaluating.apply(params | stats, images)
         return {
@@ -119,7 +105,7 @@ class Task:
         }
 
     def evaluate(self, params: Any, stats: Any) -> dict[str, float]:
-        """Loss and accuracy of each of the sets, such as `"train loss"`."""
+        """Loss and accuracy on each of the sets, by names such as `"train loss"`."""
         return {
             f"{name} {quantity}": float(value)
             for name, batches in self.sets.items()
@@ -129,23 +115,23 @@ class Task:
         }
 
     def loss_with(self, stats: Any) -> Partial:
-        """The loss of a batch, by statistics that stay: `loss(params, batch)`."""
+        """The loss of a batch with fixed statistics: `loss(params, batch)`."""
         return Partial(self._loss, stats=stats)
 
     def quantities_with(self, stats: Any) -> Partial:
-        """Loss and accuracy of a batch, by statistics that stay."""
+        """Loss and accuracy of a batch with fixed statistics, as a function of both."""
         return Partial(self.quantities, stats=stats)
 
     def statistics(self, params: Any, running: Any) -> Any:
-        """The BatchNorm statistics to evaluate with, by the setting of that name.
+        """The BatchNorm statistics to evaluate with, as the settings choose.
 
         Args:
             params: the clean parameters.
-            running: the statistics of training, taken at noisy parameters as a rule.
+            running: the running statistics of training, most often of noisy parameters.
 
         Returns:
-            The running ones, or means of the batches' statistics over the first
-            training images.
+            The running statistics, or the mean of the statistics of each batch of the
+            first training images.
         """
         if not self.batch_norm or self.settings.statistics == "running":
             return running
@@ -154,30 +140,25 @@ class Task:
         )
 
     def batch_statistics(self, params: Any, batch: Any) -> Any:
-        """The BatchNorm statistics of a batch: running means without momentum."""
+        """The BatchNorm statistics of one batch: running means without momentum."""
         empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), self._init_stats)
         return _apply_training(self._measuring, params, empty, batch[0])[1]
 
+    def _network(self, **batch_norm: Any) -> nn.Module:
+        """The network, with options of its BatchNorm."""
+        settings = self.settings
+        norm = functools.partial(nn.BatchNorm, **batch_norm)
+        try:
+            return settings.model.build(settings, self.data.num_classes, norm)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
     def _check_images(self, shape) -> None:
         settings = self.settings
-        if settings.network in ("resnet", "wide-resnet", "vit") and len(shape) != 4:
-            raise InputError(
-                f"network {settings.network} needs images of two dimensions, those of"
-                f" {settings.data} have shape {shape[1:]}"
-            )
-        if settings.network == "vit" and (shape[1] % 4 or shape[2] % 4):
-            raise InputError(
-                "network vit needs images of a multiple of 4 pixels either way, got"
-                f" {shape[1:3]}"
-            )
-        if settings.network == "cnet" and len(shape) < 3:
-            raise InputError(
-                f"network cnet needs images with channels, those of {settings.data}"
-                f" have shape {shape[1:]}"
-            )
+        settings.model.check_images(settings.network, shape[1:], settings.data)
         if (settings.shift or settings.flip) and len(shape) != 4:
             raise InputError(
-                "shift and flip need images of two dimensions, those of"
+                "shift and flip need images of 2 dimensions, with channels; those of"
                 f" {settings.data} have shape {shape[1:]}"
             )
 
@@ -193,7 +174,7 @@ class Task:
 
 
 def _apply_training(network, params, stats, images) -> Any:
-    """Logits, normalised by the batch, and the statistics moved by it."""
+    """Logits, normalised by the batch, and the statistics that it updates."""
     return network.apply(params | stats, images, mutable=["batch_stats"])
 
 

@@ -1,9 +1,8 @@
-"""Training by one method from several seeds.
+"""The training loop: one method, from several seeds.
 
-Runs train side by side in one compiled program where that is faster: the networks
-without convolutions. Convolutions are many times slower under `vmap` (one kernel for
-each run) and, on CPU, in loops: there runs take turns, and steps are dispatched one by
-one.
+Networks without convolutions train side by side in one compiled program, which is
+faster. Convolutions are many times slower under `vmap` (one kernel for each run) and,
+on CPU, in loops: there runs take turns, and steps are dispatched one by one.
 """
 
 import time
@@ -16,22 +15,22 @@ import numpy as np
 import optax
 
 from smoothout_jax import smoothout_value_and_grad
-from smoothout_jax.experiments.data.datasets import batch_indices
+from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
-from smoothout_jax.experiments.regime import augment, peak_learning_rate
+from smoothout_jax.experiments.regime import augment
 from smoothout_jax.experiments.training.task import Task
 
 
 class State(NamedTuple):
-    """State of a run, from which it goes on bit for bit.
+    """State of a run, from which it continues bit for bit.
 
     Attributes:
         step: updates so far, int32.
         params: parameters of the training loop.
         stats: BatchNorm's running statistics.
         opt_state: state of the transformation.
-        noise_key: data of the key of the noise.
-        batch_key: data of the key of the batches and their augmentation.
+        noise_key: data of the PRNG key for noise.
+        batch_key: data of the PRNG key for batches and their augmentation.
         strength: the method's strength, such as a radius.
     """
 
@@ -45,30 +44,23 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What is known of a step: loss (nats) and accuracy of its batch."""
+    """Loss (nats) and accuracy of the batch of a step."""
 
     loss: Any
     accuracy: Any
 
 
 def stack(trees: list[Any]) -> Any:
-    """Trees of arrays as one, along a new leading axis."""
+    """Stacks trees of arrays along a new leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _unstack(state: State) -> list[State]:
-    """The states of the runs that lie along the leading axis of one."""
+    """Splits a state of several runs into the state of each."""
     return [
         jax.tree.map(lambda leaf, run=run: leaf[run], state)
         for run in range(len(state.step))
     ]
-
-
-def strength_of(method: Method, settings: Any) -> float:
-    """The strength of the settings, with the learning rate by its rule."""
-    if method.strength == "learning_rate":
-        return peak_learning_rate(settings)
-    return getattr(settings, method.strength)
 
 
 class Trainer:
@@ -78,12 +70,13 @@ class Trainer:
         method: the method.
         task: the task.
         seeds: the seed of each run.
-        strengths: the method's strength in each run; by default the settings'.
+        strengths: the strength of the method in each run; by default that of the
+            settings.
         steps: updates in the whole of training; by default the task's.
 
     Attributes:
         steps: updates in the whole of training.
-        compile_seconds: seconds that compiling took so far.
+        compile_seconds: seconds spent compiling so far.
     """
 
     def __init__(
@@ -97,7 +90,7 @@ class Trainer:
         self.method, self._task = method, task
         self.steps = task.steps if steps is None else steps
         if strengths is None:
-            strengths = [strength_of(method, task.settings)] * len(seeds)
+            strengths = [method.strength_in(task.settings)] * len(seeds)
         self._context = Context(task.settings, self.steps, task.batch_norm)
         self._together = not task.convolves and task.placement.mesh is None
         self._loops = not task.convolves or jax.default_backend() != "cpu"
@@ -106,13 +99,13 @@ class Trainer:
 
     @property
     def state(self) -> State:
-        """The state of all runs, along a leading axis."""
+        """The states of all runs, along a leading axis."""
         if self._together:
             return self._groups[0]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._groups)
 
     def restore(self, state: State) -> None:
-        """Goes on from a state of all runs."""
+        """Continues from a state of all runs."""
         groups = [state] if self._together else _unstack(state)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
         self._groups = jax.device_put(groups, places)
@@ -123,9 +116,10 @@ class Trainer:
         """Trains all runs from one step to another.
 
         Args:
-            start: the step that the runs are at.
+            start: the step that the runs have reached.
             stop: the step to train to.
-            stopped: whether to end early, asked where steps are dispatched one by one.
+            stopped: says whether to end early; called between steps that are
+                dispatched one by one.
 
         Returns:
             Metrics, (runs, steps), and the seconds that the steps took.
@@ -146,7 +140,7 @@ class Trainer:
         return stack(metrics), seconds
 
     def networks(self) -> list[tuple[Any, Any]]:
-        """Parameters and statistics to evaluate, of each run."""
+        """The parameters and statistics of each run to evaluate."""
         networks = []
         for run in _unstack(self.state):
             params = self.method.eval_params(run.opt_state, run.params)
@@ -154,7 +148,7 @@ class Trainer:
         return networks
 
     def _begin(self, seeds, strengths) -> list[State]:
-        """The states of the runs: one of all that train together, or each its own."""
+        """The initial states: one of all runs that train together, or one for each."""
         if self._together:
             return [jax.jit(jax.vmap(self._init))(seeds, strengths)]
         shapes = jax.eval_shape(self._init, seeds[0], strengths[0])
@@ -163,7 +157,7 @@ class Trainer:
         return [init(*run) for run in zip(seeds, strengths, strict=True)]
 
     def _draw(self, start, steps) -> jax.Array:
-        """The batches of all runs, (runs, steps, batch_size)."""
+        """Draws the batches of all runs: indices, (runs, steps, batch_size)."""
         keys = [group.batch_key for group in self._groups]
         keys = keys[0] if self._together else jnp.stack(keys)
         draw = jax.vmap(lambda key, start: self._batches(key, start, steps), (0, None))
@@ -171,7 +165,7 @@ class Trainer:
         return self._program(steps, draw, keys, first)(keys, first)
 
     def _training_program(self, state, batches):
-        """The compiled program of all steps of these batches, or of one of them."""
+        """Compiles a program for all steps of these batches, or for one step."""
         function, batch, data = self._scan, batches, self._task.training_data
         if self._together:
             function = jax.vmap(function, (0, 0, None))
@@ -182,7 +176,7 @@ class Trainer:
             function,
             *(state, batch, data),
             donate_argnums=0,
-            # A state that lies as it did can go in again.
+            # So that the state that comes out can go in again.
             out_shardings=(
                 jax.tree.map(lambda leaf: leaf.sharding, state),
                 self._task.placement.replicated,
@@ -244,7 +238,7 @@ class Trainer:
     def _step(self, state: State, batch, data) -> tuple[State, Metrics]:
         noise_key = jax.random.wrap_key_data(state.noise_key)
         batch_key = jax.random.wrap_key_data(state.batch_key)
-        # Shuffles fold in the number of the epoch; this is none.
+        # Shuffles fold in the number of the epoch, which never is this.
         augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
         placement = self._task.placement
         images, labels = (placement.over_data(array[batch]) for array in data)
@@ -255,7 +249,7 @@ class Trainer:
         def loss(params, images, labels):
             return self._task.loss(params, state.stats, images, labels)
 
-        def grad_fn(params, copy):  # SAM's second gradient
+        def grad_fn(params, step):  # for SAM's second gradient
             return jax.grad(loss, has_aux=True)(params, images, labels)[0]
 
         (value, (stats, accuracy)), grads = self._value_and_grad(loss, state)(
