@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import results
+from pages import results
+from pages.evidence import read
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence
 from smoothout_jax.experiments.commands.evidence import case_settings
@@ -118,16 +119,16 @@ def test_bad_options_are_told(options, message, capsys):
 
 
 def test_the_page_is_that_of_the_committed_results():
-    found = results.read()
-    assert found
+    committed = read()
+    assert committed
     page = (ROOT / "docs" / "results.md").read_text()
-    assert page == results.page(found)
-    for form in {each.form for each in found}:
+    assert page == results.page(committed)
+    for form in {each.form for each in committed}:
         assert (ROOT / "docs" / "results" / f"differences-{form}.png").exists()
 
 
 def test_committed_results_are_of_the_plans():
-    for each in results.read():
+    for each in read():
         plan = {case.name: case for case in EXPERIMENTS[each.experiment][each.form]}
         settings = case_settings(plan[each.name], Path(), held_out=False).to_json()
         kept = each.case["settings"] | {"learning_rate": settings["learning_rate"]}

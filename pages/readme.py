@@ -1,36 +1,35 @@
 """The tables of the README, from the committed results.
 
-`python -m benchmarks.readme` puts them in their places between `<!-- name -->` and
+`python -m pages.readme` puts each in its place, between `<!-- name -->` and
 `<!-- /name -->`.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks import report, results
-from smoothout_jax.experiments.commands import sharpness as measures
+from pages import costs, results
+from pages.evidence import Result, read
+from pages.source import DOCS, ROOT
+from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.tables import markdown
 
-ROOT = Path(__file__).parents[1]
 
-
-def digits(found: Mapping[str, Any]) -> str:
-    """What `smoothout compare` found."""
+def digits(document: Mapping[str, Any]) -> str:
+    """Results of `smoothout compare`."""
     rows = [
         (
             METHODS[name].label,
-            "{:.2f} ± {:.2f}".format(*row["test_accuracy"]),
-            ""
-            if name == "sgd"
-            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["difference_to_sgd"]),
+            with_error(row["test_accuracy"]),
+            "" if name == "sgd" else with_interval(row["difference_to_sgd"]),
             "{:.2f}".format(row["train_accuracy"][0]),
-            "{:.3f} ± {:.3f}".format(*row["loss_rise"]),
+            with_error(row["loss_rise"], ".3f"),
             "{:.2f}".format(row["relative_step_time"]),
         )
-        for name, row in found["summary"].items()
+        for name, row in document["summary"].items()
     ]
     header = (
         "method",
@@ -40,15 +39,15 @@ def digits(found: Mapping[str, Any]) -> str:
         "loss rise under noise",
         "step time / SGD's",
     )
-    return report.markdown(header, rows)
+    return markdown(header, rows)
 
 
-def sharpness(found: Mapping[str, Any]) -> str:
-    """What `smoothout sharpness` found of the whole networks."""
-    rows = [measures.Row(**row) for row in found["rows"]]
-    whole = [row for row in rows if row.layer == measures.WHOLE]
-    header, *lines = measures.cells(found["settings"]["measures"], whole)
-    return report.markdown(header, lines)
+def sharpness(document: Mapping[str, Any]) -> str:
+    """Results of `smoothout sharpness` for whole networks."""
+    rows = [Row(**row) for row in document["rows"]]
+    whole = [row for row in rows if row.layer == WHOLE]
+    header, *lines = cells(document["settings"]["measures"], whole)
+    return markdown(header, lines)
 
 
 def evidence() -> str:
@@ -57,16 +56,16 @@ def evidence() -> str:
 
 
 def radii() -> str:
-    """What each strength brought in them."""
+    """Gains of each strength in these cases."""
     return results.advice(_cpu_form())
 
 
-def _cpu_form() -> list[results.Found]:
-    return [each for each in results.read() if each.form == "cpu"]
+def _cpu_form() -> list[Result]:
+    return [each for each in read() if each.form == "cpu"]
 
 
 def _read(path: str) -> Any:
-    return json.loads((ROOT / "docs" / path).read_text())
+    return json.loads((DOCS / path).read_text())
 
 
 TABLES = {
@@ -74,7 +73,7 @@ TABLES = {
     "evidence": evidence,
     "sharpness": lambda: sharpness(_read("sharpness/sharpness.json")),
     "radii": radii,
-    "costs": lambda: report.readme(_read("performance/cpu.json")),
+    "costs": lambda: costs.readme(_read("performance/cpu.json")),
 }
 
 

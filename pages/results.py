@@ -1,79 +1,28 @@
 """The page of results and its pictures, from the raw results of the experiments.
 
-`python -m benchmarks.results` makes docs/results.md and the pictures beside it anew
-from docs/results/*.json, which `smoothout evidence` wrote.
+`python -m pages.results` makes docs/results.md and the figures of docs/results from the
+JSON files there, which `smoothout evidence` writes, and the text in pages/results.md.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.report import markdown
+from pages.evidence import FORMS, TITLES, Result, read
+from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS
-
-DOCS = Path(__file__).parents[1] / "docs"
-TITLES = {
-    "digits": "Digits",
-    "mnist1d": "MNIST-1D",
-    "fashion-mnist": "Fashion-MNIST",
-    "fashion-mnist-1k": "1,024 images of Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-}
-FORMS = {"cpu": "CPU form", "full": "Full form"}
+from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.tables import markdown
 
 
-class Found(NamedTuple):
-    """What one case found.
-
-    Attributes:
-        experiment: its experiment's name.
-        form: `"cpu"` or `"full"`.
-        name: its name in the experiment.
-        case: its results.
-    """
-
-    experiment: str
-    form: str
-    name: str
-    case: Mapping[str, Any]
-
-    @property
-    def label(self) -> str:
-        """Data, network and batch size."""
-        return f"{TITLES[self.experiment]}, {self.name}"
-
-    def difference(self, method: str, held: str = "equal_updates") -> tuple | None:
-        """Mean difference to SGD in percent with its interval, if it was compared."""
-        row = self.case[held]["summary"].get(method)
-        return row and tuple(row["difference_to_sgd"])
-
-
-def read() -> list[Found]:
-    """All cases of the committed results, in the order of the experiments."""
-    found = []
-    for form in FORMS:
-        for experiment in TITLES:
-            path = DOCS / "results" / f"{experiment}-{form}.json"
-            if path.exists():
-                document = json.loads(path.read_text())
-                found += [
-                    Found(experiment, form, name, document["cases"][name])
-                    for name in document["plan"]
-                    if name in document["cases"]
-                ]
-    return found
-
-
-def page(found: list[Found]) -> str:
+def page(results: list[Result]) -> str:
     """The page."""
-    parts = [INTRODUCTION]
+    parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
     for form, title in FORMS.items():
-        here = [each for each in found if each.form == form]
+        here = [each for each in results if each.form == form]
         parts.append(f"## {title}")
         if here:
             parts.append(f"![Differences to SGD](results/differences-{form}.png)")
@@ -83,9 +32,9 @@ def page(found: list[Found]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _missing(form: str, found: list[Found]) -> list[str]:
+def _missing(form: str, results: list[Result]) -> list[str]:
     """The cases of the plans that have no results yet."""
-    there = {(each.experiment, each.name) for each in found}
+    there = {(each.experiment, each.name) for each in results}
     return [
         f"{title}, {case.name}"
         for experiment, title in TITLES.items()
@@ -94,40 +43,40 @@ def _missing(form: str, found: list[Found]) -> list[str]:
     ]
 
 
-def _form(found: list[Found]) -> Iterator[str]:
+def _form(results: list[Result]) -> Iterator[str]:
     yield "### Does it help, and how much?"
-    yield overview(found)
-    yield from _verdicts(found)
+    yield overview(results)
+    yield from _verdicts(results)
     yield "### Small and large batches"
-    yield batches(found)
+    yield batches(results)
     yield "### Which radius?"
     yield RADII
-    yield chosen(found)
-    yield lost(found)
+    yield chosen(results)
+    yield lost(results)
     yield "### At what cost, against SAM and MSAM?"
     yield COSTS
-    yield costs(found)
+    yield costs(results)
     yield "### Case by case"
-    for each in found:
+    for each in results:
         yield f"#### {each.label}"
         yield _description(each)
         yield details(each)
 
 
-def _methods(found: list[Found]) -> list[str]:
+def _methods(results: list[Result]) -> list[str]:
     """The methods compared, without SGD."""
     return [
         name
         for name in METHODS
-        if name != "sgd" and any(name in each.case["trials"] for each in found)
+        if name != "sgd" and any(name in each.case["trials"] for each in results)
     ]
 
 
-def overview(found: list[Found]) -> str:
+def overview(results: list[Result]) -> str:
     """Each method over all cases: mean difference, cases won, lost and undecided."""
     rows = []
-    for name in _methods(found):
-        differences = [d for each in found if (d := each.difference(name))]
+    for name in _methods(results):
+        differences = [d for each in results if (d := each.difference(name))]
         rows.append(
             (
                 METHODS[name].label,
@@ -141,49 +90,45 @@ def overview(found: list[Found]) -> str:
     return markdown(header, rows)
 
 
-def _verdicts(found: list[Found]) -> Iterator[str]:
+def _verdicts(results: list[Result]) -> Iterator[str]:
     """Where the paper's methods did not win."""
     for name in ("smoothout", "adasmoothout"):
         losing = [
-            f"{each.label} ({d[0]:+.2f} [{d[1]:+.2f}, {d[2]:+.2f}])"
-            for each in found
+            f"{each.label} ({with_interval(d)})"
+            for each in results
             if (d := each.difference(name)) and d[1] <= 0
         ]
         if losing:
             yield (
                 f"{METHODS[name].label} was not certainly better than SGD in"
-                f" {len(losing)} of {len(found)} cases: {'; '.join(losing)}."
+                f" {len(losing)} of {len(results)} cases: {'; '.join(losing)}."
             )
         else:
             yield f"{METHODS[name].label} was better than SGD in every case."
 
 
-def batches(found: list[Found]) -> str:
+def batches(results: list[Result]) -> str:
     """Differences to SGD by case: columns are the methods."""
     names = ("smoothout", "adasmoothout", "adasmoothout-split", "sam", "msam")
     rows = [
         (
             each.label,
-            "{:.2f} ± {:.2f}".format(
-                *each.case["equal_updates"]["summary"]["sgd"]["test_accuracy"]
-            ),
+            with_error(each.case["equal_updates"]["summary"]["sgd"]["test_accuracy"]),
             *(
-                "{:+.2f} [{:+.2f}, {:+.2f}]".format(*d)
-                if (d := each.difference(name))
-                else ""
+                with_interval(d) if (d := each.difference(name)) else ""
                 for name in names
             ),
         )
-        for each in found
+        for each in results
     ]
     return markdown(("case", "SGD, %", *(METHODS[n].label for n in names)), rows)
 
 
-def chosen(found: list[Found]) -> str:
+def chosen(results: list[Result]) -> str:
     """The strength that each method chose in each case."""
-    names = _methods(found)
+    names = _methods(results)
     rows = []
-    for each in found:
+    for each in results:
         trials = each.case["trials"]
         cells = [
             _strength(trials[name]) if name in trials else ""
@@ -199,20 +144,15 @@ def _strength(trial: Mapping[str, Any]) -> str:
     return f"{trial['chosen']:g}{'*' if trial['chosen'] in ends else ''}"
 
 
-def lost(found: list[Found]) -> str:
-    """Validation accuracy at each strength less SGD's best, averaged over cases."""
+def lost(results: list[Result]) -> str:
+    """Validation accuracy at each strength minus SGD's best, averaged over cases."""
     rows = []
-    for name in _methods(found):
+    for name in _methods(results):
         trials = [
-            (each.case["trials"][name], each.case["trials"]["sgd"])
-            for each in found
-            if name in each.case["trials"]
+            each.case["trials"] for each in results if name in each.case["trials"]
         ]
-        gains = [
-            100 * (np.mean(trial["accuracies"], 1) - _best(sgd))
-            for trial, sgd in trials
-        ]
-        strengths = trials[0][0]["strengths"]
+        gains = [_gains(each, name) for each in trials]
+        strengths = trials[0][name]["strengths"]
         cells = [
             f"{strength:g}: {gain:+.2f}"
             for strength, gain in zip(strengths, np.mean(gains, 0), strict=True)
@@ -222,11 +162,11 @@ def lost(found: list[Found]) -> str:
     return markdown(header, rows)
 
 
-def advice(found: list[Found]) -> str:
-    """Of each strength: its gain over SGD on held-out images, and how often chosen."""
+def advice(results: list[Result]) -> str:
+    """Gain of each strength over SGD on held-out images, and how often it won."""
     rows = []
     for name in ("adasmoothout", "smoothout", "sam", "msam"):
-        cases = [each.case["trials"] for each in found]
+        cases = [each.case["trials"] for each in results]
         strengths = cases[0][name]["strengths"]
         gains = np.mean([_gains(trials, name) for trials in cases], 0)
         picked = [trials[name]["chosen"] for trials in cases]
@@ -240,7 +180,7 @@ def advice(found: list[Found]) -> str:
 
 
 def _gains(trials: Mapping[str, Any], name: str) -> np.ndarray:
-    """Accuracy at each strength less SGD's best, in percent."""
+    """Accuracy at each strength minus SGD's best, in percent."""
     return 100 * (np.mean(trials[name]["accuracies"], 1) - _best(trials["sgd"]))
 
 
@@ -248,18 +188,18 @@ def _best(trial: Mapping[str, Any]) -> float:
     return float(np.mean(trial["accuracies"], 1).max())
 
 
-def costs(found: list[Found]) -> str:
+def costs(results: list[Result]) -> str:
     """Step times, and differences to SGD at equal numbers of gradients."""
     rows = []
-    for name in _methods(found):
+    for name in _methods(results):
         times = [
             each.case["equal_updates"]["summary"][name]["relative_step_time"]
-            for each in found
+            for each in results
             if name in each.case["trials"]
         ]
-        held = "equal_gradients" if METHODS[name].gradients > 1 else "equal_updates"
-        equal = [d[0] for each in found if (d := each.difference(name, held))]
-        updates = [d[0] for each in found if (d := each.difference(name))]
+        equal = "equal_gradients" if METHODS[name].gradients > 1 else "equal_updates"
+        gradients = [d[0] for each in results if (d := each.difference(name, equal))]
+        updates = [d[0] for each in results if (d := each.difference(name))]
         rows.append(
             (
                 METHODS[name].label,
@@ -267,7 +207,7 @@ def costs(found: list[Found]) -> str:
                 f"{np.median(times):.2f}",
                 f"{np.min(times):.2f} to {np.max(times):.2f}",
                 f"{np.mean(updates):+.2f}",
-                f"{np.mean(equal):+.2f}",
+                f"{np.mean(gradients):+.2f}",
             )
         )
     header = (
@@ -281,7 +221,7 @@ def costs(found: list[Found]) -> str:
     return markdown(header, rows)
 
 
-def _description(each: Found) -> str:
+def _description(each: Result) -> str:
     settings, machine = each.case["settings"], each.case["machine"]
     width = f", width {settings['width']}" if settings["width"] else ""
     hidden = settings["hidden_sizes"]
@@ -297,18 +237,16 @@ def _description(each: Found) -> str:
     )
 
 
-def details(each: Found) -> str:
-    """All that was measured in one case."""
+def details(each: Result) -> str:
+    """All measurements of one case."""
     rows = [
         (
             METHODS[name].label,
             _strength(each.case["trials"][name]),
-            "{:.2f} ± {:.2f}".format(*row["test_accuracy"]),
-            ""
-            if name == "sgd"
-            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["difference_to_sgd"]),
+            with_error(row["test_accuracy"]),
+            "" if name == "sgd" else with_interval(row["difference_to_sgd"]),
             "{:.2f}".format(row["train_accuracy"][0]),
-            "{:.3g} ± {:.1g}".format(*row["loss_rise"]),
+            with_error(row["loss_rise"], ".3g", ".1g"),
             "{:.2f}".format(row["relative_step_time"]),
         )
         for name, row in each.case["equal_updates"]["summary"].items()
@@ -325,16 +263,16 @@ def details(each: Found) -> str:
     return markdown(header, rows)
 
 
-def draw(found: list[Found]) -> Figure:
+def draw(results: list[Result]) -> Figure:
     """Differences to SGD with their intervals: a panel for each case."""
-    names = _methods(found)
-    columns = min(4, len(found))
-    rows = -(-len(found) // columns)
+    names = _methods(results)
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
     figure = Figure(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for ax, each in zip(panels, found, strict=False):
+    for ax, each in zip(panels, results, strict=False):
         differences = {name: d for name in names if (d := each.difference(name))}
-        # A method that fails would leave no scale for the others: it is written out.
+        # A method that fails would leave no scale for the others: write its value.
         least = -2 * max(high for _, _, high in differences.values())
         for name, (mean, low, high) in differences.items():
             row = names.index(name)
@@ -357,7 +295,7 @@ def draw(found: list[Found]) -> Figure:
         ax.grid(axis="x", alpha=0.3)
         ax.set_yticks(range(len(names)), [METHODS[name].label for name in names])
     panels[0].invert_yaxis()
-    for ax in panels[len(found) :]:
+    for ax in panels[len(results) :]:
         ax.remove()
     figure.supxlabel(
         "test accuracy minus SGD's (%), paired, 95 % interval", fontsize=10
@@ -365,29 +303,6 @@ def draw(found: list[Found]) -> Figure:
     return figure
 
 
-INTRODUCTION = """<!-- Made by python -m benchmarks.results; do not edit. -->
-
-# Results
-
-What SmoothOut and its rivals do on real data, from the raw results in
-[docs/results](results). `smoothout evidence EXPERIMENT --form cpu` (or `full`, meant
-for a GPU) repeats each experiment, and `python -m benchmarks.results` this page. The
-two forms are never mixed: the CPU form trains on a fixed subset of the training images,
-for fewer steps, and with narrower convolutions.
-
-First SGD tries four learning rates on images held out from the training set; then each
-method tries four strengths (radius, ρ or standard deviation) at the best of them, from
-seeds of its own. Then each trains at its choice on all the training images from the
-same seeds, and is judged on the test images, on which nothing was chosen. Momentum SGD
-with a cosine to zero is underneath; every method takes the same number of updates.
-Intervals are Student's, of 95 %, of differences paired by the seed; *better* and
-*worse* mean that the interval does not hold zero. With many cases some intervals miss
-zero by chance, one in twenty. A star marks a strength at an end of those tried.
-
-BatchNorm's parameters get no noise, and its statistics are re-estimated at the clean
-weights before a network is judged. *Split* methods divide the batch between copies
-that normalise it apart (ghost batches), of which *split SGD* shows the effect without
-noise. *No de-noising* is the authors' ablation."""
 RADII = (
     "The strength that each method chose, on held-out images; for SGD and split SGD"
     " the learning rate, for *rising Gaussian* the standard deviation at the end.\n\n"
@@ -401,11 +316,11 @@ COSTS = (
 
 
 def main() -> None:
-    """Writes the page and its pictures."""
-    found = read()
-    (DOCS / "results.md").write_text(page(found))
+    """Writes the page and its figures."""
+    results = read()
+    (DOCS / "results.md").write_text(page(results))
     for form in FORMS:
-        if here := [each for each in found if each.form == form]:
+        if here := [each for each in results if each.form == form]:
             picture = DOCS / "results" / f"differences-{form}.png"
             draw(here).savefig(picture, dpi=110)
 
