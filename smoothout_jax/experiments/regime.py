@@ -104,7 +104,7 @@ class RegimeSettings(Settings):
         return (self.learning_rate or 0.0) * ratio**power
 
     def num_steps(self, num_images: int) -> int:
-        """Updates in the whole of training on so many images."""
+        """Updates in the whole of training on `num_images` images."""
         if self.steps is not None:
             return self.steps
         epochs = self.epochs or 1.0
@@ -176,7 +176,7 @@ def update_rule(
 
 
 def augment(settings: RegimeSettings, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Moves each image by some pixels, padding by zeros, and mirrors half of them.
+    """Moves each image by some pixels, padding with zeros, and mirrors some.
 
     Args:
         settings: the settings `shift` and `flip`.

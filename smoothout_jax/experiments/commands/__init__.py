@@ -51,8 +51,8 @@ COMMANDS = {
     "evidence": Command(
         "EvidenceSettings",
         "repeat an experiment of the results page",
-        "Tries equally many strengths of each method on held-out training images,"
-        " compares all methods at their best on the test images, and writes"
+        "Tries the same number of strengths for each method on held-out training"
+        " images, compares all methods at their best on the test images, and writes"
         " EXPERIMENT-FORM.json.",
     ),
     "sharpness": Command(
@@ -67,8 +67,8 @@ COMMANDS = {
         "draw the loss around networks, or between two",
         "Draws the training loss on a plane or line through a network of each"
         " checkpoint, or loss and accuracy on the line between two, as PNG and PDF, and"
-        " writes the arrays behind the pictures; from them, an interrupted run"
-        " continues.",
+        " writes the arrays behind the pictures; an interrupted run resumes"
+        " from them.",
     ),
 }
 

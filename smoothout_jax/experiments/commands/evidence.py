@@ -62,7 +62,7 @@ class EvidenceSettings(Settings):
     )
     output: Path = option(
         Path("smoothout-evidence"),
-        "folder of the results; cases that it does not hold yet are added to it",
+        "folder of the results; a run adds the cases that are missing there",
         "FOLDER",
     )
 

@@ -208,7 +208,7 @@ class Run:
         losses = metrics.loss[0]
         if not np.isfinite(losses).all():
             bad = self._step + int(np.flatnonzero(~np.isfinite(losses))[0])
-            raise InputError(self._advice(bad, losses[bad - self._step]))
+            raise InputError(self._advice(bad, float(losses[bad - self._step])))
         self._step += len(losses)
         rate = learning_rate_schedule(settings, settings.peak_learning_rate, task.steps)
         return {

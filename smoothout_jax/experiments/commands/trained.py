@@ -60,7 +60,7 @@ class Checkpoint:
         name: the name of the method.
         settings: the settings of their training.
         params: their parameters, a tree with a leading axis for the seeds.
-        stats: their BatchNorm statistics, likewise.
+        stats: their BatchNorm statistics, with that axis too.
     """
 
     path: Path

@@ -203,6 +203,6 @@ def _read_bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _check_size(path: Path, expected: int, found: int) -> None:
-    if found != expected:
-        raise InputError(f"{path} has {found} bytes, but its header says {expected}")
+def _check_size(path: Path, expected: int, actual: int) -> None:
+    if actual != expected:
+        raise InputError(f"{path} has {actual} bytes, but its header says {expected}")

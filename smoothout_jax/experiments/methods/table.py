@@ -150,7 +150,7 @@ def _no_denoising(context, strength, key):
     return optax.chain(context.optimizer(), noise)
 
 
-# How the split methods run: each copy takes its part of the batch.
+# Options of the split methods, where each copy takes its part of the batch.
 _SPLIT: dict[str, Any] = {
     "copies": lambda settings: {"num_copies": settings.copies},
     "parts": lambda settings: settings.copies,
@@ -210,7 +210,7 @@ METHODS = {
     "adasmoothout-split": Method(
         label="split AdaSmoothOut",
         color="#009e73",
-        help="likewise",
+        help="the same with noise relative to every filter",
         strength="relative_radius",
         noise=Context.relative,
         **_SPLIT,

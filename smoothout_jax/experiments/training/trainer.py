@@ -34,20 +34,20 @@ class State(NamedTuple):
         strength: the method's strength, such as a radius.
     """
 
-    step: Any
+    step: jax.Array
     params: Any
     stats: Any
     opt_state: Any
-    noise_key: Any
-    batch_key: Any
-    strength: Any
+    noise_key: jax.Array
+    batch_key: jax.Array
+    strength: jax.Array
 
 
 class Metrics(NamedTuple):
     """Loss (nats) and accuracy of the batch of a step."""
 
-    loss: Any
-    accuracy: Any
+    loss: jax.Array
+    accuracy: jax.Array
 
 
 def stack(trees: list[Any]) -> Any:
@@ -131,8 +131,8 @@ class Trainer:
         began = time.perf_counter()
         metrics = []
         for run, group in enumerate(zip(self._groups, batches, strict=True)):
-            self._groups[run], found = self._run(program, *group, stopped)
-            metrics.append(found)
+            self._groups[run], measured = self._run(program, *group, stopped)
+            metrics.append(measured)
         jax.block_until_ready(self._groups)
         seconds = time.perf_counter() - began
         if self._together:
@@ -197,8 +197,8 @@ class Trainer:
             return program(state, batches)
         metrics = []
         for batch in batches:
-            state, found = program(state, batch)
-            metrics.append(found)
+            state, measured = program(state, batch)
+            metrics.append(measured)
             if stopped():
                 break
         return state, stack(metrics)
@@ -238,7 +238,7 @@ class Trainer:
     def _step(self, state: State, batch, data) -> tuple[State, Metrics]:
         noise_key = jax.random.wrap_key_data(state.noise_key)
         batch_key = jax.random.wrap_key_data(state.batch_key)
-        # Shuffles fold in the number of the epoch, which never is this.
+        # Shuffles fold in the number of the epoch, which never gets this large.
         augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
         placement = self._task.placement
         images, labels = (placement.over_data(array[batch]) for array in data)
