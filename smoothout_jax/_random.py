@@ -13,6 +13,7 @@ Random bits are the price of noise, in time and in compilation, so they are spar
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from smoothout_jax._jax import apart, on_one_cpu, threefry2x32
+from smoothout_jax._jax import apart, is_traced, on_one_cpu, threefry2x32
+from smoothout_jax._trees import accumulator_dtype
 
 # From this many weights on, a leaf is drawn on its own.
 LARGE = 2**16
@@ -147,6 +149,50 @@ def _threefry(key_0, key_1, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.
         x = x + schedule[number % 3]
         y = y + schedule[(number + 1) % 3] + np.uint32(number)
     return x, y
+
+
+def random_like(law, key, leaves, bits: int) -> list[jax.Array]:
+    """Samples of a law like the leaves, in float32 at least."""
+    parts = [2 if jnp.iscomplexobj(leaf) else 1 for leaf in leaves]
+    levels = uniform_levels(
+        key,
+        [
+            jax.ShapeDtypeStruct(
+                leaf.shape,
+                jnp.finfo(accumulator_dtype(leaf.dtype)).dtype,
+                sharding=_explicit_sharding(leaf),
+            )
+            for leaf, count in zip(leaves, parts, strict=True)
+            for _ in range(count)
+        ],
+        bits,
+    )
+    remaining = iter(levels)
+    return [law(*itertools.islice(remaining, count)) for count in parts]
+
+
+def real_or_complex(*parts: jax.Array) -> jax.Array:
+    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
+
+
+def _explicit_sharding(leaf) -> NamedSharding | None:
+    """How a leaf lies over the explicit axes of its mesh, if there are any."""
+    sharding = jax.typeof(leaf).sharding
+    if not sharding.mesh.explicit_axes:
+        return None
+    if is_traced(leaf):
+        return sharding
+    # The type names the axes alone; outside jit, their devices are needed too.
+    return NamedSharding(leaf.sharding.mesh, sharding.spec)
+
+
+def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
+    """Noise that lies where its leaf does, where that is known and no type says it."""
+    if is_traced(leaf) or len(leaf.sharding.device_set) == 1:
+        return noise
+    if _explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
+        return noise
+    return jax.lax.with_sharding_constraint(noise, leaf.sharding)
 
 
 _words = apart(_draw_words, "group", "shape")

@@ -25,13 +25,12 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced
-from smoothout_jax._random import uniform_levels
-from smoothout_jax._trees import Params, accumulator_dtype, leaf_names
-from smoothout_jax.masks import Mask, mask_leaves
+from smoothout_jax._random import place_like, random_like, real_or_complex
+from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax.masks import Mask, check_noisy, mask_leaves
 
 Size = float | jax.Array | optax.Schedule
 
@@ -115,7 +114,7 @@ def uniform(
     """
     _checks.choice((8, 16, 32), bits=bits)
     return _noise(
-        _real_or_complex,
+        real_or_complex,
         bits,
         "radius",
         radius,
@@ -181,7 +180,7 @@ def gaussian(
 
     def normal(*levels):
         deviation = math.sqrt(2 / len(levels))
-        return _real_or_complex(*(deviation * jax.lax.erf_inv(u) for u in levels))
+        return real_or_complex(*(deviation * jax.lax.erf_inv(u) for u in levels))
 
     return _noise(
         normal,
@@ -237,9 +236,7 @@ def _noise(
             factor *= _norm(weight, axes)
             if normalize:
                 factor /= _norm(drawn, axes)
-        return _place_like(
-            leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype)
-        )
+        return place_like(leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype))
 
     @_checks.key_first
     def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
@@ -257,8 +254,10 @@ def _noise(
             chosen and _checks.is_inexact(leaf) and leaf.size > 0
             for leaf, chosen in zip(leaves, mask_leaves(mask, params), strict=True)
         ]
-        _check_noisy(params, leaves, noisy)
-        drawn = iter(_draw(law, key, list(itertools.compress(leaves, noisy)), bits))
+        check_noisy(params, leaves, noisy)
+        drawn = iter(
+            random_like(law, key, list(itertools.compress(leaves, noisy)), bits)
+        )
         noises = []
         for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
             if is_noisy:
@@ -269,50 +268,6 @@ def _noise(
         return jax.tree.unflatten(structure, noises)
 
     return noise
-
-
-def _draw(law, key, leaves, bits: int) -> list[jax.Array]:
-    """Samples of a law like the leaves, in float32 at least."""
-    parts = [2 if jnp.iscomplexobj(leaf) else 1 for leaf in leaves]
-    levels = uniform_levels(
-        key,
-        [
-            jax.ShapeDtypeStruct(
-                leaf.shape,
-                jnp.finfo(accumulator_dtype(leaf.dtype)).dtype,
-                sharding=_explicit_sharding(leaf),
-            )
-            for leaf, count in zip(leaves, parts, strict=True)
-            for _ in range(count)
-        ],
-        bits,
-    )
-    remaining = iter(levels)
-    return [law(*itertools.islice(remaining, count)) for count in parts]
-
-
-def _real_or_complex(*parts: jax.Array) -> jax.Array:
-    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
-
-
-def _explicit_sharding(leaf) -> NamedSharding | None:
-    """How a leaf lies over the explicit axes of its mesh, if there are any."""
-    sharding = jax.typeof(leaf).sharding
-    if not sharding.mesh.explicit_axes:
-        return None
-    if is_traced(leaf):
-        return sharding
-    # The type names the axes alone; outside jit, their devices are needed too.
-    return NamedSharding(leaf.sharding.mesh, sharding.spec)
-
-
-def _place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
-    """Noise that lies where its leaf does, where that is known and no type says it."""
-    if is_traced(leaf) or len(leaf.sharding.device_set) == 1:
-        return noise
-    if _explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
-        return noise
-    return jax.lax.with_sharding_constraint(noise, leaf.sharding)
 
 
 def _norm_axes(
@@ -349,42 +304,6 @@ def _at_step(name: str, size: Any, step: Any) -> Any:
     scale = size(step)
     _checks.nonnegative(**{f"{name} at step {step}": scale})
     return scale
-
-
-def _check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> None:
-    """Requires something to perturb, and no statistics among it.
-
-    Raises:
-        ValueError: if the mask leaves nothing of the parameters, or noise would be
-            added to BatchNorm's variances, which must stay positive.
-    """
-    if not any(noisy) and any(
-        _checks.is_inexact(leaf) and leaf.size for leaf in leaves
-    ):
-        raise ValueError(
-            f"mask leaves none of the {len(leaves)} leaves of params to perturb"
-        )
-    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    statistics = _running_statistics(params)
-    for name, path, is_noisy in zip(leaf_names(params), paths, noisy, strict=True):
-        if is_noisy and any(path[: len(start)] == start for start in statistics):
-            raise ValueError(
-                f"params holds BatchNorm's statistics, such as {name!r},"
-                " whose variances noise could make negative: pass the parameters alone"
-                " (in Linen {'params': variables['params']}, in NNX those of type"
-                " nnx.Param), or mask the statistics"
-            )
-
-
-def _running_statistics(params: Params) -> list[Any]:
-    """Paths of Linen's collection `batch_stats` and NNX's `BatchStat` variables."""
-    by_variable = jax.tree.leaves_with_path(
-        params, is_leaf=lambda node: type(node).__name__ == "BatchStat"
-    )
-    return [
-        (jax.tree_util.DictKey("batch_stats"),),
-        *(path for path, node in by_variable if type(node).__name__ == "BatchStat"),
-    ]
 
 
 def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
