@@ -488,6 +488,20 @@ def test_copies_over_a_mesh_are_the_copies(kind):
     assert len(collectives(program)) == 1
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_copies_over_explicit_axes_take_any_key_and_leaves_of_any_size(implementation):
+    """Large leaves alone leave nothing to share, and small ones nothing to draw."""
+    noise, key = NOISES["uniform"], jax.random.key(7, impl=implementation)
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
+    fn = smoothout_value_and_grad(
+        lambda leaf: jnp.mean(leaf**2), noise, num_copies=8, spmd_axis_name="data"
+    )
+    with jax.set_mesh(mesh):
+        for shape in ((256, 512), (512,)):
+            value, _ = jax.jit(fn)(key, lay(mesh, jnp.zeros(shape), jax.P()))
+            np.testing.assert_allclose(value, 0.1**2 / 3, rtol=0.05)
+
+
 @every_kind
 def test_a_batch_over_the_same_axis_is_split_where_it_lies(kind):
     options = {"num_copies": 8, "batch_argnums": (1, 2)}
