@@ -48,22 +48,29 @@ def uniform_levels(
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     small = [leaf.size for leaf in leaves if leaf.size < LARGE]
-    together = _integers(key, 0, (sum(small),), bits)
+    draw = functools.partial(_integers, bits=bits)
+    shared = functools.partial(draw, group=0, shape=(sum(small),))
+    together = _in_place(shared, _whole(leaves))(key)
     ends = iter(np.cumsum(small))
     groups = iter(range(1, len(leaves) + 1))
 
-    def draw(leaf):
+    def levels(leaf):
         if leaf.size < LARGE:
             source = together
-            take = functools.partial(_part, end=next(ends), shape=leaf.shape)
+            own = functools.partial(_part, end=next(ends), shape=leaf.shape)
         else:
             source = key
-            take = functools.partial(
-                _integers, group=next(groups), shape=leaf.shape, bits=bits
-            )
-        return _levels(_in_place(take, leaf.sharding)(source), bits, leaf.dtype)
+            own = functools.partial(draw, group=next(groups), shape=leaf.shape)
+        return _levels(_in_place(own, leaf.sharding)(source), bits, leaf.dtype)
 
-    return [draw(leaf) for leaf in leaves]
+    return [levels(leaf) for leaf in leaves]
+
+
+def _whole(leaves: Sequence[jax.ShapeDtypeStruct]) -> NamedSharding | None:
+    """The sharding of what every device has whole, where axes are explicit."""
+    shardings = (leaf.sharding for leaf in leaves if leaf.sharding is not None)
+    first = next(shardings, None)
+    return first and NamedSharding(first.mesh, jax.P())
 
 
 def _in_place(
