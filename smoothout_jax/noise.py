@@ -28,7 +28,8 @@ import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced
-from smoothout_jax._random import place_like, random_like, real_or_complex
+from smoothout_jax._random import random_like, real_or_complex
+from smoothout_jax._sharding import place_like
 from smoothout_jax._trees import Params, leaf_names
 from smoothout_jax.masks import Mask, check_noisy, mask_leaves
 

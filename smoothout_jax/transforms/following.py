@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced, on_one_cpu
+from smoothout_jax._sharding import by_parts, explicit_sharding
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise, map_leaves
 
 # Of a sum, against that of the absolute values: what other programs may round to.
@@ -125,6 +127,13 @@ def _real(leaf: jax.Array) -> jax.Array:
 
 
 def _weighted_sum(leaf: jax.Array) -> jax.Array:
+    sharding = explicit_sharding(leaf)
+    if sharding is not None:
+        sharding = NamedSharding(sharding.mesh, jax.P())
+    return by_parts(_dot_with_weights, sharding)(leaf)
+
+
+def _dot_with_weights(leaf: jax.Array) -> jax.Array:
     if leaf.ndim == 0:
         return leaf
     columns = _weights(leaf.shape[-1:], leaf.dtype)
