@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh: as XLA decides, or on explicit axes as their type says."""
+"""Where arrays lie on a mesh: as XLA decides, or, on explicit axes, as typed."""
 
 from collections.abc import Callable
 from typing import Any
