@@ -76,8 +76,7 @@ def _whole(leaves: Sequence[jax.ShapeDtypeStruct]) -> NamedSharding | None:
 def _part(together: jax.Array, end: int, shape: tuple[int, ...]) -> jax.Array:
     """The elements before an end, where every device has them all.
 
-    Were the place known to XLA, it would lay the whole over devices as the parts are
-    laid, and then pass them around.
+    A static offset lets XLA shard the whole draw like its parts and then reshuffle it.
     """
     size = math.prod(shape)
     if on_one_cpu():

@@ -35,7 +35,7 @@ from smoothout_jax.masks import Mask, check_noisy, mask_leaves
 
 Size = float | jax.Array | optax.Schedule
 
-RELATIVE_TO = (None, "weight", "filter", "layer")
+RelativeTo = Literal["weight", "filter", "layer"] | None
 
 
 class Noise(Protocol):
@@ -49,7 +49,7 @@ class Noise(Protocol):
 def uniform(
     radius: Size,
     *,
-    relative_to: str | None = None,
+    relative_to: RelativeTo = None,
     filter_axis: int = -1,
     one_axis: Literal["weight", "layer"] = "weight",
     mask: Mask | None = None,
@@ -98,7 +98,8 @@ def uniform(
         leaf's range, or when the mask does not fit the parameters.
 
     Raises:
-        TypeError: if `radius` is not a number or function, or `filter_axis` no integer.
+        TypeError: if `radius` is not a number or function, or `filter_axis` is not an
+            integer.
         ValueError: if `radius` is negative or not finite, or an option is unknown.
 
     Example:
@@ -130,7 +131,7 @@ def uniform(
 def gaussian(
     std: Size,
     *,
-    relative_to: str | None = None,
+    relative_to: RelativeTo = None,
     filter_axis: int = -1,
     one_axis: Literal["weight", "layer"] = "weight",
     mask: Mask | None = None,
@@ -159,7 +160,8 @@ def gaussian(
         The noise function; it raises as that of `uniform` does.
 
     Raises:
-        TypeError: if `std` is not a number or function, or `filter_axis` no integer.
+        TypeError: if `std` is not a number or function, or `filter_axis` is not an
+            integer.
         ValueError: if `std` is negative or not finite, an option is unknown, or
             `normalize` is asked of noise that is not relative to a filter or layer.
 
@@ -215,7 +217,7 @@ def _noise(
     """
     if not callable(size):
         _checks.nonnegative(**{name: size})
-    _checks.choice(RELATIVE_TO, relative_to=relative_to)
+    _checks.choice((None, "weight", "filter", "layer"), relative_to=relative_to)
     if isinstance(filter_axis, bool) or not isinstance(filter_axis, int):
         raise TypeError(
             f"filter_axis must be an integer, got {_checks.describe(filter_axis)}"

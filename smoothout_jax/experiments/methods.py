@@ -27,7 +27,7 @@ from smoothout_jax.experiments.regime import (
     update_rule,
 )
 from smoothout_jax.experiments.settings import TrainingSettings
-from smoothout_jax.noise import Noise
+from smoothout_jax.noise import Noise, RelativeTo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Context:
         """The optimizer, by default with the learning rate of the settings."""
         return make_optimizer(self.settings, self.steps, peak)
 
-    def uniform(self, radius: Any, relative_to: str | None = None) -> Noise:
+    def uniform(self, radius: Any, relative_to: RelativeTo = None) -> Noise:
         """Uniform noise, its radius along the schedule of the settings."""
         scheduled = radius_schedule(self.settings, radius, self.steps)
         return uniform(scheduled, relative_to=relative_to, mask=self._mask)

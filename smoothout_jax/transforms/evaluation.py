@@ -120,7 +120,7 @@ def _clean_or_changed(state: SmoothoutState, params: Params, noises) -> Params:
 
 
 def _denoised(state: SmoothoutState, params: Params, noises) -> Params:
-    """Parameters less their noise, once it is seen to be the noise in them."""
+    """Subtracts the noise drawn again; raises ValueError if it is another noise."""
     drawn = noises.drawn(state, params)
     same = jnp.all(is_like(state.smoothout_fingerprint, drawn, SAME_NOISE))
     if not is_traced(same) and not same:

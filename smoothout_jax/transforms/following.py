@@ -75,7 +75,7 @@ def follow(
             return params
         wide = accumulator_dtype(clean.dtype)
         difference = params.astype(wide) - handed.astype(wide)
-        # What was added to the loop's parameters was rounded: that is no change.
+        # The loop rounded when it added its update: that is not a change.
         scale = jnp.abs(handed) + jnp.max(jnp.abs(noise), initial=0)
         rounding = float(jnp.finfo(clean.dtype).eps) * scale.astype(
             jnp.finfo(wide).dtype
@@ -94,7 +94,7 @@ def where_any(
     flag = _for_all_runs(jnp.any(flags))
     if is_traced(flag):
         return jax.lax.cond(flag, true, false)
-    # lax.cond would compile both anew at every call.
+    # Outside jit, lax.cond would compile both branches again at every call.
     return true() if flag else false()
 
 
@@ -149,7 +149,7 @@ def _sum_of_sizes(leaf: jax.Array) -> jax.Array:
 
 
 def _weights(shape: tuple[int, ...], dtype) -> jax.Array:
-    """Numbers in [-1, 1), a different one for every place."""
+    """Numbers in [-1, 1), different at every place."""
     index, stride = jnp.ones(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)

@@ -33,7 +33,7 @@ def smoothout(
 
     The parameters the loop holds are perturbed ones, so the gradient it computes is
     SmoothOut's. Each update de-noises, lets `optimizer` update the clean parameters,
-    which weight decay, trust ratios and the like see, and perturbs afresh. The clean
+    which weight decay, trust ratios and the like see, and perturbs again. The clean
     parameters are kept, not recomputed, so nothing drifts; evaluate and save those:
     `smoothout_eval_params(state, params)`. The first gradient is at the initial
     parameters themselves.
