@@ -23,7 +23,7 @@ def smoothout_eval_params(
     params: Params,
     *,
     noise: Noise | None = None,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     num_copies: int = 1,
 ) -> Params:
     """The clean parameters of a training with `smoothout`: to evaluate and to save.
@@ -31,19 +31,23 @@ def smoothout_eval_params(
     Args:
         state: the optimizer's state, or any tree that holds it, such as a `TrainState`:
             `smoothout` is found in chains and wrappers.
-        params: the perturbed parameters of the training loop. Those that `smoothout`
-            does not train, under `optax.masked` or `optax.multi_transform`, come back
-            as they are.
-        noise: with `keep_clean=False`, the noise of `smoothout`.
-        key: with `keep_clean=False`, its key, of which the kind alone counts here.
-        num_copies: with `keep_clean=False`, its number of copies.
+        params: the perturbed parameters of the training loop. A leaf that was changed
+            since the last update comes back as it is, noise included, unless `noise`
+            and `key` are given. Those that `smoothout` does not train, under
+            `optax.masked` or `optax.multi_transform`, come back as they are too.
+        noise: the noise of `smoothout`, to take it off leaves that were changed;
+            required with `keep_clean=False`.
+        key: the key of `smoothout`, given with `noise`; only its implementation counts
+            here, since the state holds its data.
+        num_copies: the number of copies of `smoothout`, given with `noise`.
 
     Returns:
         A tree like `params` with the clean parameters.
 
     Raises:
         ValueError: if the state holds none of `smoothout`, or other parameters'; if the
-            clean parameters were not kept and no noise is given.
+            clean parameters were not kept and no noise is given, or another than that
+            of training (under `jax.jit`, the result is NaN instead).
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

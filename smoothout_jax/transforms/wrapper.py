@@ -25,7 +25,7 @@ def smoothout(
     optimizer: optax.GradientTransformation,
     noise: Noise,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_copies: int = 1,
     keep_clean: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -42,12 +42,18 @@ def smoothout(
     it would distort the noise. Clipping goes before it, or into `optimizer`, where it
     sees the mean gradient of the copies.
 
+    The loop's parameters remain yours. If they come back changed, by weights loaded
+    after `init`, a reset or a projection, the clean parameters move by the same
+    difference; at the first update they are what you set. Where nothing changed they
+    keep their bits.
+
     Args:
         optimizer: the Optax optimizer of the clean parameters.
         noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
             gets the number of updates of the clean parameters.
-        key: PRNG key of the noise, typed or raw. Runs under `jax.vmap` over seeds take
-            a key each; so do transformations side by side in `optax.multi_transform`.
+        key: PRNG key of the noise, typed or raw, or an integer seed. Runs under
+            `jax.vmap` over seeds take a key each; so do transformations side by side in
+            `optax.multi_transform`.
         num_copies: number M of perturbed gradients averaged into one update: the
             optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
             repeat the same noise, since it keeps its inner state for its micro-steps.
@@ -62,7 +68,8 @@ def smoothout(
         and hands further keyword arguments on to `optimizer`.
 
     Raises:
-        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type.
+        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type, or,
+            from `init` and `update`, if a leaf of the parameters is not an array.
         ValueError: if `num_copies` is below 1, or, from `init`, if the noise cannot be
             drawn again.
 
@@ -174,7 +181,7 @@ def _check_optimizer(optimizer: Any) -> None:
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation, such as optax.sgd(0.1);"
-            f" got {optimizer!r}"
+            f" got {_checks.describe(optimizer)}"
         )
 
 
