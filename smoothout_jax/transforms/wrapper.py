@@ -68,7 +68,7 @@ def smoothout(
         and hands further keyword arguments on to `optimizer`.
 
     Raises:
-        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type, or,
+        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type;
             from `init` and `update`, if a leaf of the parameters is not an array.
         ValueError: if `num_copies` is below 1, or, from `init`, if the noise cannot be
             drawn again.
