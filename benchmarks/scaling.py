@@ -1,9 +1,9 @@
 """What copies cost on many devices: FLOPs, bytes and collectives of compiled programs.
 
 `python -m benchmarks.scaling` compiles every way to run copies for 1 to 8 devices (of
-the CPU, which are enough to count), and writes docs/performance/scaling.json;
-`python -m pages.scaling` makes docs/scaling.md of it, with a cost model beside the
-counts.
+the CPU, which are enough to count) and the noise of a sharded weight on both kinds of
+axes, and writes docs/performance/scaling.json; `python -m pages.scaling` makes
+docs/scaling.md of it, with a cost model beside the counts.
 """
 
 import os
@@ -25,8 +25,9 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 
 from benchmarks.problems import mlp
-from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
+from smoothout_jax import gaussian, smoothout, smoothout_value_and_grad, uniform
 from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.noise import Noise
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = (256, 512, 1024)
@@ -34,6 +35,16 @@ DEVICES = (1, 2, 4, 8)
 BATCH = 512
 NOISE = uniform(0.01)
 COPIES = 8
+KINDS = (AxisType.Auto, AxisType.Explicit)
+WHOLE_OVER_MESH = "8 copies, whole batch each, over the mesh"
+# A weight drawn alone, and the noises that are counted on it.
+SHARDED = (1024, 2048)
+DRAWS = {
+    "uniform, 8 bits": uniform(0.01),
+    "uniform, 16 bits": uniform(0.01, bits=16),
+    "gaussian": gaussian(0.01),
+    "relative to filters": uniform(0.01, relative_to="filter"),
+}
 REDUCING = r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-perm)"
 
 
@@ -82,7 +93,7 @@ WAYS: dict[str, tuple[Callable[..., Any], Callable[[int], float], Any]] = {
         lambda devices: COPIES,
         lambda devices: COPIES,
     ),
-    "8 copies, whole batch each, over the mesh": (
+    WHOLE_OVER_MESH: (
         _copies(num_copies=COPIES, spmd_axis_name="data"),
         lambda devices: COPIES,
         lambda devices: COPIES / devices,
@@ -102,6 +113,19 @@ def measure() -> dict[str, Any]:
     return provenance() | {
         "batch": BATCH,
         "gradients": rows,
+        # On explicit axes JAX refuses a batch that lies over the axis of the copies.
+        "explicit": [
+            {"way": way} | count(WIDTHS[1], DEVICES[-1], WAYS[way][0], KINDS[1])
+            for way in WAYS
+            if way != WHOLE_OVER_MESH
+        ],
+        "draws": [
+            {"noise": noise, "axes": kind.name, "devices": devices}
+            | count_draw(DRAWS[noise], devices, kind)
+            for noise in DRAWS
+            for kind in KINDS
+            for devices in DEVICES
+        ],
         "states": [
             {"width": width, "devices": devices} | count_states(width, devices)
             for width in WIDTHS
@@ -111,12 +135,20 @@ def measure() -> dict[str, Any]:
     }
 
 
-def count(width: int, devices: int, way: Callable[..., Any]) -> dict[str, Any]:
+def _mesh(devices: int, kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
+    used = jax.devices()[:devices]
+    return jax.make_mesh((devices,), ("data",), (kind,), devices=used)
+
+
+def count(
+    width: int,
+    devices: int,
+    way: Callable[..., Any],
+    kind: AxisType = AxisType.Auto,
+) -> dict[str, Any]:
     """What one device computes, holds and sends in one step of data parallelism."""
     problem = mlp(BATCH, width)
-    mesh = jax.make_mesh(
-        (devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    mesh = _mesh(devices, kind)
     key = jax.random.key(0)
     with jax.set_mesh(mesh):
         params = jax.device_put(problem.init(key), NamedSharding(mesh, jax.P()))
@@ -129,17 +161,24 @@ def count(width: int, devices: int, way: Callable[..., Any]) -> dict[str, Any]:
 
         program = step.lower(key, params, batch).compile()
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    return {"parameters": sum(sizes)} | _costs(program)
+
+
+def count_draw(noise: Noise, devices: int, kind: AxisType) -> dict[str, Any]:
+    """What one device computes, holds and sends to add noise to a sharded weight."""
+    mesh = _mesh(devices, kind)
+    with jax.set_mesh(mesh):
+        weight = jax.device_put(jnp.ones(SHARDED), NamedSharding(mesh, jax.P("data")))
+        perturb = jax.jit(lambda key, weight: weight + noise(key, weight))
+        return _costs(perturb.lower(jax.random.key(0), weight).compile())
+
+
+def _costs(program) -> dict[str, Any]:
     return {
-        "parameters": sum(sizes),
-        "flops": _flops(program),
+        "flops": float(program.cost_analysis()["flops"]),
         "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
         "sent": _sent(program.as_text()),
     }
-
-
-def _flops(program) -> float:
-    costs = program.cost_analysis()
-    return float(costs["flops"])
 
 
 def _sent(text: str) -> dict[str, int]:
@@ -157,9 +196,7 @@ def _sent(text: str) -> dict[str, int]:
 def count_states(width: int, devices: int) -> dict[str, Any]:
     """Bytes of parameters and state on one device, fully sharded, Adam underneath."""
     params = jax.eval_shape(mlp(BATCH, width).init, jax.random.key(0))
-    mesh = jax.make_mesh(
-        (devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    mesh = _mesh(devices)
 
     def shard(leaf):
         spread = leaf.ndim > 1 and not leaf.shape[0] % devices

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.scaling import DEVICES, WAYS, WIDTHS
+from benchmarks.scaling import DEVICES, DRAWS, KINDS, WAYS, WIDTHS
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.reporting.tables import markdown
 
@@ -46,6 +46,7 @@ def page(measured: Mapping[str, Any]) -> str:
         "counts": counts(measured),
         "model": f"{gradient:.1f} FLOPs a weight and example for the gradient, and"
         f" {noise:.0f} FLOPs a weight for each noise",
+        "draws": draws(measured),
         "states": states(measured),
         "drift": drifts(measured),
         "far": far(noise),
@@ -58,6 +59,7 @@ def page(measured: Mapping[str, Any]) -> str:
 def counts(measured: Mapping[str, Any]) -> str:
     """Counts of the middle width on 8 devices, and how well the model predicts all."""
     rows = []
+    explicit = {row["way"]: f"{row['flops'] / 1e6:.0f}" for row in measured["explicit"]}
     for way in WAYS:
         here = [row for row in measured["gradients"] if row["way"] == way]
         ratios = [row["flops"] / predicted(measured, row) for row in here]
@@ -74,6 +76,7 @@ def counts(measured: Mapping[str, Any]) -> str:
             (
                 way,
                 f"{row['flops'] / 1e6:.0f}",
+                explicit.get(way, "refused"),
                 f"{min(ratios):.2f} to {max(ratios):.2f}",
                 f"{row['temporary_bytes'] / 1e6:.1f}",
                 sent,
@@ -82,10 +85,30 @@ def counts(measured: Mapping[str, Any]) -> str:
     header = (
         "way",
         "MFLOP a device",
+        "on explicit axes",
         "over the model's, all sizes",
         "temporary MB",
         "sent, in parameters",
     )
+    return markdown(header, rows)
+
+
+def draws(measured: Mapping[str, Any]) -> str:
+    """MFLOP and temporary megabytes by noise and kind of axes, over the devices."""
+    rows = [
+        (
+            noise,
+            axes.lower(),
+            *(
+                f"{row['flops'] / 1e6:.1f}, {row['temporary_bytes'] / 1e6:.1f}"
+                for row in measured["draws"]
+                if (row["noise"], row["axes"]) == (noise, axes)
+            ),
+        )
+        for noise in DRAWS
+        for axes in (kind.name for kind in KINDS)
+    ]
+    header = ("noise", "axes", "1 device", *(f"{n} devices" for n in DEVICES[1:]))
     return markdown(header, rows)
 
 

@@ -1,4 +1,4 @@
-"""The perturbed copies of a network: how many, on what data, how they run and average.
+"""The perturbed copies of a network: how many, and what each of them gets.
 
 The machinery under `smooth`, `smoothout_value_and_grad` and `smooth_gradients`: one
 class that holds the options, checked, and averages any function over the copies.
@@ -6,25 +6,30 @@ class that holds the options, checked, and averages any function over the copies
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from smoothout_jax import _checks
-from smoothout_jax._jax import apart, is_traced
-from smoothout_jax._trees import Params, accumulator_dtype, add_noise
+from smoothout_jax._execution import (
+    MAX_UNROLLED,
+    AxisNames,
+    Copy,
+    Run,
+    average,
+    keep,
+    require_inexact,
+)
+from smoothout_jax._jax import is_traced
+from smoothout_jax._trees import Params, add_noise
 from smoothout_jax.noise import Noise
 
-AUX = ("mean", "stack", "first", "clean")
-EXECUTIONS = ("auto", "vmap", "scan", "unroll")
-# Beyond, compiling the copies takes minutes for a large network.
-MAX_UNROLLED = 16
+Aux = Literal["mean", "stack", "first", "clean"]
+Execution = Literal["auto", "vmap", "scan", "unroll"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,17 +43,17 @@ class Copies:
     copy_argnums: int | Sequence[int] = ()
     antithetic: bool = False
     clean_weight: float = 0.0
-    aux: str = "mean"
-    execution: str = "auto"
+    aux: Aux = "mean"
+    execution: Execution = "auto"
     chunk_size: int | None = None
-    axis_name: str | tuple[str, ...] | None = None
-    spmd_axis_name: str | tuple[str, ...] | None = None
+    axis_name: AxisNames = None
+    spmd_axis_name: AxisNames = None
 
     def __post_init__(self):
         _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
         _checks.count(num_copies=self.num_copies)
-        _checks.choice(AUX, aux=self.aux)
-        _checks.choice(EXECUTIONS, execution=self.execution)
+        _checks.choice(get_args(Aux), aux=self.aux)
+        _checks.choice(get_args(Execution), execution=self.execution)
         self._check_clean_weight()
         self._check_argnums()
         self._check_chunk_size()
@@ -161,26 +166,18 @@ class Copies:
             The pair of the weighted mean and the auxiliary outputs.
         """
         _checks.prng_key(key)
-        own_args = self._own_args(args)
+        own = self._own_args(args)
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
             params = _vary(params, index)
-
-        # Split, not folded once more: unsafe_rbg keys fold alike in either order.
-        keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
-        if self.antithetic:
-            keys = keys[np.arange(self.total) // 2]
+        copies = Copy(self._keys(key), self._signs(), self._weights(), own)
 
         # The auxiliary outputs of a single copy may be anything, as without copies.
         alone = self.total == 1 and self.aux != "stack"
         alone = alone and self.axis_name is None and self.spmd_axis_name is None
         # What is averaged as the gradients are travels with them.
         together = alone or self.aux == "mean"
-
-        def perturb(params, numbered):
-            number, key = numbered
-            return self._perturb(number, key, params, step)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
@@ -191,91 +188,41 @@ class Copies:
                 aux = jax.tree.map_with_path(check, aux)
             return ((result, aux), None) if together else ((result, None), aux)
 
-        numbered = np.arange(self.total), keys
-        (result, aux), stacked = self._run(perturb, call, params, numbered, own_args)
+        (result, aux), stacked = average(
+            Run(functools.partial(self._perturb, step), call, params),
+            copies,
+            self._how(),
+            self.chunk_size,
+            self.spmd_axis_name,
+        )
         if not together:
             picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[picked], stacked)
         if self.axis_name is not None:
             result = jax.lax.pmean(result, self.axis_name)
             if self.aux in ("mean", "clean"):
-                jax.tree.map(_require_inexact, aux)
+                jax.tree.map(require_inexact, aux)
                 aux = jax.lax.pmean(aux, self.axis_name)
         return result, aux
 
-    def _run(self, perturb, call, params, numbered, own_args) -> tuple[Any, Any]:
-        """Calls every copy: the weighted sum of the results, and stacked auxiliaries.
+    def _keys(self, key: jax.Array) -> jax.Array:
+        # Split, not folded once more: unsafe_rbg keys fold alike in either order.
+        keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
+        return keys[np.arange(self.total) // 2] if self.antithetic else keys
 
-        Args:
-            perturb: function of the parameters and a copy's number and key to its own.
-            call: function of a copy's parameters and own arguments to a result that is
-                summed and one that is stacked.
-            params: the clean parameters.
-            numbered: the copies' numbers and keys.
-            own_args: the arguments that differ, with a leading axis of copies.
-        """
-        execution = self._execution()
-        size = {"vmap": self.total, "scan": self.chunk_size or 1, "unroll": 1}[
-            execution
-        ]
+    def _signs(self) -> np.ndarray:
+        signs = np.ones(self.total, np.int8)
+        if self.antithetic:
+            signs[1::2] = -1
+        signs[self.num_copies :] = 0
+        return signs
 
-        def run(params, chunk):
-            numbered, own = chunk
-            if self.spmd_axis_name is not None:
-                return self._run_over_mesh(perturb, call, params, numbered, own)
-            if size == 1:
-                return call(perturb(params, numbered), own)
-            # A loop draws the noise: under vmap, rbg keys would draw another.
-            perturbed = jax.lax.map(functools.partial(perturb, params), numbered)
-            return jax.vmap(call)(perturbed, own)
-
-        copies = (numbered, own_args)
+    def _weights(self) -> np.ndarray:
         weights = np.full(self.total, (1 - self.clean_weight) / self.num_copies)
-        if self.clean_weight:
-            weights[-1] = self.clean_weight
-        if size > 1:
-            weights, copies = jax.tree.map(
-                lambda a: a.reshape(-1, size, *a.shape[1:]), (weights, copies)
-            )
-        sum_chunks = _scan if execution == "scan" else _unroll
-        total, stacked = sum_chunks(run, params, weights, copies)
-        if size > 1:
-            stacked = jax.tree.map(
-                lambda a: a.reshape(self.total, *a.shape[2:]), stacked
-            )
-        return total, stacked
+        weights[self.num_copies :] = self.clean_weight
+        return weights
 
-    def _run_over_mesh(self, perturb, call, params, numbered, own):
-        """Every copy where its part of the mesh is."""
-        mesh = jax.sharding.get_abstract_mesh()
-        names = self.spmd_axis_name or ()
-        names = (names,) if isinstance(names, str) else names
-        if missing := [name for name in names if name not in mesh.axis_names]:
-            raise ValueError(
-                f"spmd_axis_name: the mesh has no axis {missing[0]!r}, but"
-                f" {mesh.axis_names}; set it by jax.set_mesh(mesh)"
-            )
-        devices = math.prod(mesh.shape[name] for name in names)
-        if self.total % devices:
-            raise ValueError(
-                f"spmd_axis_name: the {self.total} copies do not divide over the"
-                f" {devices} devices of {self.spmd_axis_name!r}"
-            )
-
-        explicit = AxisType.Explicit in mesh.axis_types
-
-        def run(numbered, own):
-            perturbed = perturb(params, numbered)
-            if not explicit:
-                perturbed = jax.tree.map(_anywhere, perturbed)
-            return call(perturbed, own)
-
-        lay = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-        copies = jax.tree.map(jnp.asarray, (numbered, own))
-        copies = lay(copies, jax.P(self.spmd_axis_name))
-        return jax.vmap(run, spmd_axis_name=self.spmd_axis_name)(*copies)
-
-    def _execution(self) -> str:
+    def _how(self) -> Literal["vmap", "scan", "unroll"]:
         """How the copies run, `"auto"` decided; one copy needs no loop."""
         if self.spmd_axis_name is not None:
             return "vmap"
@@ -289,22 +236,14 @@ class Copies:
             return "vmap"
         return "unroll" if self.total <= MAX_UNROLLED else "scan"
 
-    def _perturb(self, number, key, params, step):
+    def _perturb(self, step: Any, params: Params, copy: Copy) -> Params:
         """The parameters of one copy."""
         # Without a step of ours, the noise may have one bound by functools.partial.
         steps = () if step is None else (step,)
-        noise = self.noise(key, params, *steps)
-        if self.antithetic:
-            odd = number % 2 == 1
-            noise = jax.tree.map(
-                lambda n: jnp.where(odd, -n, n) if _checks.is_inexact(n) else n, noise
-            )
-        if self.clean_weight:
-            clean = number == self.num_copies
-            noise = jax.tree.map(
-                lambda n: jnp.where(clean, jnp.zeros_like(n), n), noise
-            )
-        return _keep(add_noise(params, noise))
+        noise = self.noise(copy.key, params, *steps)
+        if self.antithetic or self.clean_weight:
+            noise = jax.tree.map(functools.partial(_signed, copy.sign), noise)
+        return keep(add_noise(params, noise))
 
     def _own_args(self, args) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""
@@ -350,7 +289,7 @@ def _check_rows(total: int, argnum: int, path, leaf) -> tuple[int, ...]:
 
 
 def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
-    """The leaf as it is, once its leading axis is seen to be one of copies."""
+    """Returns the leaf; raises ValueError unless it has one slice for each copy."""
     shape = jnp.shape(leaf)
     if not shape or shape[0] != total:
         raise ValueError(
@@ -360,10 +299,12 @@ def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
     return leaf
 
 
-def _anywhere(leaf: jax.Array) -> jax.Array:
-    """The leaf, laid over devices as it may be, but for the copies."""
-    free = jax.P(*[jax.P.UNCONSTRAINED] * leaf.ndim)
-    return jax.lax.with_sharding_constraint(leaf, free)
+def _signed(sign, noise: jax.Array) -> jax.Array:
+    """Noise of a sign; one that cannot be negated is left as it is."""
+    if not _checks.is_inexact(noise):
+        return jnp.where(sign == 0, jnp.zeros_like(noise), noise)
+    negated = jnp.where(sign < 0, -noise, noise)
+    return jnp.where(sign == 0, jnp.zeros_like(noise), negated)
 
 
 def _vary(params: Params, index: jax.Array) -> Params:
@@ -373,58 +314,6 @@ def _vary(params: Params, index: jax.Array) -> Params:
     all of them; here each device's own gradient is wanted.
     """
     return jax.tree.map(lambda p: p + (index * 0).astype(jnp.result_type(p)), params)
-
-
-def _unroll(run, params, weights, copies) -> tuple[Any, Any]:
-    """Runs chunk after chunk in a Python loop: weighted sum, stacked auxiliaries."""
-    total, result, auxes = None, None, []
-    for i, weight in enumerate(weights):
-        (number, key), own = jax.tree.map(lambda a, i=i: a[i], copies)
-        if total is not None:
-            # A copy, and its noise, wait for the one before: their memory is the same.
-            params, total, key = _keep((params, total, key))
-        result, aux = run(params, ((number, key), own))
-        if weights.shape == (1,):
-            return result, jax.tree.map(lambda a: jnp.asarray(a)[None], aux)
-        auxes.append(aux)
-        if total is None:
-            total = _weigh(weight, result)
-        else:
-            total = jax.tree.map(jnp.add, total, _weigh(weight, result))
-    return _cast_like(total, result), jax.tree.map(lambda *a: jnp.stack(a), *auxes)
-
-
-def _scan(run, params, weights, copies) -> tuple[Any, Any]:
-    """Runs chunk after chunk in a compiled loop, to the same pair."""
-
-    def weighted(chunk):
-        weight, copy = chunk
-        result, aux = run(params, copy)
-        return _weigh(weight, result), aux, result
-
-    def body(total, chunk):
-        summand, aux, _ = weighted(chunk)
-        return jax.tree.map(jnp.add, total, summand), aux
-
-    chunks = (weights, copies)
-    first = jax.tree.map(lambda a: a[0], chunks)
-    summand, _, result = jax.eval_shape(weighted, first)
-    total, stacked = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, summand), chunks)
-    return _cast_like(total, result), stacked
-
-
-def _weigh(weight, result: Any) -> Any:
-    """The weighted result of one copy, or sum over several, in float32 at least."""
-
-    def weigh(leaf):
-        _require_inexact(leaf)
-        leaf = leaf.astype(accumulator_dtype(leaf.dtype))
-        factor = jnp.asarray(weight, leaf.dtype)
-        if factor.ndim == 0:
-            return factor * leaf
-        return jnp.tensordot(factor, leaf, axes=1, precision="highest")
-
-    return jax.tree.map(weigh, result)
 
 
 def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
@@ -443,26 +332,3 @@ def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
             " aux='first' or aux='stack'"
         )
     return leaf
-
-
-def _require_inexact(leaf: Any) -> None:
-    if not _checks.is_inexact(leaf):
-        raise TypeError(
-            "only floating or complex outputs of fun can be averaged over copies, got"
-            f" {leaf.dtype}{list(leaf.shape)}; return it as auxiliary output and choose"
-            " aux='stack' or 'first'"
-        )
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-    """The tree in the dtypes of another."""
-    return jax.tree.map(
-        lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like
-    )
-
-
-def _identity(tree: Any) -> Any:
-    return tree
-
-
-_keep = apart(_identity)

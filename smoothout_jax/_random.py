@@ -13,9 +13,9 @@ Random bits are the price of noise, in time and in compilation, so they are spar
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from smoothout_jax._jax import apart, on_one_cpu, threefry2x32
+from smoothout_jax._sharding import by_parts, explicit_sharding
+from smoothout_jax._trees import accumulator_dtype
 
 # From this many weights on, a leaf is drawn on its own.
 LARGE = 2**16
@@ -46,43 +48,35 @@ def uniform_levels(
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     small = [leaf.size for leaf in leaves if leaf.size < LARGE]
-    together = _integers(key, 0, (sum(small),), bits)
+    draw = functools.partial(_integers, bits=bits)
+    shared = functools.partial(draw, group=0, shape=(sum(small),))
+    together = by_parts(shared, _whole(leaves))(key)
     ends = iter(np.cumsum(small))
     groups = iter(range(1, len(leaves) + 1))
 
-    def draw(leaf):
+    def levels(leaf):
         if leaf.size < LARGE:
             source = together
-            take = functools.partial(_part, end=next(ends), shape=leaf.shape)
+            own = functools.partial(_part, end=next(ends), shape=leaf.shape)
         else:
             source = key
-            take = functools.partial(
-                _integers, group=next(groups), shape=leaf.shape, bits=bits
-            )
-        return _levels(_in_place(take, leaf.sharding)(source), bits, leaf.dtype)
+            own = functools.partial(draw, group=next(groups), shape=leaf.shape)
+        return _levels(by_parts(own, leaf.sharding)(source), bits, leaf.dtype)
 
-    return [draw(leaf) for leaf in leaves]
+    return [levels(leaf) for leaf in leaves]
 
 
-def _in_place(
-    draw: Callable[[jax.Array], jax.Array], sharding: NamedSharding | None
-) -> Callable[..., Any]:
-    """A draw of which every device computes its own part of an explicit sharding.
-
-    The words of a row need not divide over devices as its elements do, which explicit
-    axes insist on; XLA finds the split that does.
-    """
-    if sharding is None:
-        return draw
-    axes = sharding.mesh.explicit_axes
-    return jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
+def _whole(leaves: Sequence[jax.ShapeDtypeStruct]) -> NamedSharding | None:
+    """The sharding of what every device has whole, where axes are explicit."""
+    shardings = (leaf.sharding for leaf in leaves if leaf.sharding is not None)
+    first = next(shardings, None)
+    return first and NamedSharding(first.mesh, jax.P())
 
 
 def _part(together: jax.Array, end: int, shape: tuple[int, ...]) -> jax.Array:
     """The elements before an end, where every device has them all.
 
-    Were the place known to XLA, it would lay the whole over devices as the parts are
-    laid, and then pass them around.
+    A static offset lets XLA shard the whole draw like its parts and then reshuffle it.
     """
     size = math.prod(shape)
     if on_one_cpu():
@@ -147,6 +141,30 @@ def _threefry(key_0, key_1, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.
         x = x + schedule[number % 3]
         y = y + schedule[(number + 1) % 3] + np.uint32(number)
     return x, y
+
+
+def random_like(law, key, leaves, bits: int) -> list[jax.Array]:
+    """Samples of a law like the leaves, in float32 at least."""
+    parts = [2 if jnp.iscomplexobj(leaf) else 1 for leaf in leaves]
+    levels = uniform_levels(
+        key,
+        [
+            jax.ShapeDtypeStruct(
+                leaf.shape,
+                jnp.finfo(accumulator_dtype(leaf.dtype)).dtype,
+                sharding=explicit_sharding(leaf),
+            )
+            for leaf, count in zip(leaves, parts, strict=True)
+            for _ in range(count)
+        ],
+        bits,
+    )
+    remaining = iter(levels)
+    return [law(*itertools.islice(remaining, count)) for count in parts]
+
+
+def real_or_complex(*parts: jax.Array) -> jax.Array:
+    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
 
 
 _words = apart(_draw_words, "group", "shape")

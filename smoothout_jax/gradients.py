@@ -19,7 +19,8 @@ from typing import Any
 import jax
 
 from smoothout_jax import _checks
-from smoothout_jax._copies import Copies
+from smoothout_jax._copies import Aux, Copies, Execution
+from smoothout_jax._execution import AxisNames
 from smoothout_jax._trees import Params
 from smoothout_jax.noise import Noise
 
@@ -30,7 +31,15 @@ def smooth(
     *,
     num_copies: int = 1,
     has_aux: bool = False,
-    **options: Any,
+    batch_argnums: int | Sequence[int] = (),
+    copy_argnums: int | Sequence[int] = (),
+    antithetic: bool = False,
+    clean_weight: float = 0.0,
+    aux: Aux = "mean",
+    execution: Execution = "auto",
+    chunk_size: int | None = None,
+    axis_name: AxisNames = None,
+    spmd_axis_name: AxisNames = None,
 ) -> Callable[..., Any]:
     """The function averaged over noise in its parameters: f_a, estimated.
 
@@ -40,8 +49,15 @@ def smooth(
         noise: the law of the noise, such as `uniform(0.01)`.
         num_copies: number of perturbed copies.
         has_aux: whether `fun` returns a pair, the second of which is auxiliary.
-        **options: the options of `smoothout_value_and_grad`, from `batch_argnums` to
-            `spmd_axis_name`.
+        batch_argnums: as for `smoothout_value_and_grad`, like all that follow.
+        copy_argnums: positions of the arguments with one slice for each copy.
+        antithetic: whether the copies come in pairs at θ + ε and θ - ε.
+        clean_weight: weight of the value at θ itself.
+        aux: what becomes of the copies' auxiliary outputs.
+        execution: how the copies run.
+        chunk_size: number of copies vmapped together inside a scan.
+        axis_name: the axis of devices that each draw noise of their own.
+        spmd_axis_name: the mesh axis that the copies are laid over.
 
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
@@ -60,7 +76,20 @@ def smooth(
         >>> print(f"{f_a(jax.random.key(0), jnp.array(2.0)):.0f}")
         7
     """
-    copies = Copies(noise=noise, num_copies=num_copies, has_aux=has_aux, **options)
+    copies = Copies(
+        noise=noise,
+        num_copies=num_copies,
+        has_aux=has_aux,
+        batch_argnums=batch_argnums,
+        copy_argnums=copy_argnums,
+        antithetic=antithetic,
+        clean_weight=clean_weight,
+        aux=aux,
+        execution=execution,
+        chunk_size=chunk_size,
+        axis_name=axis_name,
+        spmd_axis_name=spmd_axis_name,
+    )
     _checks.loss(fun=fun)
 
     @_checks.key_first
@@ -85,11 +114,11 @@ def smoothout_value_and_grad(
     copy_argnums: int | Sequence[int] = (),
     antithetic: bool = False,
     clean_weight: float = 0.0,
-    aux: str = "mean",
-    execution: str = "auto",
+    aux: Aux = "mean",
+    execution: Execution = "auto",
     chunk_size: int | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
-    spmd_axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisNames = None,
+    spmd_axis_name: AxisNames = None,
 ) -> Callable[..., Any]:
     """Value and gradient averaged over perturbed copies of the parameters.
 
@@ -151,10 +180,10 @@ def smoothout_value_and_grad(
         `((value, aux), grads)`, with the gradients in the structure and dtypes of the
         parameters. It raises a `ValueError` when a batch does not divide between the
         copies or a `copy_argnums` argument has not one slice for each, and a
-        `TypeError` when the loss is no real scalar.
+        `TypeError` when the loss is not a real scalar.
 
     Raises:
-        TypeError: if `fun` or `noise` is no function, or a count no integer.
+        TypeError: if `fun` or `noise` is not a function, or a count not an integer.
         ValueError: if an option is out of its range, or two exclude each other.
 
     Example:

@@ -50,7 +50,8 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"pattern {pattern!r} of exclude is no regular expression: {error}"
+                f"pattern {pattern!r} of exclude is not a valid regular expression:"
+                f" {error}"
             ) from error
 
     def mask(params: Params) -> Params:
@@ -95,3 +96,39 @@ def _is_known_boolean(flag: Any) -> bool:
         traced = is_traced(flag)
         return not traced and flag.ndim == 0 and flag.dtype == jnp.bool_
     return isinstance(flag, (bool, np.bool_))
+
+
+def check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> None:
+    """Requires something to perturb, and no statistics among it.
+
+    Raises:
+        ValueError: if the mask leaves nothing of the parameters, or noise would be
+            added to BatchNorm's variances, which must stay positive.
+    """
+    if not any(noisy) and any(
+        _checks.is_inexact(leaf) and leaf.size for leaf in leaves
+    ):
+        raise ValueError(
+            f"mask leaves none of the {len(leaves)} leaves of params to perturb"
+        )
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    statistics = _running_statistics(params)
+    for name, path, is_noisy in zip(leaf_names(params), paths, noisy, strict=True):
+        if is_noisy and any(path[: len(start)] == start for start in statistics):
+            raise ValueError(
+                f"params holds BatchNorm's statistics, such as {name!r},"
+                " whose variances noise could make negative: pass the parameters alone"
+                " (in Linen {'params': variables['params']}, in NNX those of type"
+                " nnx.Param), or mask the statistics"
+            )
+
+
+def _running_statistics(params: Params) -> list[Any]:
+    """Paths of Linen's collection `batch_stats` and NNX's `BatchStat` variables."""
+    by_variable = jax.tree.leaves_with_path(
+        params, is_leaf=lambda node: type(node).__name__ == "BatchStat"
+    )
+    return [
+        (jax.tree_util.DictKey("batch_stats"),),
+        *(path for path, node in by_variable if type(node).__name__ == "BatchStat"),
+    ]

@@ -329,7 +329,7 @@ def test_arrays_of_another_network_are_not_overwritten(checkpoints, tmp_path, ca
         ("landscape", "--range nan 1", "range must increase"),
         ("landscape", "--seed -1", "seed must be at least 0, got -1"),
         ("landscape", "--seed 2", "holds the networks of seeds 0 to 1"),
-        ("landscape", "--exclude [", "is no regular expression"),
+        ("landscape", "--exclude [", "is not a valid regular expression"),
         ("sharpness", "--measures flatness", "measures must be one of"),
         ("sharpness", "--probes 0", "probes must be at least 1, got 0"),
         ("sharpness", "--rho 0", "rho must be finite and above 0, got 0.0"),

@@ -11,7 +11,8 @@ import optax
 import pytest
 from flax import nnx
 
-from smoothout_jax import _following, smoothout, smoothout_eval_params, uniform
+from smoothout_jax import smoothout, smoothout_eval_params, uniform
+from smoothout_jax.transforms import following
 
 RADIUS = 0.25
 NOISE = uniform(RADIUS)
@@ -238,7 +239,7 @@ def counting(noise, draws):
 def test_clean_parameters_keep_their_bits_and_noise_is_drawn_once(
     dtype, one_cpu, num_copies, monkeypatch
 ):
-    monkeypatch.setattr(_following, "on_one_cpu", lambda: one_cpu)
+    monkeypatch.setattr(following, "on_one_cpu", lambda: one_cpu)
     noise = RELATIVE if num_copies == 1 else NOISE
     draws = []
     optimizer = standing(noise=counting(noise, draws), num_copies=num_copies)

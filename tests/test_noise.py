@@ -1062,5 +1062,7 @@ def test_a_pattern_that_is_no_string_is_an_error(pattern):
 
 
 def test_a_pattern_that_is_no_regular_expression_is_an_error():
-    with pytest.raises(ValueError, match=r"pattern '\(bias' of exclude is no regular"):
+    with pytest.raises(
+        ValueError, match=r"pattern '\(bias' of exclude is not a valid regular"
+    ):
         exclude("kernel", "(bias")

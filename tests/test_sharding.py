@@ -201,13 +201,33 @@ def test_noise_is_the_same_where_only_some_axes_are_explicit(kinds):
 
 
 @every_kind
+def test_noise_of_known_weights_lies_where_they_do(kind):
+    mesh, noise = make_mesh(kind=kind), NOISES["uniform"]
+    params = lay(mesh, PARAMS, LAYOUTS["both"])
+    with jax.set_mesh(mesh):
+        eager = noise(KEY, params)
+        compiled = jax.jit(lambda key: noise(key, params))(KEY)
+        # One key does not divide over the devices.
+        over_keys = jax.vmap(lambda key: noise(key, params))(KEY[None])
+    first = jax.tree.map(lambda leaf: leaf[0], over_keys)
+    chex.assert_trees_all_equal(first, eager)
+    for drawn in (eager, compiled):
+        expect_laid(drawn, LAYOUTS["both"])
+        chex.assert_trees_all_equal(drawn, jax.jit(noise)(KEY, PARAMS))
+
+
+@every_kind
 def test_noise_is_drawn_inside_a_map_over_an_axis(kind):
-    """Of a shard that lies over the other axis, and of what lies outside the map."""
+    """Of a shard that lies over the other axis, and of weights from outside the map."""
     mesh, noise = make_mesh(kind=kind), NOISES["uniform"]
     kernel = PARAMS["in"]["kernel"]
+    half = kernel.astype("bfloat16")
+    # JAX itself does not let a map close over arrays that lie over explicit axes.
+    outside = lay(mesh, kernel, jax.P("data")) if kind is AxisType.Auto else kernel
 
     def draw(shards):
-        return noise(KEY, shards), shards + noise(KEY, kernel)
+        noise(KEY, half)
+        return noise(KEY, shards), shards + noise(KEY, outside)
 
     laid = lay(mesh, jnp.zeros((1024, 512)), jax.P("data", "model"))
     over = {"in_specs": jax.P("data"), "out_specs": jax.P("data")}
@@ -487,6 +507,20 @@ def test_copies_over_a_mesh_are_the_copies(kind):
         chex.assert_trees_all_close(program(*arguments), expected, rtol=1e-5, atol=1e-6)
     assert {operation for operation, _ in collectives(program)} == {"all-reduce"}
     assert len(collectives(program)) == 1
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_copies_over_explicit_axes_take_any_key_and_leaves_of_any_size(implementation):
+    """Large leaves alone leave nothing to share, and small ones nothing to draw."""
+    noise, key = NOISES["uniform"], jax.random.key(7, impl=implementation)
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
+    fn = smoothout_value_and_grad(
+        lambda leaf: jnp.mean(leaf**2), noise, num_copies=8, spmd_axis_name="data"
+    )
+    with jax.set_mesh(mesh):
+        for shape in ((256, 512), (512,)):
+            value, _ = jax.jit(fn)(key, lay(mesh, jnp.zeros(shape), jax.P()))
+            np.testing.assert_allclose(value, 0.1**2 / 3, rtol=0.05)
 
 
 @every_kind

@@ -31,7 +31,7 @@ from smoothout_jax.experiments.regime import (
     make_optimizer,
     update_rule,
 )
-from smoothout_jax.noise import Noise
+from smoothout_jax.noise import Noise, RelativeTo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Context:
         """The optimizer, by default with the learning rate of the settings."""
         return make_optimizer(self.settings, self.steps, peak)
 
-    def uniform(self, radius: Strength, relative_to: str | None = None) -> Noise:
+    def uniform(self, radius: Strength, relative_to: RelativeTo = None) -> Noise:
         """Uniform noise; its radius follows the schedule of the settings."""
         scheduled = radius_schedule(self.settings, radius, self.steps)
         return uniform(scheduled, relative_to=relative_to, mask=self._mask)

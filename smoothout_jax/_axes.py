@@ -1,0 +1,140 @@
+"""What the pictures share: checks of what they are given, colours, scales, labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from smoothout_jax import _checks
+from smoothout_jax._extras import require
+from smoothout_jax._grid import Landscape
+
+Units = Mapping[str, str]
+
+# Okabe and Ito's.
+PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+LINE_STYLES = ("-", "--", ":", "-.")
+FIRST, SECOND = "first direction / its length", "second direction / its length"
+
+
+def by_name(results) -> dict[str, Any]:
+    named = dict(results) if isinstance(results, Mapping) else {"": results}
+    if not named:
+        raise ValueError("there is nothing to plot: the dict is empty")
+    return named
+
+
+def check_kind(kind: Any, expected: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {expected}; got {_checks.describe(value)}")
+
+
+def check_style(**options: Any) -> None:
+    given = {name: value for name, value in options.items() if value is not None}
+    check_kind(Mapping, "a dict of strings by name", **given)
+
+
+def check_axes(**options: Any) -> None:
+    given = {name: value for name, value in options.items() if value is not None}
+    kind = require("matplotlib.axes", "sharpness").Axes
+    check_kind(kind, "Matplotlib's axes", **given)
+
+
+def check_landscape(landscape, num_axes: int, name: str) -> None:
+    made_by = {1: "loss_curve", 2: "loss_surface"}[num_axes]
+    check_kind(Landscape, f"what {made_by} returned", **{name: landscape})
+    if len(landscape.points) != num_axes:
+        raise ValueError(
+            f"{name} must have {num_axes} axes of points, got {len(landscape.points)}"
+        )
+
+
+def new_axes(**options):
+    figure = require("matplotlib.figure", "sharpness").Figure(layout="constrained")
+    return figure.add_subplot(**options)
+
+
+def quantity_of(name: str) -> str:
+    """The quantity of a name, without the data set: `"loss"` of `"train loss"`."""
+    return name.split()[-1]
+
+
+def default_metric(names) -> str | None:
+    return next(
+        (quantity_of(name) for name in names if quantity_of(name) != "loss"), None
+    )
+
+
+def draw_quantity(ax, curve, quantity, network, color) -> None:
+    """One line for each data set; a metric's has markers."""
+    names = [name for name in curve.values if quantity_of(name) == quantity]
+    for name, style in zip(names, LINE_STYLES, strict=False):
+        ax.plot(
+            curve.points[0],
+            curve.values[name],
+            style,
+            color=color,
+            marker=None if quantity == "loss" else "o",
+            markevery=0.1,
+            ms=4,
+            label=f"{network}: {name}" if network else name,
+        )
+
+
+def surface_values(surface, quantity: str | None):
+    """The name and the values of a quantity of a surface."""
+    names = list(surface.values)
+    losses = [name for name in names if quantity_of(name) == "loss"]
+    quantity = (losses or names)[0] if quantity is None else quantity
+    _checks.choice(tuple(names), quantity=quantity)
+    values = surface.values[quantity]
+    if np.isnan(values).all():
+        raise ValueError(f"quantity={quantity!r} has no finite value on the surface")
+    return quantity, values
+
+
+def color_norm(values, norm=None):
+    """Colours of all the values: on a logarithmic scale where they spread far."""
+    colors = require("matplotlib.colors", "sharpness")
+    if norm is not None:
+        check_kind(colors.Normalize, "one of matplotlib.colors", norm=norm)
+        return norm
+    low = min(np.nanmin(array) for array in values)
+    high = max(np.nanmax(array) for array in values)
+    if high == low:
+        high = low + (abs(low) or 1.0)
+    kind = colors.LogNorm if 0 < 10 * low < high else colors.Normalize
+    return kind(low, high)
+
+
+def colorbar_ends(norm, values) -> str:
+    """Which end of the scale of colours some values lie beyond, up to rounding."""
+    slack = 1e-6 * (norm.vmax - norm.vmin)
+    below = np.nanmin(values) < norm.vmin - slack
+    above = np.nanmax(values) > norm.vmax + slack
+    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[
+        int(below), int(above)
+    ]
+
+
+def with_unit(name, units: Units | None) -> str:
+    unit = (units or {}).get(quantity_of(name))
+    return f"{name} ({unit})" if unit else name
+
+
+def add_colorbar(filled, axes, label: str) -> None:
+    ticker = require("matplotlib.ticker", "sharpness")
+    colors = require("matplotlib.colors", "sharpness")
+    logarithmic = isinstance(filled.norm, colors.LogNorm)
+    ticks = ticker.LogLocator(subs=(1, 2, 5)) if logarithmic else ticker.MaxNLocator(6)
+    bar = axes[0].figure.colorbar(
+        filled, ax=axes, label=label, ticks=ticks, format="%g"
+    )
+    bar.ax.minorticks_off()
+
+
+def label_x(ax, label: str, landscapes) -> None:
+    """Labels the axis, and says below it what the landscapes note."""
+    notes = dict.fromkeys(each.note for each in landscapes if each.note)
+    ax.set_xlabel("\n".join((label, *notes)))
