@@ -83,7 +83,11 @@ def steps_of(run: Path) -> list[int]:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Deletes a checkpoint: it stops being one before its first file is gone."""
+    """Deletes a checkpoint: it stops being one before its first file is gone.
+
+    Orbax's `CheckpointManager`, which keeps the last checkpoints too, deletes them in
+    place, so that a process that is killed meanwhile leaves part of one.
+    """
     doomed = path.with_name(f"{path.name}.going")
     path.rename(doomed)
     shutil.rmtree(doomed)
