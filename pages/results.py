@@ -305,7 +305,10 @@ def draw(results: list[Result]) -> Figure:
 
 RADII = (
     "The strength that each method chose, on held-out images; for SGD and split SGD"
-    " the learning rate, for *rising Gaussian* the standard deviation at the end.\n\n"
+    " the learning rate, for *rising Gaussian* the standard deviation at the end. Its"
+    " runs here scaled the noise of biases to each weight and left BatchNorm out;"
+    " LPF-SGD, and the method as it is now, scale it to the whole bias, and perturb"
+    " BatchNorm too.\n\n"
     "Second, the accuracy on held-out images at each strength less SGD's at its best"
     " learning rate, in percent, averaged over the cases: what a wrong radius costs."
 )
