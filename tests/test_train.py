@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from smoothout_jax import uniform
+from smoothout_jax import smoothout, uniform
 from smoothout_jax.experiments import cli, regime
 from smoothout_jax.experiments.commands import compare
 from smoothout_jax.experiments.commands.train import TrainSettings
@@ -23,6 +23,7 @@ from smoothout_jax.experiments.methods import rivals
 from smoothout_jax.experiments.methods.settings import radius_schedule
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.models import MODELS
+from smoothout_jax.experiments.training import checkpoints
 from smoothout_jax.experiments.training.checkpoints import steps_of
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
@@ -427,3 +428,18 @@ def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
     with pytest.raises(TrainingError):
         compare.compare(settings)
     assert steps == {"sgd": 4, "smoothout": 4, "sam": 2}
+
+
+def test_checkpoints_of_before_the_fingerprint_are_read(tmp_path):
+    optimizer = smoothout(optax.sgd(0.1, momentum=0.9), uniform(0.1), key=5)
+    params = {"w": jnp.arange(3.0), "b": jnp.ones(2)}
+    state = {"params": params, "optimizer": (optimizer.init(params), ())}
+    older = checkpoints._without_fingerprint(state)
+    checkpoints.save_checkpoint(tmp_path / "older", {}, state=older)
+    [(name, restored)] = checkpoints.load_trees(tmp_path / "older", state=state).items()
+    assert name == "state"
+    wrapped = restored["optimizer"][0]
+    assert np.isnan(wrapped.smoothout_fingerprint).all()
+    told = state["optimizer"][0].smoothout_fingerprint
+    restored["optimizer"] = (wrapped._replace(smoothout_fingerprint=told), ())
+    chex.assert_trees_all_equal(restored, state)

@@ -113,7 +113,8 @@ def _kept(state: SmoothoutState, given: dict[Any, Any], noises) -> Params:
 
 def _clean_or_changed(state: SmoothoutState, params: Params, noises) -> Params:
     """The clean parameters; what changed since, as it is or less its noise."""
-    same = is_like(state.smoothout_fingerprint, params, SAME_TO_ROUNDING)
+    told = state.smoothout_fingerprint
+    same = is_like(told, params, SAME_TO_ROUNDING) | jnp.isnan(told)
     if noises is not None:
         return noises.followed(state, params, ~same)
 

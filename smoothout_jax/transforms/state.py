@@ -31,6 +31,7 @@ class SmoothoutState(NamedTuple):
         smoothed_state: state of the wrapped optimizer.
         smoothout_fingerprint: a number for each leaf, by which a change of the loop's
             parameters is told; if the clean ones are not kept, of the noise in them.
+            NaN where it is not known: the next update finds out.
     """
 
     clean_params: Params | None

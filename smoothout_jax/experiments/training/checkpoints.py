@@ -8,13 +8,15 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from smoothout_jax import SmoothoutState
 from smoothout_jax.experiments.options import InputError
 
 
@@ -59,19 +61,65 @@ def load_trees(path: Path, **like: Any) -> dict[str, Any]:
     Raises:
         InputError: if the checkpoint is damaged, or holds other trees.
     """
-    shapes = jax.tree.map(_placed, like)
+    with named_errors(path):
+        try:
+            return _load(path, like)
+        except ValueError:
+            older = _without_fingerprint(like)
+            if jax.tree.structure(older) == jax.tree.structure(like):
+                raise
+            return _with_unknown_fingerprint(like, _load(path, older))
+
+
+def _load(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads trees, whose structure must be that of the checkpoint."""
     items = {
         name: ocp.args.StandardRestore(tree)
-        for name, tree in shapes.items()
+        for name, tree in jax.tree.map(_placed, like).items()
         if jax.tree.leaves(tree)
     }
-    with named_errors(path):
-        restored = _restore(path, about=ocp.args.JsonRestore(), **items)
-        trees = {name: restored.get(name, like[name]) for name in like}
-        for name, tree in trees.items():
-            if _digest(tree) != restored["about"]["digests"][name]:
-                raise InputError(f"checkpoint {path} is damaged: {name} has changed")
+    restored = _restore(path, about=ocp.args.JsonRestore(), **items)
+    trees = {name: restored.get(name, like[name]) for name in like}
+    for name, tree in trees.items():
+        if _digest(tree) != restored["about"]["digests"][name]:
+            raise InputError(f"checkpoint {path} is damaged: {name} has changed")
     return trees
+
+
+class _OlderState(NamedTuple):
+    """State of `smoothout` in checkpoints that do not have its fingerprint."""
+
+    clean_params: Any
+    smoothout_key_data: Any
+    smoothout_step: Any
+    smoothout_copy: Any
+    gradient_mean: Any
+    smoothed_state: Any
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, SmoothoutState)
+
+
+def _without_fingerprint(like: Any) -> Any:
+    return jax.tree.map(
+        lambda node: _OlderState(*node[:-1]) if _is_state(node) else node,
+        like,
+        is_leaf=_is_state,
+    )
+
+
+def _with_unknown_fingerprint(like: Any, restored: Any) -> Any:
+    """The restored tree with fingerprints that are NaN, which `smoothout` replaces."""
+
+    def complete(node, other):
+        if not _is_state(node):
+            return other
+        shape = node.smoothout_fingerprint.shape
+        unknown = jnp.full(shape, jnp.nan, node.smoothout_fingerprint.dtype)
+        return SmoothoutState(*other, smoothout_fingerprint=unknown)
+
+    return jax.tree.map(complete, like, restored, is_leaf=_is_state)
 
 
 def steps_of(run: Path) -> list[int]:
