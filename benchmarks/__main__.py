@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.contenders import averaged, contenders
 from benchmarks.measure import measure, measure_copies, measure_noise
 from benchmarks.problems import PROBLEMS, mlp
 from smoothout_jax import uniform
-from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.reporting.provenance import provenance
 
 EXECUTIONS = ("unroll", "scan", "vmap")
 
@@ -60,7 +60,7 @@ def main() -> None:
         "--output",
         type=Path,
         default=Path("docs/performance/cpu.json"),
-        help="file of the raw figures; `python -m benchmarks.report` makes its tables",
+        help="file of the raw figures; `python -m pages.costs` makes its page",
     )
     options = parser.parse_args()
     if min(options.rounds, options.slow_rounds, options.compile_rounds) < 1:
@@ -74,17 +74,17 @@ def main() -> None:
         results["problems"][name] = measure(
             problem, contenders(), rounds=rounds, compile_rounds=options.compile_rounds
         )
-        print(report.costs(results["problems"][name]), flush=True)
+        print(tables.costs(results["problems"][name]), flush=True)
         results["executions"][name] = measure(
             problem, executions(), rounds=min(rounds, 2), compile_rounds=1
         )
-        print(report.costs(results["executions"][name]), flush=True)
+        print(tables.costs(results["executions"][name]), flush=True)
     results["noise"] = measure_noise(min(options.rounds, 10))
-    print(report.noise(results["noise"]), flush=True)
+    print(tables.noise(results["noise"]), flush=True)
     results["copies"] = measure_copies(
         mlp(), lambda m: averaged("uniform", uniform(0.01), m), 2 ** np.arange(7), 10
     )
-    print(report.costs(results["copies"]), flush=True)
+    print(tables.costs(results["copies"]), flush=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {options.output}; {jax.device_count()} device")
 

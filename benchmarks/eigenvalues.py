@@ -1,21 +1,18 @@
 """What the leading eigenvalues cost beyond their products with the Hessian.
 
 `python -m benchmarks.eigenvalues` finds those of an MLP of 1.46 M parameters, and times
-the whole call and the products in it.
+the whole call and the products in it; `python -m pages.eigenvalues` makes its page.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from benchmarks import report
 from benchmarks.problems import mlp
-from smoothout_jax.experiments.provenance import provenance
+from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.sharpness import hessian_eigenvalues
 from smoothout_jax.sharpness.objective import VectorLoss
 
@@ -60,33 +57,6 @@ def measure(num_examples: int, num_eigenvalues: int) -> dict[str, float]:
     }
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """The figures as a page of Markdown."""
-    rows = [
-        (
-            f"{run['examples']}",
-            f"{run['products']}",
-            f"{run['product_seconds'] / run['products']:.2f}",
-            f"{run['seconds'] / run['product_seconds']:.2f}",
-        )
-        for run in results["runs"]
-    ]
-    header = "examples", "products", "seconds of one", "whole call / products"
-    return "\n\n".join(
-        (
-            f"# What {results['eigenvalues']} leading eigenvalues cost",
-            f"{report.provenance(results)} `python -m benchmarks.eigenvalues` repeats"
-            " it.",
-            "Of the Hessian of an MLP of 1.46 M parameters, 5 × 512 units, by"
-            " `hessian_eigenvalues` with its default tolerance: the products of the"
-            " Hessian with a vector that it takes, and the time of the whole call as a"
-            " multiple of theirs. What ARPACK adds to a product, passes over 41 vectors"
-            " in memory, does not grow with the examples.",
-            report.markdown(header, rows) + "\n",
-        )
-    )
-
-
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(
@@ -103,8 +73,7 @@ def main() -> None:
     runs = [measure(number, options.eigenvalues) for number in options.examples]
     results = provenance() | {"eigenvalues": options.eigenvalues, "runs": runs}
     options.output.write_text(json.dumps(results, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(page(results))
-    print(page(results))
+    print(json.dumps(runs, indent=1))
 
 
 if __name__ == "__main__":

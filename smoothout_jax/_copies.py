@@ -289,7 +289,7 @@ def _check_rows(total: int, argnum: int, path, leaf) -> tuple[int, ...]:
 
 
 def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
-    """The leaf as it is, once its leading axis is seen to be one of copies."""
+    """Returns the leaf; raises ValueError unless it has one slice for each copy."""
     shape = jnp.shape(leaf)
     if not shape or shape[0] != total:
         raise ValueError(

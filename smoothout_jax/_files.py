@@ -21,11 +21,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Any) -> Path:
-    """The path of a file, once it is seen that one can be written there.
+    """Returns the path of a file; raises an error if it cannot be written there.
 
     Raises:
         OSError: if its folder is missing or cannot be written to, or it is a folder.
-        TypeError: if it is no path.
+        TypeError: if it is not a path.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be that of a file, got {_checks.describe(path)}")

@@ -105,7 +105,7 @@ def evaluate_grid(
 
 
 def _resume(path, blank, first, fingerprint):
-    """What the file holds, once it is seen to belong to this landscape."""
+    """Reads the file; raises ValueError if it is that of another landscape."""
     landscape, done, written = _read(path)
     corner = (0,) * done.ndim
     start = {name: values[corner] for name, values in landscape.values.items()}
@@ -149,7 +149,9 @@ def _read(path: Path) -> tuple[Landscape, np.ndarray, str]:
         done, fingerprint = arrays.pop("done"), str(arrays.pop("fingerprint"))
         note = str(arrays.pop("note"))
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no landscape, or is damaged: {error}") from error
+        raise ValueError(
+            f"{path} is not a landscape, or is damaged: {error}"
+        ) from error
     points = tuple(arrays.pop(f"points {i}") for i in range(done.ndim))
     values = {name.removeprefix("values "): array for name, array in arrays.items()}
     return Landscape(points, values, note), done, fingerprint

@@ -15,15 +15,15 @@ Random bits are the price of noise, in time and in compilation, so they are spar
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from smoothout_jax._jax import apart, is_traced, on_one_cpu, threefry2x32
+from smoothout_jax._jax import apart, on_one_cpu, threefry2x32
+from smoothout_jax._sharding import by_parts, explicit_sharding
 from smoothout_jax._trees import accumulator_dtype
 
 # From this many weights on, a leaf is drawn on its own.
@@ -50,7 +50,7 @@ def uniform_levels(
     small = [leaf.size for leaf in leaves if leaf.size < LARGE]
     draw = functools.partial(_integers, bits=bits)
     shared = functools.partial(draw, group=0, shape=(sum(small),))
-    together = _in_place(shared, _whole(leaves))(key)
+    together = by_parts(shared, _whole(leaves))(key)
     ends = iter(np.cumsum(small))
     groups = iter(range(1, len(leaves) + 1))
 
@@ -61,7 +61,7 @@ def uniform_levels(
         else:
             source = key
             own = functools.partial(draw, group=next(groups), shape=leaf.shape)
-        return _levels(_in_place(own, leaf.sharding)(source), bits, leaf.dtype)
+        return _levels(by_parts(own, leaf.sharding)(source), bits, leaf.dtype)
 
     return [levels(leaf) for leaf in leaves]
 
@@ -73,25 +73,10 @@ def _whole(leaves: Sequence[jax.ShapeDtypeStruct]) -> NamedSharding | None:
     return first and NamedSharding(first.mesh, jax.P())
 
 
-def _in_place(
-    draw: Callable[[jax.Array], jax.Array], sharding: NamedSharding | None
-) -> Callable[..., Any]:
-    """A draw of which every device computes its own part of an explicit sharding.
-
-    The words of a row need not divide over devices as its elements do, which explicit
-    axes insist on; XLA finds the split that does.
-    """
-    if sharding is None:
-        return draw
-    axes = sharding.mesh.explicit_axes
-    return jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
-
-
 def _part(together: jax.Array, end: int, shape: tuple[int, ...]) -> jax.Array:
     """The elements before an end, where every device has them all.
 
-    Were the place known to XLA, it would lay the whole over devices as the parts are
-    laid, and then pass them around.
+    A static offset lets XLA shard the whole draw like its parts and then reshuffle it.
     """
     size = math.prod(shape)
     if on_one_cpu():
@@ -167,7 +152,7 @@ def random_like(law, key, leaves, bits: int) -> list[jax.Array]:
             jax.ShapeDtypeStruct(
                 leaf.shape,
                 jnp.finfo(accumulator_dtype(leaf.dtype)).dtype,
-                sharding=_explicit_sharding(leaf),
+                sharding=explicit_sharding(leaf),
             )
             for leaf, count in zip(leaves, parts, strict=True)
             for _ in range(count)
@@ -180,26 +165,6 @@ def random_like(law, key, leaves, bits: int) -> list[jax.Array]:
 
 def real_or_complex(*parts: jax.Array) -> jax.Array:
     return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
-
-
-def _explicit_sharding(leaf) -> NamedSharding | None:
-    """How a leaf lies over the explicit axes of its mesh, if there are any."""
-    sharding = jax.typeof(leaf).sharding
-    if not sharding.mesh.explicit_axes:
-        return None
-    if is_traced(leaf):
-        return sharding
-    # The type names the axes alone; outside jit, their devices are needed too.
-    return NamedSharding(leaf.sharding.mesh, sharding.spec)
-
-
-def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
-    """Noise that lies where its leaf does, where that is known and no type says it."""
-    if is_traced(leaf) or len(leaf.sharding.device_set) == 1:
-        return noise
-    if _explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
-        return noise
-    return jax.lax.with_sharding_constraint(noise, leaf.sharding)
 
 
 _words = apart(_draw_words, "group", "shape")

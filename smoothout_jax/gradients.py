@@ -180,10 +180,10 @@ def smoothout_value_and_grad(
         `((value, aux), grads)`, with the gradients in the structure and dtypes of the
         parameters. It raises a `ValueError` when a batch does not divide between the
         copies or a `copy_argnums` argument has not one slice for each, and a
-        `TypeError` when the loss is no real scalar.
+        `TypeError` when the loss is not a real scalar.
 
     Raises:
-        TypeError: if `fun` or `noise` is no function, or a count no integer.
+        TypeError: if `fun` or `noise` is not a function, or a count not an integer.
         ValueError: if an option is out of its range, or two exclude each other.
 
     Example:

@@ -24,7 +24,7 @@ from smoothout_jax._grid import Landscape as Landscape
 from smoothout_jax._grid import evaluate_grid
 from smoothout_jax._trees import Params, accumulator_dtype, map_leaves, require_like
 from smoothout_jax.masks import Mask
-from smoothout_jax.noise import gaussian
+from smoothout_jax.noise import RelativeTo, gaussian
 from smoothout_jax.sharpness.objective import (
     Batches,
     as_partial,
@@ -39,7 +39,7 @@ def filter_normalized_direction(
     key: jax.Array | int,
     params: Params,
     *,
-    relative_to: str | None = "filter",
+    relative_to: RelativeTo = "filter",
     filter_axis: int = -1,
     mask: Mask | None = None,
 ) -> Params:

@@ -50,7 +50,8 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"pattern {pattern!r} of exclude is no regular expression: {error}"
+                f"pattern {pattern!r} of exclude is not a valid regular expression:"
+                f" {error}"
             ) from error
 
     def mask(params: Params) -> Params:

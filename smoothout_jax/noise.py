@@ -17,10 +17,12 @@ References:
     Learning Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
 """
 
+import dataclasses
 import itertools
 import math
 import warnings
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +30,15 @@ import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced
-from smoothout_jax._random import place_like, random_like, real_or_complex
+from smoothout_jax._random import random_like, real_or_complex
+from smoothout_jax._sharding import place_like
 from smoothout_jax._trees import Params, leaf_names
 from smoothout_jax.masks import Mask, check_noisy, mask_leaves
 
 Size = float | jax.Array | optax.Schedule
 
-RELATIVE_TO = (None, "weight", "filter", "layer")
+RelativeTo = Literal["weight", "filter", "layer"] | None
+OneAxis = Literal["weight", "layer"]
 
 
 class Noise(Protocol):
@@ -48,9 +52,9 @@ class Noise(Protocol):
 def uniform(
     radius: Size,
     *,
-    relative_to: str | None = None,
+    relative_to: RelativeTo = None,
     filter_axis: int = -1,
-    one_axis: Literal["weight", "layer"] = "weight",
+    one_axis: OneAxis = "weight",
     mask: Mask | None = None,
     bits: int = 8,
 ) -> Noise:
@@ -97,7 +101,8 @@ def uniform(
         leaf's range, or when the mask does not fit the parameters.
 
     Raises:
-        TypeError: if `radius` is not a number or function, or `filter_axis` no integer.
+        TypeError: if `radius` is not a number or function, or `filter_axis` is not an
+            integer.
         ValueError: if `radius` is negative or not finite, or an option is unknown.
 
     Example:
@@ -113,25 +118,26 @@ def uniform(
         Wen et al., 2018: SmoothOut; AdaSmoothOut with `relative_to="filter"`.
     """
     _checks.choice((8, 16, 32), bits=bits)
-    return _noise(
-        real_or_complex,
-        bits,
-        "radius",
-        radius,
-        relative_to,
-        filter_axis,
-        one_axis,
-        mask,
+    noise = _Noise(
+        law=real_or_complex,
+        bits=bits,
+        name="radius",
+        size=radius,
+        relative_to=relative_to,
+        filter_axis=filter_axis,
+        one_axis=one_axis,
+        mask=mask,
         normalize=True,
     )
+    return _checks.key_first(noise.draw)
 
 
 def gaussian(
     std: Size,
     *,
-    relative_to: str | None = None,
+    relative_to: RelativeTo = None,
     filter_axis: int = -1,
-    one_axis: Literal["weight", "layer"] = "weight",
+    one_axis: OneAxis = "weight",
     mask: Mask | None = None,
     normalize: bool = False,
 ) -> Noise:
@@ -158,7 +164,8 @@ def gaussian(
         The noise function; it raises as that of `uniform` does.
 
     Raises:
-        TypeError: if `std` is not a number or function, or `filter_axis` no integer.
+        TypeError: if `std` is not a number or function, or `filter_axis` is not an
+            integer.
         ValueError: if `std` is negative or not finite, an option is unknown, or
             `normalize` is asked of noise that is not relative to a filter or layer.
 
@@ -182,68 +189,85 @@ def gaussian(
         deviation = math.sqrt(2 / len(levels))
         return real_or_complex(*(deviation * jax.lax.erf_inv(u) for u in levels))
 
-    return _noise(
-        normal,
-        32,
-        "std",
-        std,
-        relative_to,
-        filter_axis,
-        one_axis,
-        mask,
+    noise = _Noise(
+        law=normal,
+        bits=32,
+        name="std",
+        size=std,
+        relative_to=relative_to,
+        filter_axis=filter_axis,
+        one_axis=one_axis,
+        mask=mask,
         normalize=normalize,
     )
+    return _checks.key_first(noise.draw)
 
 
-def _noise(
-    law, bits, name, size, relative_to, filter_axis, one_axis, mask, *, normalize
-) -> Noise:
-    """The noise function that `uniform` and `gaussian` share.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Noise:
+    """The law of the noise, of which `draw` is the function that users get.
 
-    Args:
+    Attributes:
         law: function from uniform levels, one array or two for a complex leaf, to the
             law of unit size.
         bits: random bits of each level.
         name: the name of the argument that scales it.
         size: the value of that argument.
-        relative_to: as in `uniform`.
-        filter_axis: as in `uniform`.
-        one_axis: as in `uniform`.
-        mask: as in `uniform`.
+        relative_to: as in `uniform`, like the three that follow.
+        filter_axis: the axis of output channels.
+        one_axis: what a leaf of one axis is relative to.
+        mask: which leaves get noise.
         normalize: whether a sample is divided by its own norm over the filter or layer.
     """
-    if not callable(size):
-        _checks.nonnegative(**{name: size})
-    _checks.choice(RELATIVE_TO, relative_to=relative_to)
-    if isinstance(filter_axis, bool) or not isinstance(filter_axis, int):
-        raise TypeError(
-            f"filter_axis must be an integer, got {_checks.describe(filter_axis)}"
-        )
-    _checks.choice(("weight", "layer"), one_axis=one_axis)
-    if one_axis == "layer" and relative_to != "filter":
-        raise ValueError(
-            "one_axis='layer' needs noise relative to a 'filter'; got"
-            f" relative_to={relative_to!r}"
-        )
 
-    def leaf_noise(drawn, leaf, path, scale):
-        weight = jax.lax.stop_gradient(leaf).astype(drawn.dtype)
-        factor = jnp.asarray(scale, jnp.finfo(drawn.dtype).dtype)
-        if relative_to == "weight":
-            factor *= jnp.abs(weight)
-        elif relative_to is not None:
-            axes = _norm_axes(relative_to, leaf.ndim, filter_axis, one_axis, path)
-            factor *= _norm(weight, axes)
-            if normalize:
-                factor /= _norm(drawn, axes)
-        return place_like(leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype))
+    law: Callable[..., jax.Array]
+    bits: int
+    name: str
+    size: Size
+    relative_to: RelativeTo
+    filter_axis: int
+    one_axis: OneAxis
+    mask: Mask | None
+    normalize: bool
 
-    @_checks.key_first
-    def noise(key: jax.Array, params: Params, step: Any = None) -> Params:
+    def __post_init__(self):
+        if not callable(self.size):
+            _checks.nonnegative(**{self.name: self.size})
+        _checks.choice(
+            (None, "weight", "filter", "layer"), relative_to=self.relative_to
+        )
+        if isinstance(self.filter_axis, bool) or not isinstance(self.filter_axis, int):
+            raise TypeError(
+                "filter_axis must be an integer, got"
+                f" {_checks.describe(self.filter_axis)}"
+            )
+        _checks.choice(get_args(OneAxis), one_axis=self.one_axis)
+        if self.one_axis == "layer" and self.relative_to != "filter":
+            raise ValueError(
+                "one_axis='layer' needs noise relative to a 'filter'; got"
+                f" relative_to={self.relative_to!r}"
+            )
+
+    def draw(self, key: jax.Array, params: Params, step: Any = None) -> Params:
+        """Noise like the parameters."""
         _checks.arrays(params=params)
-        scale = _at_step(name, size, step)
+        scale = _at_step(self.name, self.size, step)
         leaves, structure = jax.tree.flatten(params)
         leaves = list(map(jnp.asarray, leaves))
+        noisy = self._noisy(params, leaves)
+        chosen = list(itertools.compress(leaves, noisy))
+        drawn = iter(random_like(self.law, key, chosen, self.bits))
+        noises = []
+        for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
+            if is_noisy:
+                _warn_if_lost(leaf, path, self.name, scale, self.relative_to)
+                noises.append(self._scaled(next(drawn), leaf, path, scale))
+            else:
+                noises.append(jnp.zeros_like(leaf))
+        return jax.tree.unflatten(structure, noises)
+
+    def _noisy(self, params: Params, leaves: list[jax.Array]) -> list[bool]:
+        """Whether each leaf gets noise."""
         if leaves and not any(map(_checks.is_inexact, leaves)):
             dtypes = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(
@@ -252,22 +276,25 @@ def _noise(
             )
         noisy = [
             chosen and _checks.is_inexact(leaf) and leaf.size > 0
-            for leaf, chosen in zip(leaves, mask_leaves(mask, params), strict=True)
+            for leaf, chosen in zip(leaves, mask_leaves(self.mask, params), strict=True)
         ]
         check_noisy(params, leaves, noisy)
-        drawn = iter(
-            random_like(law, key, list(itertools.compress(leaves, noisy)), bits)
-        )
-        noises = []
-        for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
-            if is_noisy:
-                _warn_if_lost(leaf, path, name, scale, relative_to)
-                noises.append(leaf_noise(next(drawn), leaf, path, scale))
-            else:
-                noises.append(jnp.zeros_like(leaf))
-        return jax.tree.unflatten(structure, noises)
+        return noisy
 
-    return noise
+    def _scaled(self, drawn, leaf, path: str, scale) -> jax.Array:
+        """A sample of unit size, scaled as the leaf has it."""
+        weight = jax.lax.stop_gradient(leaf).astype(drawn.dtype)
+        factor = jnp.asarray(scale, jnp.finfo(drawn.dtype).dtype)
+        if self.relative_to == "weight":
+            factor *= jnp.abs(weight)
+        elif self.relative_to is not None:
+            axes = _norm_axes(
+                self.relative_to, leaf.ndim, self.filter_axis, self.one_axis, path
+            )
+            factor *= _norm(weight, axes)
+            if self.normalize:
+                factor /= _norm(drawn, axes)
+        return place_like(leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype))
 
 
 def _norm_axes(

@@ -22,7 +22,7 @@ def anneal_schedule(init_value: float, decay: float = 0.55) -> optax.Schedule:
         The schedule of the radius.
 
     Raises:
-        TypeError, ValueError: if an argument is no number, negative or not finite.
+        TypeError, ValueError: if an argument is not a finite number of at least 0.
 
     Example:
         >>> from smoothout_jax import anneal_schedule
@@ -54,7 +54,7 @@ def tanh_schedule(
         The schedule of the radius; it stays at `end_value` after `transition_steps`.
 
     Raises:
-        TypeError, ValueError: if an argument is no number, or out of its range.
+        TypeError, ValueError: if an argument is not a number or is out of range.
 
     Example:
         >>> from smoothout_jax import tanh_schedule
@@ -89,7 +89,7 @@ def cosine_schedule(
         The schedule of the radius.
 
     Raises:
-        TypeError, ValueError: if an argument is no number, or out of its range.
+        TypeError, ValueError: if an argument is not a number or is out of range.
 
     Example:
         >>> from smoothout_jax import cosine_schedule

@@ -17,10 +17,11 @@ from scipy import stats
 
 from smoothout_jax import uniform
 from smoothout_jax.experiments import cli
-from smoothout_jax.experiments.checkpoints import load_checkpoint, save_checkpoint
-from smoothout_jax.experiments.measure_settings import LandscapeSettings
-from smoothout_jax.experiments.settings import Settings
-from smoothout_jax.experiments.task import Task
+from smoothout_jax.experiments.commands.compare import CompareSettings
+from smoothout_jax.experiments.commands.landscape import LandscapeSettings
+from smoothout_jax.experiments.commands.trained import load_checkpoint
+from smoothout_jax.experiments.training.checkpoints import save_checkpoint
+from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.landscape import Landscape
 
 TRAINING = (
@@ -63,10 +64,14 @@ def test_compare_keeps_the_networks_that_it_evaluated(checkpoints):
     for seed, accuracy in enumerate(document["outcomes"]["smoothout"]["test_accuracy"]):
         quantities = Task(kept.settings).evaluate(*kept.network(seed))
         assert quantities["test accuracy"] == pytest.approx(accuracy)
-    assert kept.settings == Settings.from_json(
-        document["settings"], kept.settings.data_dir
+    assert kept.settings == CompareSettings.from_json(
+        document["settings"], data_dir=kept.settings.data_dir
     )
     assert sorted(path.name for path in checkpoints.iterdir()) == ["sgd", "smoothout"]
+
+
+def about(settings):
+    return {"command": "compare", "method": "sgd", "settings": settings.to_json()}
 
 
 def test_a_checkpoint_replaces_an_earlier_one(checkpoints, tmp_path):
@@ -74,7 +79,7 @@ def test_a_checkpoint_replaces_an_earlier_one(checkpoints, tmp_path):
     twice = jax.tree.map(lambda leaf: 2 * leaf, kept.params)
     for params in (kept.params, twice):
         save_checkpoint(
-            tmp_path / "it", "sgd", kept.settings, params=params, stats=kept.stats
+            tmp_path / "it", about(kept.settings), params=params, stats=kept.stats
         )
     chex.assert_trees_all_equal(load_checkpoint(tmp_path / "it").params, twice)
 
@@ -257,10 +262,11 @@ DAMAGES = (
 
 LOAD = """
 import pathlib, sys
-from smoothout_jax.experiments import checkpoints, options
+from smoothout_jax.experiments import options
+from smoothout_jax.experiments.commands import trained
 for path in sys.argv[1:]:
     try:
-        checkpoints.load_checkpoint(pathlib.Path(path))
+        trained.load_checkpoint(pathlib.Path(path))
     except options.InputError as error:
         print(error)
 """
@@ -284,10 +290,10 @@ def test_a_damaged_checkpoint_is_told_by_name(checkpoints, tmp_path):
 def test_networks_of_different_shapes_have_no_line_between(
     checkpoints, tmp_path, capsys
 ):
-    settings = Settings(seeds=2, hidden_sizes=(9,))
+    settings = CompareSettings(seeds=2, hidden_sizes=(9,))
     keys = jax.random.split(jax.random.key(0), 2)
     params, stats = jax.vmap(Task(settings).init)(keys)
-    save_checkpoint(tmp_path / "wider", "sgd", settings, params=params, stats=stats)
+    save_checkpoint(tmp_path / "wider", about(settings), params=params, stats=stats)
     paths = [checkpoints / "sgd", tmp_path / "wider"]
     message = refused("landscape", paths, tmp_path / "output", "", capsys)
     assert f"checkpoint {paths[1]} holds another network than {paths[0]}" in message
@@ -323,7 +329,7 @@ def test_arrays_of_another_network_are_not_overwritten(checkpoints, tmp_path, ca
         ("landscape", "--range nan 1", "range must increase"),
         ("landscape", "--seed -1", "seed must be at least 0, got -1"),
         ("landscape", "--seed 2", "holds the networks of seeds 0 to 1"),
-        ("landscape", "--exclude [", "is no regular expression"),
+        ("landscape", "--exclude [", "is not a valid regular expression"),
         ("sharpness", "--measures flatness", "measures must be one of"),
         ("sharpness", "--probes 0", "probes must be at least 1, got 0"),
         ("sharpness", "--rho 0", "rho must be finite and above 0, got 0.0"),

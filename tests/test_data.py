@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smoothout_jax.experiments.data import hold_out, load
-from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.readers import (
+from smoothout_jax.experiments.data.datasets import hold_out, load
+from smoothout_jax.experiments.data.readers import (
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
 )
+from smoothout_jax.experiments.options import InputError
 
 
 def some_images(seed, *shape):
@@ -107,7 +107,11 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     [
         (IMAGES, idx(some_images(0, 20, 3, 5))[:-1], "has 315 bytes, but.*says 316"),
         (IMAGES, idx(some_images(0, 20, 3, 5)) + b"0", "has 317 bytes, but.*says 316"),
-        (IMAGES, b"", "is no IDX file of bytes with 3 axes: it begins with nothing"),
+        (
+            IMAGES,
+            b"",
+            "is not an IDX file of bytes with 3 axes: it begins with nothing",
+        ),
         (
             IMAGES,
             idx(np.zeros(20, np.uint8)),
@@ -135,7 +139,7 @@ def test_broken_compression_is_told_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "cut", "message"),
     [
-        (np.zeros((2, 1), np.uint8), 1, "has 6145 bytes.*no whole records of 3073"),
+        (np.zeros((2, 1), np.uint8), 1, "has 6145 bytes.*not whole records of 3073"),
         (np.full((2, 1), 10, np.uint8), 0, "has a label 10, beyond the 10 classes"),
         (np.zeros((0, 1), np.uint8), 0, "has 0 bytes"),
     ],

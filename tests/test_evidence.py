@@ -7,12 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import results
-from smoothout_jax.experiments import cli, evidence
-from smoothout_jax.experiments.methods import METHODS
+from pages import results
+from pages.evidence import read
+from smoothout_jax.experiments import cli
+from smoothout_jax.experiments.commands import evidence
+from smoothout_jax.experiments.commands.evidence import case_settings
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIALS
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 NAME = "f1, batch 20"
@@ -50,7 +53,7 @@ def test_every_method_gets_as_many_trials_and_chooses_the_best(document):
 def test_trials_never_see_the_test_images():
     (case,) = EXPERIMENTS["digits"]["smoke"]
     trial, final = (
-        Task(case.settings(Path(), held_out=held_out)).data
+        Task(case_settings(case, Path(), held_out=held_out)).data
         for held_out in (True, False)
     )
 
@@ -74,7 +77,7 @@ def test_methods_are_compared_at_what_they_chose(document):
     found = document["cases"][NAME]
     chosen = {name: trial["chosen"] for name, trial in found["trials"].items()}
     assert found["settings"]["learning_rate"] == chosen["sgd"]
-    settings = case.settings(Path(), held_out=False)
+    settings = case_settings(case, Path(), held_out=False)
     object.__setattr__(settings, "learning_rate", chosen["sgd"])
     task = Task(settings)
     for held, steps in (("equal_updates", 4), ("equal_gradients", 2)):
@@ -116,17 +119,17 @@ def test_bad_options_are_told(options, message, capsys):
 
 
 def test_the_page_is_that_of_the_committed_results():
-    found = results.read()
-    assert found
+    committed = read()
+    assert committed
     page = (ROOT / "docs" / "results.md").read_text()
-    assert page == results.page(found)
-    for form in {each.form for each in found}:
+    assert page == results.page(committed)
+    for form in {each.form for each in committed}:
         assert (ROOT / "docs" / "results" / f"differences-{form}.png").exists()
 
 
 def test_committed_results_are_of_the_plans():
-    for each in results.read():
+    for each in read():
         plan = {case.name: case for case in EXPERIMENTS[each.experiment][each.form]}
-        settings = plan[each.name].settings(Path(), held_out=False).to_json()
+        settings = case_settings(plan[each.name], Path(), held_out=False).to_json()
         kept = each.case["settings"] | {"learning_rate": settings["learning_rate"]}
         assert json.loads(json.dumps(settings)) == kept

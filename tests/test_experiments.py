@@ -19,16 +19,23 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from smoothout_jax import experiments
-from smoothout_jax.experiments import cli, report
-from smoothout_jax.experiments.compare import Results, compare
-from smoothout_jax.experiments.data import batch_indices, load
-from smoothout_jax.experiments.methods import METHODS as METHODS_BY_NAME
+from smoothout_jax.experiments import cli, commands
+from smoothout_jax.experiments.commands.compare import (
+    CompareSettings,
+    Results,
+    compare,
+    table,
+    write,
+)
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.data.batches import batch_indices
+from smoothout_jax.experiments.data.datasets import load
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.options import read_settings
-from smoothout_jax.experiments.settings import METHODS, Settings
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.reporting.statistics import paired_difference
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 KEY = jax.random.key(0)
 # Always the same examples, and none made smaller when one fails: they compile.
@@ -51,7 +58,7 @@ def standard_promotion():
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return Settings(
+    return CompareSettings(
         methods=COMPARED,
         copies=2,
         seeds=3,
@@ -119,7 +126,7 @@ def test_the_baseline_is_plain_momentum_sgd(results, settings):
 
 def test_a_seed_trains_alike_alone_and_beside_others(results, settings):
     task = Task(settings)
-    trainer = Trainer(METHODS_BY_NAME["smoothout"], task, [2])
+    trainer = Trainer(METHODS["smoothout"], task, [2])
     for start in range(0, settings.steps, 20):
         trainer.advance(start, start + 20)
     again = task.evaluate(*trainer.networks()[0])
@@ -130,7 +137,7 @@ def test_a_seed_trains_alike_alone_and_beside_others(results, settings):
 
 def test_strengths_train_side_by_side(settings):
     task = Task(settings)
-    method = METHODS_BY_NAME["adasmoothout"]
+    method = METHODS["adasmoothout"]
     together = Trainer(method, task, [0, 0], [0.1, 0.4])
     together.advance(0, 5)
     alone = Trainer(
@@ -204,13 +211,15 @@ TRAINING = values(
     radius=amounts,
 )
 SETTINGS = st.builds(
-    lambda chosen, own: Settings(**chosen, **own),
+    lambda chosen, own: CompareSettings(**chosen, **own),
     TRAINING,
-    values(seeds=st.integers(2, 9), methods=st.lists(st.sampled_from(METHODS[:4]))),
+    values(
+        seeds=st.integers(2, 9), methods=st.lists(st.sampled_from(list(METHODS)[:4]))
+    ),
 ) | st.builds(
     lambda chosen, own: TrainSettings(**chosen, **own),
     TRAINING,
-    values(seed=sizes, method=st.sampled_from(METHODS[:4]), evaluate_every=sizes),
+    values(seed=sizes, method=st.sampled_from(list(METHODS)[:4]), evaluate_every=sizes),
 )
 
 
@@ -220,7 +229,7 @@ def test_settings_come_back_from_json(tmp_path_factory, chosen):
     """From a checkpoint, and from the file that a run writes."""
     written = json.dumps(chosen.to_json())
     kind = type(chosen)
-    assert kind.from_json(json.loads(written), chosen.data_dir) == chosen
+    assert kind.from_json(json.loads(written), data_dir=chosen.data_dir) == chosen
     path = tmp_path_factory.getbasetemp() / "settings.json"
     path.write_text(written)
     assert kind(**read_settings(path, kind)) == chosen
@@ -228,7 +237,7 @@ def test_settings_come_back_from_json(tmp_path_factory, chosen):
 
 def test_the_paired_interval_is_students():
     values, baseline = np.array([3.0, 5.0, 4.5, 6.0]), np.array([2.0, 3.5, 4.0, 4.0])
-    mean, low, high = report.paired_difference(values, baseline)
+    mean, low, high = paired_difference(values, baseline)
     interval = ttest_rel(values, baseline).confidence_interval()
     np.testing.assert_allclose(
         (mean, low, high), (1.25, interval.low, interval.high), rtol=1e-12
@@ -236,7 +245,7 @@ def test_the_paired_interval_is_students():
 
 
 def test_files_hold_what_was_found(results, settings):
-    paths = report.write(results)
+    paths = write(results)
     assert sorted(settings.output.iterdir()) == sorted(paths)
     with (settings.output / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -255,18 +264,19 @@ def test_files_hold_what_was_found(results, settings):
         assert (settings.output / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_method_has_a_place_in_the_pictures():
-    assert set(report.COLORS) == set(METHODS_BY_NAME) == set(METHODS)
+def test_every_method_has_a_label_and_a_colour_of_its_own():
+    assert len({method.color for method in METHODS.values()}) == len(METHODS)
+    assert len({method.label for method in METHODS.values()}) == len(METHODS)
 
 
 def test_the_table_fits_a_terminal_of_80_columns(results):
     """The longest name among them."""
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(report.table(results))
+    console.print(table(results))
     text = console.export_text()
     assert "…" not in text
     for name, outcome in results.outcomes.items():
-        label = METHODS_BY_NAME[name].label
+        label = METHODS[name].label
         (line,) = [
             line for line in text.splitlines() if re.match(rf"{label} +\d", line)
         ]
@@ -307,12 +317,10 @@ def test_the_table_fits_a_terminal_of_80_columns(results):
         ("--warmup -0.1", "warmup must be in [0, 1), got -0.1"),
         ("--clip-norm 0", "clip_norm must be finite and above 0, got 0.0"),
         ("--shift -1", "shift must be at least 0, got -1"),
-        ("--depth 20", "depth: mlp has none to choose"),
-        ("--width 20", "width: give hidden_sizes of mlp"),
-        (
-            "--network cnet --hidden-sizes 5",
-            "hidden_sizes are of mlp and f1, not of cn",
-        ),
+        ("--depth 20", "depth does not apply to mlp: give hidden_sizes"),
+        ("--width 20", "width does not apply to mlp: give hidden_sizes"),
+        ("--network cnet --hidden-sizes 5", "hidden_sizes does not apply to cnet"),
+        ("--network cnet --depth 5", "depth does not apply to cnet"),
         ("--hidden-sizes 10 0", "hidden_sizes must be at least 1"),
         ("--radius -0.1", "radius must be finite and at least 0, got -0.1"),
         ("--rho nan", "rho must be finite"),
@@ -340,7 +348,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
 
 def test_every_command_is_told_of_where_they_are_listed():
     page = (Path(__file__).parents[1] / "docs" / "command.md").read_text()
-    for name in cli.COMMANDS:
+    for name in commands.COMMANDS:
         assert f"smoothout {name} " in experiments.__doc__
         assert f"program-output}} smoothout {name} --help" in page
 

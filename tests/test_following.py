@@ -252,6 +252,23 @@ def test_clean_parameters_keep_their_bits_and_noise_is_drawn_once(
     chex.assert_trees_all_equal(smoothout_eval_params(state, params), start)
 
 
+@one_copy_and_three
+def test_a_state_without_a_fingerprint_goes_on_to_the_same_bits(num_copies):
+    optimizer = standing(num_copies=num_copies)
+    params, state = train(optimizer, 4)
+    unknown = state._replace(
+        smoothout_fingerprint=jnp.full_like(state.smoothout_fingerprint, jnp.nan)
+    )
+    chex.assert_trees_all_equal(
+        smoothout_eval_params(unknown, params), smoothout_eval_params(state, params)
+    )
+    step = jitted_step(optimizer)
+    batch = jnp.float32(4)
+    chex.assert_trees_all_equal(
+        step(params, unknown, batch), step(params, state, batch)
+    )
+
+
 def test_runs_under_vmap_draw_again_only_where_one_of_them_changed():
     draws = []
     optimizer = standing(noise=counting(NOISE, draws))

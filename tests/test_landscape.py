@@ -368,16 +368,16 @@ def test_a_damaged_file_is_told_by_name(content, tmp_path):
         Landscape((POINTS,), {"loss": POINTS}).save(path)
         content = path.read_bytes()[:-40]
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"it.npz is no landscape, or is damaged"):
+    with pytest.raises(ValueError, match=r"it.npz is not a landscape, or is damaged"):
         Landscape.load(path)
-    with pytest.raises(ValueError, match=r"it.npz is no landscape, or is damaged"):
+    with pytest.raises(ValueError, match=r"it.npz is not a landscape, or is damaged"):
         loss_curve(mean_square, PARAMS, direction(), POINTS, path=path)
     assert path.read_bytes() == content
 
 
 def test_a_file_that_is_no_landscape_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", weights=POINTS)
-    with pytest.raises(ValueError, match=r"other.npz is no landscape"):
+    with pytest.raises(ValueError, match=r"other.npz is not a landscape"):
         Landscape.load(tmp_path / "other.npz")
     with pytest.raises(FileNotFoundError):
         Landscape.load(tmp_path / "missing.npz")

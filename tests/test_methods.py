@@ -8,11 +8,11 @@ import optax
 import pytest
 
 from smoothout_jax import gaussian, uniform
-from smoothout_jax.experiments.data import batch_indices
-from smoothout_jax.experiments.methods import METHODS, Context
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.data.batches import batch_indices
+from smoothout_jax.experiments.methods.table import METHODS, Context
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 SEED, STEPS, TOTAL = 3, 3, 4
 RATE, MOMENTUM, DECAY = 0.2, 0.8, 0.05

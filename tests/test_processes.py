@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from smoothout_jax.experiments import cli
-from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
-from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.placement import Placement
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.commands.trained import load_checkpoint
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.training.checkpoints import steps_of
+from smoothout_jax.experiments.training.placement import Placement
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 OPTIONS = (
     "--network f1 --hidden-sizes 16 --train-size 90 --batch-size 40 --evaluate-every 2"
@@ -152,7 +153,7 @@ def test_when_a_process_dies_the_others_end_and_the_run_goes_on(tmp_path):
     shown = processes[0].communicate(timeout=120)[0]
     assert time.monotonic() - died < 60
     assert processes[0].returncode == 3, shown
-    assert "a process of the run failed, so that the others ended too" in shown
+    assert "a process of the run failed, so the others ended too" in shown
     assert "again with --resume" in shown
     processes[1].communicate(timeout=60)
     reached = steps_of(output)[-1]
@@ -210,7 +211,7 @@ def test_parameters_and_examples_are_laid_over_the_mesh():
         ),
         (
             "--mesh data=8 --batch-size 40 --method adasmoothout-split",
-            "batch_size=40 in 4 copies does not divide over the 8 devices",
+            "batch_size=40 in 4 parts does not divide over the 8 devices",
         ),
         ("--distributed", "distributed needs mesh"),
         ("--process-id 1", "give all of coordinator_address, num_processes, process_"),

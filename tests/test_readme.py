@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import eigenvalues, readme, report, scaling
+from pages import costs, eigenvalues, readme, scaling
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,7 +49,7 @@ def test_the_networks_of_the_claim_are_flatter_by_every_measure():
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [(report.page, "cpu"), (eigenvalues.page, "eigenvalues")]
+    ("page", "name"), [(costs.page, "cpu"), (eigenvalues.page, "eigenvalues")]
 )
 def test_pages_of_costs_are_those_of_the_committed_benchmarks(page, name):
     path = ROOT / "docs" / "performance" / f"{name}.json"

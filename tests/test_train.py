@@ -14,14 +14,19 @@ import numpy as np
 import optax
 import pytest
 
-from smoothout_jax import uniform
-from smoothout_jax.experiments import cli, compare, regime, rivals
-from smoothout_jax.experiments.checkpoints import load_checkpoint, steps_of
-from smoothout_jax.experiments.methods import METHODS
-from smoothout_jax.experiments.settings import NETWORKS, Settings
-from smoothout_jax.experiments.task import Task
-from smoothout_jax.experiments.train_settings import TrainSettings
-from smoothout_jax.experiments.training import Trainer
+from smoothout_jax import smoothout, uniform
+from smoothout_jax.experiments import cli, regime
+from smoothout_jax.experiments.commands import compare
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.commands.trained import load_checkpoint
+from smoothout_jax.experiments.methods import rivals
+from smoothout_jax.experiments.methods.settings import radius_schedule
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.models import MODELS
+from smoothout_jax.experiments.training import checkpoints
+from smoothout_jax.experiments.training.checkpoints import steps_of
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 SMALL = (
     "--steps 40 --evaluate-every 5 --train-size 100 --batch-size 20 --network f1"
@@ -108,13 +113,13 @@ def test_options_count_more_than_the_file_of_settings(whole, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"stepz": 3}', "'stepz' is no setting"),
+        ('{"stepz": 3}', "'stepz' is not a setting"),
         ('{"steps": "3"}', "steps must be int, got '3'"),
         ('{"steps": true}', "steps must be int, got True"),
         ('{"milestones": 0.5}', "milestones must be a list of float, got 0.5"),
         ('{"flip": 1}', "flip must be bool, got 1"),
         ("[1]", "must hold an object, got [1]"),
-        ("{", "is no JSON file"),
+        ("{", "is not a JSON file"),
         ('{"network": "lenet"}', "network must be one of 'mlp', 'f1', 'cnet'"),
     ],
 )
@@ -137,7 +142,9 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(number, whole, tmp_path):
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), shown
     if number != signal.SIGKILL:
         step = steps_of(tmp_path)[-1]
-        assert f"interrupted at step {step} of 40; to go on: smoothout train" in shown
+        assert (
+            f"interrupted at step {step} of 40; to continue: smoothout train" in shown
+        )
     assert max(steps_of(tmp_path)) < 40
     cli.main(["train", "--resume", "--output", str(tmp_path)])
     assert digests(tmp_path) == digests(whole)
@@ -159,7 +166,7 @@ def refused(capsys, *arguments):
 
 def test_a_run_is_not_overwritten_nor_gone_on_with_otherwise(whole, tmp_path, capsys):
     message = refused(capsys, *SMALL.split(), "--output", whole)
-    assert f"output {whole} holds a run already, at step 40" in message
+    assert f"output {whole} already holds a run, at step 40" in message
     message = refused(capsys, "--resume", "--seed", "1", "--output", whole)
     assert "cannot resume" in message
     assert "seed was 0, not 1" in message
@@ -178,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", MODELS)
 def test_every_network_learns(network):
     depths = {"resnet": 8, "wide-resnet": 10, "vit": 1}
     widths = {"cnet": 4, "resnet": 4, "wide-resnet": 4, "vit": 12}
@@ -208,8 +215,8 @@ def test_every_network_learns(network):
         ("resnet", {"depth": 9}, "depth must be 6n + 2"),
         ("wide-resnet", {"depth": 8}, "depth must be 6n + 4"),
         ("vit", {"width": 10}, "width must be a multiple of 3"),
-        ("resnet", {"data": "mnist1d"}, "needs images of two dimensions"),
-        ("mlp", {"data": "mnist1d", "flip": True}, "shift and flip need images of two"),
+        ("resnet", {"data": "mnist1d"}, "needs images of 2 dimensions"),
+        ("mlp", {"data": "mnist1d", "flip": True}, "shift and flip need images of 2"),
     ],
 )
 def test_networks_that_do_not_suit_are_told(network, options, message):
@@ -303,7 +310,7 @@ def make(**options):
 
 def rates(settings, steps=100):
     schedule = regime.learning_rate_schedule(
-        settings, regime.peak_learning_rate(settings), steps
+        settings, settings.peak_learning_rate, steps
     )
     return np.array([schedule(step) for step in range(steps)])
 
@@ -323,11 +330,11 @@ def test_learning_rates_follow_their_schedules():
 def test_learning_rate_and_epochs_adapt_to_the_batch_size():
     options = {"learning_rate": 0.1, "base_batch_size": 5, "epochs": 3.0}
     root = make(learning_rate_rule="sqrt", **options)
-    assert regime.peak_learning_rate(root) == pytest.approx(0.2)
+    assert root.peak_learning_rate == pytest.approx(0.2)
     linear = make(learning_rate_rule="linear", adapt_epochs=True, **options)
-    assert regime.peak_learning_rate(linear) == pytest.approx(0.4)
-    assert regime.num_steps(root, 100) == 15
-    assert regime.num_steps(linear, 100) == 60
+    assert linear.peak_learning_rate == pytest.approx(0.4)
+    assert root.num_steps(100) == 15
+    assert linear.num_steps(100) == 60
 
 
 def coupled_sgd(schedule):
@@ -370,7 +377,7 @@ def test_the_optimizer_is_optax_s(name, made):
 
 @pytest.mark.parametrize("name", ["anneal", "tanh", "cosine"])
 def test_the_radius_follows_its_schedule(name):
-    schedule = regime.radius_schedule(make(radius_schedule=name), 0.4, 100)
+    schedule = radius_schedule(make(radius_schedule=name), 0.4, 100)
     first, last = float(schedule(0)), float(schedule(99))
     expected = {"anneal": (0.4, 0.4 * 100**-0.275), "tanh": (0, 0.4)}
     np.testing.assert_allclose(
@@ -411,8 +418,8 @@ def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
         steps.update({name: trainer.steps for name, trainer in trainers.items()})
         raise TrainingError
 
-    monkeypatch.setattr(compare, "_train", train)
-    settings = Settings(
+    monkeypatch.setattr(compare, "train_in_turns", train)
+    settings = compare.CompareSettings(
         methods=("sam", "smoothout"),
         equal_gradients=True,
         hidden_sizes=(8,),
@@ -421,3 +428,18 @@ def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
     with pytest.raises(TrainingError):
         compare.compare(settings)
     assert steps == {"sgd": 4, "smoothout": 4, "sam": 2}
+
+
+def test_checkpoints_of_before_the_fingerprint_are_read(tmp_path):
+    optimizer = smoothout(optax.sgd(0.1, momentum=0.9), uniform(0.1), key=5)
+    params = {"w": jnp.arange(3.0), "b": jnp.ones(2)}
+    state = {"params": params, "optimizer": (optimizer.init(params), ())}
+    older = checkpoints._without_fingerprint(state)
+    checkpoints.save_checkpoint(tmp_path / "older", {}, state=older)
+    [(name, restored)] = checkpoints.load_trees(tmp_path / "older", state=state).items()
+    assert name == "state"
+    wrapped = restored["optimizer"][0]
+    assert np.isnan(wrapped.smoothout_fingerprint).all()
+    told = state["optimizer"][0].smoothout_fingerprint
+    restored["optimizer"] = (wrapped._replace(smoothout_fingerprint=told), ())
+    chex.assert_trees_all_equal(restored, state)

@@ -7,6 +7,7 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
@@ -630,6 +631,29 @@ def test_runs_under_vmap_over_seeds_equal_single_runs(name):
     assert_close(first_run, train(TRANSFORMATIONS[name], 5)[-1])
     first, second = runs[0]["bias"]
     assert jnp.all(first != second)
+
+
+@pytest.mark.parametrize("keep_clean", [True, False])
+@one_copy_and_three
+def test_map_params_takes_noise_with_a_tree_as_mask(num_copies, keep_clean):
+    noise = uniform(0.1, mask={"kernel": True, "bias": False})
+    options = {"key": KEY, "num_copies": num_copies, "keep_clean": keep_clean}
+    optimizer = smoothout(MOMENTUM, noise, **options)
+    doubled = optax.tree.map_params(
+        optimizer, lambda leaf: leaf + 1, optimizer.init(PARAMS)
+    )
+    assert_equal(optax.tree.get(doubled, "trace"), optax.tree.ones_like(PARAMS))
+
+
+@one_copy_and_three
+def test_parameters_may_be_numbers(num_copies):
+    optimizer = smoothout(optax.sgd(0.1), uniform(0.0), key=KEY, num_copies=num_copies)
+    params = {"slope": 2.0, "shift": np.float32(3.0)}
+    state = optimizer.init(params)
+    for _ in range(num_copies):
+        updates, state = optimizer.update({"slope": 1.0, "shift": 2.0}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_close(params, {"slope": np.float32(1.9), "shift": np.float32(2.8)})
 
 
 def test_map_params_finds_the_trees_like_the_parameters():

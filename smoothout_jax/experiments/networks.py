@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from smoothout_jax.experiments.settings import TrainingSettings
-
 Norm = Callable[[], Any]
 
 
@@ -20,7 +18,7 @@ class MLP(nn.Module):
     Attributes:
         hidden_sizes: widths of the hidden layers.
         num_classes: number of logits.
-        norm: the normalisation before each ReLU, if any.
+        norm: makes the normalisation before each ReLU, if any.
 
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
@@ -42,15 +40,15 @@ class MLP(nn.Module):
 
 
 class CNet(nn.Module):
-    """The shallow, AlexNet-like convolutional network, of images in any dimension.
+    """The shallow, AlexNet-like convolutional network, for images of any dimension.
 
-    Two convolutions of width 5, each with normalisation, ReLU and max-pooling by 2,
-    and two hidden layers of six and three times as many units as there are channels.
+    Two convolutions of width 5, each with normalisation, ReLU and max-pooling by 2, and
+    two hidden layers with six and three times as many units as channels.
 
     Attributes:
         channels: channels of the convolutions.
         num_classes: number of logits.
-        norm: the normalisation layer.
+        norm: makes a normalisation layer.
 
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
@@ -77,13 +75,13 @@ class CNet(nn.Module):
 class ResNet(nn.Module):
     """The residual network for small images, of depth 6n + 2.
 
-    Three stages of n blocks, each of twice as many channels as the one before;
-    shortcuts that change the shape are 1×1 convolutions.
+    Three stages of n blocks, each with twice the channels of the one before; shortcuts
+    that change the shape are 1×1 convolutions.
 
     Attributes:
         depth: number of weight layers, 6n + 2: 20, 32, 44, …
         num_classes: number of logits.
-        norm: the normalisation layer.
+        norm: makes a normalisation layer.
         channels: channels of the first stage.
 
     Reference:
@@ -97,7 +95,7 @@ class ResNet(nn.Module):
     channels: int = 16
 
     def __post_init__(self):
-        """Refuses a depth that is no 6n + 2."""
+        """Checks that the depth is 6n + 2."""
         super().__post_init__()
         if self.depth < 8 or self.depth % 6 != 2:
             raise ValueError(f"depth must be 6n + 2, such as 20; got {self.depth}")
@@ -121,14 +119,14 @@ class ResNet(nn.Module):
 class WideResNet(nn.Module):
     """The wide residual network for small images, of depth 6n + 4.
 
-    As `ResNet`, but normalised before each convolution, after a first convolution of
-    16 channels.
+    Like `ResNet`, but it normalises before each convolution, and its first convolution
+    has 16 channels.
 
     Attributes:
         depth: number of weight layers, 6n + 4: 16, 22, 28, …
         channels: channels of the first stage: 16 times the widening factor.
         num_classes: number of logits.
-        norm: the normalisation layer.
+        norm: makes a normalisation layer.
 
     Reference:
         Zagoruyko and Komodakis, `Wide Residual Networks
@@ -141,7 +139,7 @@ class WideResNet(nn.Module):
     norm: Norm
 
     def __post_init__(self):
-        """Refuses a depth that is no 6n + 4."""
+        """Checks that the depth is 6n + 4."""
         super().__post_init__()
         if self.depth < 10 or self.depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4, such as 28; got {self.depth}")
@@ -185,7 +183,7 @@ class ViT(nn.Module):
     num_classes: int
 
     def __post_init__(self):
-        """Refuses an embedding that does not divide between the heads."""
+        """Checks that the heads divide the embedding."""
         super().__post_init__()
         if self.channels % 3:
             raise ValueError(f"width must be a multiple of 3, got {self.channels}")
@@ -202,33 +200,6 @@ class ViT(nn.Module):
             hidden = nn.gelu(nn.Dense(4 * self.channels)(nn.LayerNorm()(x)))
             x = x + nn.Dense(self.channels)(hidden)
         return nn.Dense(self.num_classes)(nn.LayerNorm()(x).mean(1))
-
-
-def make_network(settings: TrainingSettings, num_classes: int, norm: Norm) -> nn.Module:
-    """The network of the settings.
-
-    Args:
-        settings: the settings.
-        num_classes: number of logits.
-        norm: the normalisation of the networks that have BatchNorm.
-
-    Raises:
-        ValueError: if the depth or width is none of the network's.
-    """
-    depth, width = settings.depth, settings.width
-    match settings.network:
-        case "mlp":
-            return MLP(settings.hidden_sizes or (100, 100), num_classes)
-        case "f1":
-            return MLP(settings.hidden_sizes or (512,) * 5, num_classes, norm)
-        case "cnet":
-            return CNet(width or 64, num_classes, norm)
-        case "resnet":
-            return ResNet(depth or 44, num_classes, norm, width or 16)
-        case "wide-resnet":
-            return WideResNet(depth or 28, width or 160, num_classes, norm)
-        case _:
-            return ViT(depth or 6, width or 192, num_classes)
 
 
 class Transformer(nn.Module):

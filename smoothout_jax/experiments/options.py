@@ -1,58 +1,138 @@
-"""Settings that are options of a command too, and the errors they are told in."""
+"""Settings as typed fields, each of which is also an option of a command."""
 
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-AXES = ("data", "model")
+from smoothout_jax import _checks
+
+SettingsType = TypeVar("SettingsType", bound="Settings")
 
 
 class InputError(ValueError):
-    """A file given to a command cannot be used: told in a line, without a traceback."""
+    """A command cannot use its input: it reports one line, without a traceback."""
 
     status = 2
 
 
-def option(default, help, metavar=None, choices=None):
-    """A field of the settings, which is an option of the command too."""
-    metadata = {"help": help, "metavar": metavar, "choices": choices}
+def option(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    *,
+    choices: Iterable[str] = (),
+    machine: bool = False,
+) -> Any:
+    """Declares a field of the settings that is an option of the command.
+
+    Args:
+        default: its default.
+        help: its help text.
+        metavar: what stands for its value in the help text.
+        choices: accepted values, such as a registry; those of a `Literal` type need not
+            be repeated here.
+        machine: whether it describes the machine, and not what is trained; such
+            settings are not written to JSON.
+    """
+    metadata = {
+        "help": help,
+        "metavar": metavar,
+        "choices": choices,
+        "machine": machine,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def argument(help, metavar, choices=None):
-    """A field of the settings that the command takes by its place."""
-    metadata = {"help": help, "metavar": metavar, "choices": choices}
-    return dataclasses.field(metadata=metadata)
+def argument(
+    help: str, metavar: str, *, choices: Iterable[str] = (), machine: bool = False
+) -> Any:
+    """Declares a field of the settings that is a positional argument."""
+    return option(dataclasses.MISSING, help, metavar, choices=choices, machine=machine)
 
 
-def value_type(field: dataclasses.Field) -> tuple[Any, bool]:
-    """The type of a field's values, and whether it holds several of them."""
-    several = get_origin(field.type) is tuple
-    return (get_args(field.type)[0] if get_args(field.type) else field.type), several
+class Kind(NamedTuple):
+    """What values a field holds.
+
+    Attributes:
+        type: the type of one value.
+        several: whether it holds a tuple of them.
+        choices: accepted values; empty if any value of the type is.
+    """
+
+    type: type
+    several: bool
+    choices: Any
+
+    @classmethod
+    def of(cls, field: dataclasses.Field) -> "Kind":
+        """The kind of a field, from its type and its choices."""
+        several = get_origin(field.type) is tuple
+        types = get_args(field.type)
+        if get_origin(field.type) is Literal:
+            return cls(type(types[0]), several, types)
+        kind: Any = types[0] if types else field.type
+        return cls(kind, several, field.metadata["choices"])
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of the axes of a mesh written as `data=4,model=2`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a command, or a group of them that commands share.
+
+    Each group checks its own fields when an instance is made.
 
     Raises:
-        ValueError: if it is written otherwise.
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
-    sizes = {}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if name not in AXES or name in sizes or not size.isdecimal() or int(size) < 1:
-            raise ValueError(
-                "mesh must give sizes of at least 1 to the axes data and model, such"
-                f" as data=4,model=2; got {text!r}"
-            )
-        sizes[name] = int(size)
-    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            kind, value = Kind.of(field), getattr(self, field.name)
+            if kind.choices:
+                for each in value if kind.several else (value,):
+                    _checks.choice(tuple(kind.choices), **{field.name: each})
+
+    def _set(self, **values: Any) -> None:
+        """Fills in defaults that depend on other settings."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """The values of those fields that are not `None`, by name."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON holds them, without those of this machine."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata["machine"]
+        }
+
+    @classmethod
+    def from_json(
+        cls: type[SettingsType], settings: Mapping[str, Any], **machine: Any
+    ) -> SettingsType:
+        """The settings that `to_json` gave, with those of this machine."""
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+        }
+        return cls(**values, **machine)
+
+
+def check_not_negative(**values: int) -> None:
+    """Requires integers of at least zero."""
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def prepare_folder(path: Path) -> None:
-    """Makes a folder, and sees that files can be written there.
+    """Creates a folder, and checks that files can be written to it.
 
     Raises:
         OSError: if not.
@@ -62,30 +142,30 @@ def prepare_folder(path: Path) -> None:
         pass
 
 
-def read_settings(path: Path, settings_class: type) -> dict[str, Any]:
-    """The settings in a JSON file: an object of the names of the options.
+def read_settings(path: Path, settings_class: type[Settings]) -> dict[str, Any]:
+    """Reads settings from a JSON file: an object with the names of the options.
 
     Args:
         path: the file, such as the `settings.json` that a run wrote.
         settings_class: the dataclass of the settings.
 
     Raises:
-        InputError: if there is no such file, it is no JSON object, or has a name or a
-            value that is not of the settings.
+        InputError: if the file does not exist, does not hold a JSON object, or has a
+            name or a value that the settings do not accept.
     """
     try:
         content = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"settings {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"settings {path} is no JSON file: {error}") from error
+        raise InputError(f"settings {path} is not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"settings {path} must hold an object, got {content!r}")
     fields = {field.name: field for field in dataclasses.fields(settings_class)}
     for name in content:
         if name not in fields:
             raise InputError(
-                f"settings {path}: {name!r} is no setting; there are"
+                f"settings {path}: {name!r} is not a setting; accepted are"
                 f" {', '.join(fields)}"
             )
     return {
@@ -94,11 +174,11 @@ def read_settings(path: Path, settings_class: type) -> dict[str, Any]:
 
 
 def _from_json(path: Path, field: dataclasses.Field, value: Any) -> Any:
-    kind, several = value_type(field)
+    kind, several, _ = Kind.of(field)
     values = value if several and isinstance(value, list) else [value]
     if value is None and field.default is None:
         return None
-    accepted = {float: (int, float), Path: str}.get(kind, kind)
+    accepted: Any = {float: (int, float), Path: str}.get(kind, kind)
     for each in values:
         wrong = isinstance(each, bool) and kind is not bool
         if wrong or not isinstance(each, accepted) or several is not (values is value):

@@ -1,19 +1,14 @@
-"""The experiments: data, networks, batches, seeds and methods, and what is tried.
+"""The plans of the experiments: data, networks, batches, methods, seeds and trials.
 
-Each has a form for a GPU, the whole of the paper's, and one for two CPU cores: fewer
-training images and steps, and narrower convolutions, the same for every method.
+The full form of an experiment is that of the paper, for a GPU; the CPU form, for two
+cores, has fewer training images and steps and narrower convolutions, the same for every
+method. A plan names its methods, so that a new method does not change it.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from smoothout_jax import _checks
-from smoothout_jax.experiments.options import argument, option
-from smoothout_jax.experiments.settings import METHODS, Settings
-
-FORMS = ("cpu", "full", "smoke")
-# Four trials for each method, of the one setting that is its strength.
+# Four trials for each method, of the setting that is its strength.
 TRIALS = {
     "learning_rate": (0.03, 0.1, 0.3, 1.0),
     "radius": (0.01, 0.03, 0.1, 0.2),
@@ -22,7 +17,6 @@ TRIALS = {
     "msam_rho": (0.1, 0.3, 1.0, 3.0),
     "std": (0.005, 0.01, 0.03, 0.1),
 }
-TEN = tuple(m for m in METHODS if m not in ("no-denoising", "sgd-split"))
 SEVEN = (
     "sgd",
     "smoothout",
@@ -32,6 +26,8 @@ SEVEN = (
     "smoothout-split",
     "adasmoothout-split",
 )
+TEN = (*SEVEN, "two-sided", "mix", "gaussian")
+TWELVE = (*TEN, "no-denoising", "sgd-split")
 FIRST_TRIAL_SEED = 1000
 
 
@@ -44,9 +40,9 @@ class Case:
         network: the network.
         batch_size: training images in a batch, or 0 for all of them.
         methods: the methods, SGD among them.
-        validation_size: training images held out while strengths are tried.
+        validation_size: training images to hold out for the trials.
         seeds: seeds of the comparison.
-        trial_seeds: seeds of each trial, none of them the comparison's.
+        trial_seeds: seeds of each trial, all different from those of the comparison.
         training: other settings of training.
     """
 
@@ -61,25 +57,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells it from the other cases of an experiment."""
+        """What distinguishes it from the other cases of the experiment."""
         return f"{self.network}, batch {self.batch_size or 'full'}"
-
-    def settings(self, data_dir: Path, *, held_out: bool) -> Settings:
-        """Settings of the comparison, or of trials on held-out images."""
-        validation_size = self.validation_size if held_out else 0
-        whole = self.training["train_size"] - validation_size
-        chosen: dict[str, Any] = self.training
-        return Settings(
-            **chosen,
-            data=self.data,
-            data_dir=data_dir,
-            network=self.network,
-            batch_size=self.batch_size or whole,
-            validation_size=validation_size,
-            methods=self.methods,
-            seeds=self.seeds,
-            noise_samples=10,
-        )
 
 
 def _cases(
@@ -96,10 +75,10 @@ def _cases(
     Args:
         data: the data set.
         network: the network.
-        batches: steps, and copies of the split methods, by the batch size.
+        batches: steps, and copies of the split methods, by batch size.
         methods: the methods.
-        sizes: training images, and how many of them are held out for trials.
-        seeds: number of seeds, and of those of each trial.
+        sizes: training images, and how many of them to hold out for the trials.
+        seeds: number of seeds of the comparison, and of each trial.
         **training: other settings of training.
     """
     return tuple(
@@ -119,7 +98,7 @@ def _cases(
 
 
 _DIGITS = _cases(
-    "digits", "mlp", {50: (1000, 5), 0: (1000, 5)}, METHODS, (500, 150), (20, 5)
+    "digits", "mlp", {50: (1000, 5), 0: (1000, 5)}, TWELVE, (500, 150), (20, 5)
 )
 # So few images that F1 fits them all.
 _FEW = _cases(
@@ -154,7 +133,7 @@ EXPERIMENTS = {
                 "mnist1d",
                 "mlp",
                 {100: (600, 4), 1000: (300, 4), 0: (200, 4)},
-                METHODS,
+                TWELVE,
                 (2000, 500),
                 (10, 2),
             ),
@@ -162,7 +141,7 @@ EXPERIMENTS = {
                 "mnist1d",
                 "cnet",
                 {100: (200, 4), 1000: (80, 4), 0: (50, 4)},
-                METHODS,
+                TWELVE,
                 (2000, 500),
                 (5, 1),
                 width=8,
@@ -172,7 +151,7 @@ EXPERIMENTS = {
             case
             for network in ("mlp", "cnet")
             for case in _cases(
-                "mnist1d", network, _FULL_1D, METHODS, (4000, 1000), (10, 3)
+                "mnist1d", network, _FULL_1D, TWELVE, (4000, 1000), (10, 3)
             )
         ),
     },
@@ -248,45 +227,3 @@ EXPERIMENTS = {
         ),
     },
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvidenceSettings:
-    """Settings of `smoothout evidence`.
-
-    Raises:
-        ValueError: when one is out of its range.
-    """
-
-    experiment: str = argument(
-        f"one of {', '.join(EXPERIMENTS)}", "EXPERIMENT", choices=tuple(EXPERIMENTS)
-    )
-    form: str = option(
-        "cpu",
-        "the whole experiment, for a GPU; a smaller one for two CPU cores; or smoke,"
-        " where there is one, to see that it runs",
-        choices=FORMS,
-    )
-    cases: tuple[str, ...] = option(
-        (), "cases to run, such as 'mlp, batch full'; all if not given", "CASE"
-    )
-    data_dir: Path = option(
-        Path("data"), "folder of the data sets, as for smoothout compare", "FOLDER"
-    )
-    output: Path = option(
-        Path("smoothout-evidence"),
-        "folder of the results, to which cases that are not in it yet are added",
-        "FOLDER",
-    )
-
-    def __post_init__(self):
-        _checks.choice(tuple(EXPERIMENTS), experiment=self.experiment)
-        _checks.choice(tuple(EXPERIMENTS[self.experiment]), form=self.form)
-        names = tuple(case.name for case in self.plan)
-        for name in self.cases:
-            _checks.choice(names, cases=name)
-
-    @property
-    def plan(self) -> tuple[Case, ...]:
-        """The cases of the experiment in its form."""
-        return EXPERIMENTS[self.experiment][self.form]

@@ -1,38 +1,122 @@
-"""The regime of training that all methods share: optimizer, schedules, augmentation."""
+"""The regime of training that all methods share: optimizer, schedule, augmentation."""
 
-from typing import Any
+import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from smoothout_jax import anneal_schedule, cosine_schedule, tanh_schedule
-from smoothout_jax.experiments.settings import TrainingSettings
+from smoothout_jax import _checks
+from smoothout_jax.experiments.options import Settings, check_not_negative, option
 
-GROWTH = 20
-
-
-def num_steps(settings: TrainingSettings, num_images: int) -> int:
-    """Updates in the whole of training."""
-    if settings.steps is not None:
-        return settings.steps
-    epochs = settings.epochs or 1.0
-    if settings.adapt_epochs:
-        epochs *= settings.batch_size / (settings.base_batch_size or 1)
-    return max(1, round(epochs * (num_images // settings.batch_size)))
+LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
-def peak_learning_rate(settings: TrainingSettings) -> float:
-    """The learning rate of the settings, by their rule for the batch size."""
-    ratio = settings.batch_size / (settings.base_batch_size or settings.batch_size)
-    power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[settings.learning_rate_rule]
-    return (settings.learning_rate or 0.0) * ratio**power
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegimeSettings(Settings):
+    """Settings of the regime.
+
+    Raises:
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
+    """
+
+    steps: int | None = option(
+        None, "updates of the parameters; 1000 unless epochs are given"
+    )
+    epochs: float | None = option(
+        None, "passes over the training images, instead of steps"
+    )
+    batch_size: int = option(100, "training images in each batch")
+    base_batch_size: int | None = option(
+        None, "batch size b that the learning rate and epochs are meant for"
+    )
+    learning_rate_rule: Literal["none", "sqrt", "linear"] = option(
+        "none", "what multiplies the learning rate at batch size B: sqrt(B/b), or B/b"
+    )
+    adapt_epochs: bool = option(
+        False, "multiply the epochs by B/b, so that every batch size takes equal steps"
+    )
+    optimizer: Literal["sgd", "adam", "adamw"] = option(
+        "sgd", "optimizer that every method is built on; sgd has momentum"
+    )
+    learning_rate: float | None = option(
+        None, "peak learning rate; by default 0.1 with sgd and 0.001 with the others"
+    )
+    schedule: Literal["cosine", "multistep", "constant"] = option(
+        "cosine",
+        "learning rate: falls to zero along a cosine, drops to a tenth at each"
+        " milestone, or stays constant",
+    )
+    milestones: tuple[float, ...] = option(
+        (0.5, 0.75), "milestones of multistep, as fractions of training", "FRACTION"
+    )
+    warmup: float = option(
+        0.0, "fraction of training in which the learning rate rises from zero"
+    )
+    momentum: float = option(0.9, "momentum of sgd, and first decay of the others")
+    weight_decay: float = option(
+        0.0, "weight decay; added to the gradient, except by adamw"
+    )
+    clip_norm: float | None = option(
+        None, "global norm to clip gradients at, after averaging copies"
+    )
+    shift: int = option(
+        0, "augmentation: largest number of pixels by which images move"
+    )
+    flip: bool = option(False, "augmentation: mirror images, each with probability 1/2")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.learning_rate is None:
+            self._set(learning_rate=LEARNING_RATES[self.optimizer])
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"steps={self.steps} and epochs={self.epochs} exclude each other"
+            )
+        if self.steps is None and self.epochs is None:
+            self._set(steps=1000)
+        _checks.count(**self._given("steps", "batch_size", "base_batch_size"))
+        _checks.nonnegative(**self._given("learning_rate", "momentum", "weight_decay"))
+        _checks.positive(**self._given("epochs", "clip_norm"))
+        check_not_negative(shift=self.shift)
+        for name, values in (
+            ("warmup", (self.warmup,)),
+            ("milestones", self.milestones),
+        ):
+            for value in values:
+                if not 0 <= value < 1:
+                    raise ValueError(f"{name} must be in [0, 1), got {value}")
+        adapted = self.learning_rate_rule != "none" or self.adapt_epochs
+        if adapted and self.base_batch_size is None:
+            raise ValueError(
+                "learning_rate_rule and adapt_epochs need base_batch_size, the batch"
+                " size that the learning rate and epochs are meant for"
+            )
+        if self.adapt_epochs and self.epochs is None:
+            raise ValueError("adapt_epochs needs epochs")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, adapted to the batch size by its rule."""
+        ratio = self.batch_size / (self.base_batch_size or self.batch_size)
+        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.learning_rate_rule]
+        return (self.learning_rate or 0.0) * ratio**power
+
+    def num_steps(self, num_images: int) -> int:
+        """Updates in the whole of training on `num_images` images."""
+        if self.steps is not None:
+            return self.steps
+        epochs = self.epochs or 1.0
+        if self.adapt_epochs:
+            epochs *= self.batch_size / (self.base_batch_size or 1)
+        return max(1, round(epochs * (num_images // self.batch_size)))
 
 
 def learning_rate_schedule(
-    settings: TrainingSettings, peak: Any, steps: int
+    settings: RegimeSettings, peak: jax.typing.ArrayLike, steps: int
 ) -> optax.Schedule:
-    """The learning rate by the step, from its peak, which may be traced."""
+    """The learning rate as a function of the step; its peak may be traced."""
     if settings.schedule == "cosine":
         shape = optax.cosine_decay_schedule(1.0, steps)
     elif settings.schedule == "multistep":
@@ -45,9 +129,9 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    settings: TrainingSettings, steps: int, peak: Any = None
+    settings: RegimeSettings, steps: int, peak: jax.typing.ArrayLike | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer that every method is built on: its gradient, then its update.
+    """The optimizer that every method is built on: gradient rule, then update rule.
 
     Args:
         settings: the settings.
@@ -57,8 +141,8 @@ def make_optimizer(
     return optax.chain(gradient_rule(settings), update_rule(settings, steps, peak))
 
 
-def gradient_rule(settings: TrainingSettings) -> optax.GradientTransformation:
-    """What the optimizer adds to the gradient: clipping, and coupled weight decay."""
+def gradient_rule(settings: RegimeSettings) -> optax.GradientTransformation:
+    """Changes to the gradient: clipping, and coupled weight decay."""
     coupled = settings.weight_decay if settings.optimizer != "adamw" else 0.0
     decay = optax.add_decayed_weights(coupled)
     if settings.clip_norm is None:
@@ -67,16 +151,16 @@ def gradient_rule(settings: TrainingSettings) -> optax.GradientTransformation:
 
 
 def update_rule(
-    settings: TrainingSettings, steps: int, peak: Any = None
+    settings: RegimeSettings, steps: int, peak: jax.typing.ArrayLike | None = None
 ) -> optax.GradientTransformation:
-    """The step that the optimizer takes along that gradient, adamw's decay included.
+    """The step along that gradient, including the weight decay of adamw.
 
     Args:
         settings: the settings.
         steps: updates in the whole of training.
         peak: the peak learning rate; by default that of the settings.
     """
-    peak = peak_learning_rate(settings) if peak is None else peak
+    peak = settings.peak_learning_rate if peak is None else peak
     learning_rate = learning_rate_schedule(settings, peak, steps)
     match settings.optimizer:
         case "sgd":
@@ -91,24 +175,11 @@ def update_rule(
             )
 
 
-def radius_schedule(settings: TrainingSettings, radius: Any, steps: int) -> Any:
-    """The radius of the noise, or its schedule by the step."""
-    match settings.radius_schedule:
-        case "anneal":
-            return anneal_schedule(radius)
-        case "tanh":
-            return tanh_schedule(radius, steps)
-        case "cosine":
-            return cosine_schedule(radius / GROWTH, GROWTH, steps)
-        case _:
-            return radius
-
-
-def augment(settings: TrainingSettings, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Moves each image by some pixels, zeros coming in, and mirrors about half of them.
+def augment(settings: RegimeSettings, key: jax.Array, images: jax.Array) -> jax.Array:
+    """Moves each image by some pixels, padding with zeros, and mirrors some.
 
     Args:
-        settings: the settings.
+        settings: the settings `shift` and `flip`.
         key: PRNG key.
         images: (images, height, width, channels).
     """

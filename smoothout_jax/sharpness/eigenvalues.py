@@ -6,7 +6,7 @@ batch, restarts in bounded memory, and finds an eigenvalue as often as it occurs
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def hessian_eigenvalues(
     params: Params,
     *,
     num_eigenvalues: int = 1,
-    which: str = "LA",
+    which: Literal["LA", "SA", "LM"] = "LA",
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     key: jax.Array | int = 0,

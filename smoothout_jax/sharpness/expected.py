@@ -34,7 +34,7 @@ def expected_sharpness(
 
     The measure that SmoothOut lowers, and of those tried by Bisla et al. the one that
     predicts generalisation best. One pass over the batches draws each sample's noise
-    anew for each batch, so that nothing is held but one perturbed network.
+    again for each batch, so that only one perturbed network is in memory.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar.
@@ -49,7 +49,7 @@ def expected_sharpness(
         The estimate, in the units of the loss.
 
     Raises:
-        TypeError: if the loss is no real scalar, or an argument is of another type.
+        TypeError: if the loss is not a real scalar, or an argument is of another type.
         ValueError: if there is no batch, `num_samples` is less than 1, or the loss at θ
             is not finite.
 

@@ -31,7 +31,7 @@ def mean_over_batches(fn: Callable[..., Any], batches: Batches | None) -> Any:
         return fn()
     mean, total = None, 0
     for batch in batches:
-        # Waits, lest batches pile up on the device.
+        # Wait, so that batches do not pile up on the device.
         value = jax.block_until_ready(fn(batch))
         size = _num_examples(batch)
         total += size
@@ -63,12 +63,12 @@ def check_batches(batches: Any, name: str = "batches", *, passes: int = 2) -> No
     if passes > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"{name} is an iterator, used up by one pass; give a list, or an iterable"
-            " that starts afresh each time"
+            " that starts over each time"
         )
 
 
 def real_scalar(value: Any, name: str = "loss") -> jax.Array:
-    """The value, once it is seen to be a real scalar."""
+    """Returns the value as an array; raises TypeError unless it is a real scalar."""
     must = f"{name} must be a real scalar, the mean over the batch; got"
     if not isinstance(value, (*_checks.NUMBERS, *ARRAYS)):
         raise TypeError(f"{must} {_checks.describe(value)}")
@@ -79,7 +79,7 @@ def real_scalar(value: Any, name: str = "loss") -> jax.Array:
 
 
 def finite(value: float, where: str = "at params") -> float:
-    """The loss, once it is seen to be finite."""
+    """Returns the loss; raises ValueError unless it is finite."""
     if not np.isfinite(value):
         raise ValueError(f"the loss {where} must be finite, got {value}")
     return value

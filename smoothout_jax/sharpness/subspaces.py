@@ -26,7 +26,7 @@ class WholeSpace:
 class Subspace:
     """The span of the columns of a matrix A with standard normal entries.
 
-    The matrix is drawn anew in blocks of rows wherever it is used.
+    The matrix is drawn again, in blocks of rows, wherever it is used.
 
     Args:
         key: PRNG key of the matrix.

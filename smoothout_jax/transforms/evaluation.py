@@ -23,7 +23,7 @@ def smoothout_eval_params(
     params: Params,
     *,
     noise: Noise | None = None,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     num_copies: int = 1,
 ) -> Params:
     """The clean parameters of a training with `smoothout`: to evaluate and to save.
@@ -31,19 +31,23 @@ def smoothout_eval_params(
     Args:
         state: the optimizer's state, or any tree that holds it, such as a `TrainState`:
             `smoothout` is found in chains and wrappers.
-        params: the perturbed parameters of the training loop. Those that `smoothout`
-            does not train, under `optax.masked` or `optax.multi_transform`, come back
-            as they are.
-        noise: with `keep_clean=False`, the noise of `smoothout`.
-        key: with `keep_clean=False`, its key, of which the kind alone counts here.
-        num_copies: with `keep_clean=False`, its number of copies.
+        params: the perturbed parameters of the training loop. A leaf that was changed
+            since the last update comes back as it is, noise included, unless `noise`
+            and `key` are given. Those that `smoothout` does not train, under
+            `optax.masked` or `optax.multi_transform`, come back as they are too.
+        noise: the noise of `smoothout`, to take it off leaves that were changed;
+            required with `keep_clean=False`.
+        key: the key of `smoothout`, given with `noise`; only its implementation counts
+            here, since the state holds its data.
+        num_copies: the number of copies of `smoothout`, given with `noise`.
 
     Returns:
         A tree like `params` with the clean parameters.
 
     Raises:
         ValueError: if the state holds none of `smoothout`, or other parameters'; if the
-            clean parameters were not kept and no noise is given.
+            clean parameters were not kept and no noise is given, or another than that
+            of training (under `jax.jit`, the result is NaN instead).
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -109,7 +113,8 @@ def _kept(state: SmoothoutState, given: dict[Any, Any], noises) -> Params:
 
 def _clean_or_changed(state: SmoothoutState, params: Params, noises) -> Params:
     """The clean parameters; what changed since, as it is or less its noise."""
-    same = is_like(state.smoothout_fingerprint, params, SAME_TO_ROUNDING)
+    told = state.smoothout_fingerprint
+    same = is_like(told, params, SAME_TO_ROUNDING) | jnp.isnan(told)
     if noises is not None:
         return noises.followed(state, params, ~same)
 
@@ -120,7 +125,7 @@ def _clean_or_changed(state: SmoothoutState, params: Params, noises) -> Params:
 
 
 def _denoised(state: SmoothoutState, params: Params, noises) -> Params:
-    """Parameters less their noise, once it is seen to be the noise in them."""
+    """Subtracts the noise drawn again; raises ValueError if it is another noise."""
     drawn = noises.drawn(state, params)
     same = jnp.all(is_like(state.smoothout_fingerprint, drawn, SAME_NOISE))
     if not is_traced(same) and not same:

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced, on_one_cpu
+from smoothout_jax._sharding import by_parts, explicit_sharding
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise, map_leaves
 
 # Of a sum, against that of the absolute values: what other programs may round to.
@@ -73,7 +75,7 @@ def follow(
             return params
         wide = accumulator_dtype(clean.dtype)
         difference = params.astype(wide) - handed.astype(wide)
-        # What was added to the loop's parameters was rounded: that is no change.
+        # The loop rounded when it added its update: that is not a change.
         scale = jnp.abs(handed) + jnp.max(jnp.abs(noise), initial=0)
         rounding = float(jnp.finfo(clean.dtype).eps) * scale.astype(
             jnp.finfo(wide).dtype
@@ -92,7 +94,7 @@ def where_any(
     flag = _for_all_runs(jnp.any(flags))
     if is_traced(flag):
         return jax.lax.cond(flag, true, false)
-    # lax.cond would compile both anew at every call.
+    # Outside jit, lax.cond would compile both branches again at every call.
     return true() if flag else false()
 
 
@@ -125,6 +127,13 @@ def _real(leaf: jax.Array) -> jax.Array:
 
 
 def _weighted_sum(leaf: jax.Array) -> jax.Array:
+    sharding = explicit_sharding(leaf)
+    if sharding is not None:
+        sharding = NamedSharding(sharding.mesh, jax.P())
+    return by_parts(_dot_with_weights, sharding)(leaf)
+
+
+def _dot_with_weights(leaf: jax.Array) -> jax.Array:
     if leaf.ndim == 0:
         return leaf
     columns = _weights(leaf.shape[-1:], leaf.dtype)
@@ -140,7 +149,7 @@ def _sum_of_sizes(leaf: jax.Array) -> jax.Array:
 
 
 def _weights(shape: tuple[int, ...], dtype) -> jax.Array:
-    """Numbers in [-1, 1), a different one for every place."""
+    """Numbers in [-1, 1), different at every place."""
     index, stride = jnp.ones(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)

@@ -41,7 +41,7 @@ class SmoothGradientsState(NamedTuple):
 def smooth_gradients(
     noise: Noise,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_copies: int = 1,
     antithetic: bool = False,
     clean_weight: float = 0.0,
@@ -52,14 +52,14 @@ def smooth_gradients(
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradients by gradients averaged over perturbed copies.
 
-    The first link of a chain. Each update calls `grad_fn(params, copy)`, as
-    `optax.contrib.sam` calls its own, at every copy's perturbed parameters; what came
-    in as gradients is dropped, and the parameters stay clean throughout.
+    The first link of a chain: whatever comes before it is dropped. Each update calls
+    `grad_fn(params, copy)`, as `optax.contrib.sam` calls its own, at every copy's
+    perturbed parameters, and the parameters stay clean throughout.
 
     Args:
         noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
             gets the number of updates.
-        key: PRNG key of the noise, typed or raw.
+        key: PRNG key of the noise, typed or raw, or an integer seed.
         num_copies: number of perturbed copies.
         antithetic: as for `smoothout_value_and_grad`, like all that follow.
         clean_weight: weight of the gradient at the parameters themselves, taken by

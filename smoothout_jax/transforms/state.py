@@ -1,4 +1,4 @@
-"""The state of `smoothout`, and the noise that it tells of."""
+"""The state of `smoothout`, and the noise drawn from the key in it."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ class SmoothoutState(NamedTuple):
         smoothed_state: state of the wrapped optimizer.
         smoothout_fingerprint: a number for each leaf, by which a change of the loop's
             parameters is told; if the clean ones are not kept, of the noise in them.
+            NaN where it is not known: the next update finds out.
     """
 
     clean_params: Params | None
@@ -97,7 +98,10 @@ def is_first(state: SmoothoutState) -> jax.Array:
 
 
 def fold(key: jax.Array, key_data: jax.Array, count: Any) -> jax.Array:
-    """The key of one noise, from the data in the state: `key` lends its kind alone."""
+    """The key of one noise, from the data in the state.
+
+    `key` only supplies the PRNG implementation.
+    """
     folded = jnp.asarray(key_data)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         folded = jax.random.wrap_key_data(folded, impl=jax.random.key_impl(key))

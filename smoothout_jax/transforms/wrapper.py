@@ -1,5 +1,6 @@
 """`smoothout`: an optimizer wrapped, the training loop left as it is."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ def smoothout(
     optimizer: optax.GradientTransformation,
     noise: Noise,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     num_copies: int = 1,
     keep_clean: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -33,7 +34,7 @@ def smoothout(
 
     The parameters the loop holds are perturbed ones, so the gradient it computes is
     SmoothOut's. Each update de-noises, lets `optimizer` update the clean parameters,
-    which weight decay, trust ratios and the like see, and perturbs afresh. The clean
+    which weight decay, trust ratios and the like see, and perturbs again. The clean
     parameters are kept, not recomputed, so nothing drifts; evaluate and save those:
     `smoothout_eval_params(state, params)`. The first gradient is at the initial
     parameters themselves.
@@ -42,12 +43,18 @@ def smoothout(
     it would distort the noise. Clipping goes before it, or into `optimizer`, where it
     sees the mean gradient of the copies.
 
+    The loop's parameters remain yours. If they come back changed, by weights loaded
+    after `init`, a reset or a projection, the clean parameters move by the same
+    difference; at the first update they are what you set. Where nothing changed they
+    keep their bits.
+
     Args:
         optimizer: the Optax optimizer of the clean parameters.
         noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
             gets the number of updates of the clean parameters.
-        key: PRNG key of the noise, typed or raw. Runs under `jax.vmap` over seeds take
-            a key each; so do transformations side by side in `optax.multi_transform`.
+        key: PRNG key of the noise, typed or raw, or an integer seed. Runs under
+            `jax.vmap` over seeds take a key each; so do transformations side by side in
+            `optax.multi_transform`.
         num_copies: number M of perturbed gradients averaged into one update: the
             optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
             repeat the same noise, since it keeps its inner state for its micro-steps.
@@ -62,7 +69,8 @@ def smoothout(
         and hands further keyword arguments on to `optimizer`.
 
     Raises:
-        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type.
+        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type;
+            from `init` and `update`, if a leaf of the parameters is not an array.
         ValueError: if `num_copies` is below 1, or, from `init`, if the noise cannot be
             drawn again.
 
@@ -91,33 +99,41 @@ def smoothout(
     _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
     _checks.count(num_copies=num_copies)
     _checks.choice((True, False), keep_clean=keep_clean)
-    optimizer = optax.with_extra_args_support(optimizer)
-    noises = Noises(noise, _checks.key_or_seed(key), num_copies)
+    wrapper = _Wrapper(
+        optax.with_extra_args_support(optimizer),
+        Noises(noise, _checks.key_or_seed(key), num_copies),
+        keep_clean,
+    )
+    return optax.GradientTransformationExtraArgs(wrapper.init, wrapper.update)
 
-    def init(params: Params) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class _Wrapper:
+    """The two functions of the transformation, and what they share."""
+
+    optimizer: optax.GradientTransformationExtraArgs
+    noises: Noises
+    keep_clean: bool
+
+    def init(self, params: Params) -> Any:
         _checks.arrays(params=params)
-        warn_of_lost_noise(noise, noises.key, params)
-        if not keep_clean and jax.tree.leaves(params):
-            require_independent(noise, noises.key, params)
-        mean = None
-        if num_copies > 1:
-            mean = jax.tree.map(
-                lambda p: jnp.zeros_like(p, accumulator_dtype(jnp.result_type(p))),
-                params,
-            )
+        warn_of_lost_noise(self.noises.noise, self.noises.key, params)
+        if not self.keep_clean and jax.tree.leaves(params):
+            require_independent(self.noises.noise, self.noises.key, params)
         clean = jax.tree.map(fresh, params)
-        told = clean if keep_clean else optax.tree.zeros_like(clean)
+        told = clean if self.keep_clean else optax.tree.zeros_like(clean)
         return SmoothoutState(
-            clean_params=clean if keep_clean else None,
-            smoothout_key_data=key_data_of(noises.key),
+            clean_params=clean if self.keep_clean else None,
+            smoothout_key_data=key_data_of(self.noises.key),
             smoothout_step=jnp.zeros([], jnp.int32),
             smoothout_copy=jnp.zeros([], jnp.int32),
-            gradient_mean=mean,
-            smoothed_state=optimizer.init(params),
+            gradient_mean=self._no_gradient(params),
+            smoothed_state=self.optimizer.init(params),
             smoothout_fingerprint=fingerprint(told),
         )
 
     def update(
+        self,
         updates: optax.Updates,
         state: Any,
         params: Params | None = None,
@@ -131,50 +147,63 @@ def smoothout(
                 "state must be the state of smoothout, as its init or update returned"
                 f" it; got {_checks.describe(state)}"
             )
-        held = noises.clean(state, params)
-
-        def step(grads):
-            steps, smoothed_state = optimizer.update(
-                grads, state.smoothed_state, held, **extra_args
-            )
-            clean = rounded(optax.apply_updates(held, steps))
-            return clean, _in_dtypes_of(state.smoothed_state, smoothed_state)
-
-        if num_copies == 1:
-            mean, count, copy = None, optax.safe_increment(state.smoothout_step), 0
-            clean, smoothed_state = step(updates)
-        else:
-            mean = _running_mean(state.gradient_mean, updates, state.smoothout_copy)
-            last = state.smoothout_copy == num_copies - 1
-            clean, smoothed_state = jax.lax.cond(
-                last,
-                lambda: step(optax.tree.cast_like(mean, updates)),
-                lambda: (held, state.smoothed_state),
-            )
-            stepped = optax.safe_increment(state.smoothout_step)
-            count = jnp.where(last, stepped, state.smoothout_step)
-            copy = jnp.where(last, 0, state.smoothout_copy + 1)
-        added = noises.draw(state.smoothout_key_data, count, copy, clean)
+        clean, state = self._step(updates, state, params, extra_args)
+        key_data, step, copy = state[1:4]
+        added = self.noises.draw(key_data, step, copy, clean)
         changes = rounded(optax.tree.sub(add_noise(clean, added), params))
-        told = rounded(optax.apply_updates(params, changes)) if keep_clean else added
-        return changes, SmoothoutState(
-            clean_params=clean if keep_clean else None,
-            smoothout_key_data=state.smoothout_key_data,
-            smoothout_step=count,
-            smoothout_copy=jnp.asarray(copy, jnp.int32),
-            gradient_mean=mean,
-            smoothed_state=smoothed_state,
+        told = added
+        if self.keep_clean:
+            told = rounded(optax.apply_updates(params, changes))
+        return changes, state._replace(
+            clean_params=clean if self.keep_clean else None,
             smoothout_fingerprint=fingerprint(told),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def _step(
+        self, grads, state: SmoothoutState, params, extra_args
+    ) -> tuple[Params, SmoothoutState]:
+        """The next clean parameters, and the state without them."""
+        clean, copies = self.noises.clean(state, params), self.noises.num_copies
+        stepped = optax.safe_increment(state.smoothout_step)
+
+        def optimize(grads):
+            steps, inner = self.optimizer.update(
+                grads, state.smoothed_state, clean, **extra_args
+            )
+            moved = rounded(optax.apply_updates(clean, steps))
+            return moved, _in_dtypes_of(state.smoothed_state, inner)
+
+        if copies == 1:
+            clean, inner = optimize(grads)
+            return clean, state._replace(smoothout_step=stepped, smoothed_state=inner)
+        mean = _running_mean(state.gradient_mean, grads, state.smoothout_copy)
+        last = state.smoothout_copy == copies - 1
+        clean, inner = jax.lax.cond(
+            last,
+            lambda: optimize(optax.tree.cast_like(mean, grads)),
+            lambda: (clean, state.smoothed_state),
+        )
+        return clean, state._replace(
+            smoothout_step=jnp.where(last, stepped, state.smoothout_step),
+            smoothout_copy=jnp.where(last, 0, state.smoothout_copy + 1),
+            gradient_mean=mean,
+            smoothed_state=inner,
+        )
+
+    def _no_gradient(self, params: Params) -> Params | None:
+        """Zeros to average gradients in, if there are several."""
+        if self.noises.num_copies == 1:
+            return None
+        return jax.tree.map(
+            lambda p: jnp.zeros_like(p, accumulator_dtype(jnp.result_type(p))), params
+        )
 
 
 def _check_optimizer(optimizer: Any) -> None:
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation, such as optax.sgd(0.1);"
-            f" got {optimizer!r}"
+            f" got {_checks.describe(optimizer)}"
         )
 
 

@@ -1,0 +1,1 @@
+"""Makers of the pages of the documentation whose figures come from results."""

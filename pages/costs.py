@@ -1,0 +1,77 @@
+"""The page of what smoothing costs, and the README's table of it.
+
+`python -m pages.costs` makes docs/performance/cpu.md from cpu.json beside it, which
+`python -m benchmarks` writes.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables import costs, noise, ratios
+from pages.source import DOCS, measured_on
+from smoothout_jax.experiments.reporting.tables import markdown
+
+
+def readme(results: Mapping[str, Any]) -> str:
+    """The README's table: step time and compile time of every contender."""
+    problems = list(results["problems"].values())
+    contenders = [problem["contenders"] for problem in problems]
+    rows = [
+        (
+            contenders[0][name]["label"],
+            *itertools.chain.from_iterable(
+                (
+                    f"{ratios(c[name], c['plain'], 'seconds')[0]:.2f}",
+                    f"{ratios(c[name], c['plain'], 'compile_seconds')[0]:.1f}",
+                )
+                for c in contenders
+            ),
+        )
+        for name in contenders[0]
+    ]
+    header = itertools.chain.from_iterable(
+        (f"{problem['label']}: step", "compile") for problem in problems
+    )
+    return markdown(("gradient", *header), rows)
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The page of all tables."""
+    sections = [
+        "# What smoothing costs",
+        f"{measured_on(results)} `python -m benchmarks` repeats it.",
+        "Steps are whole training steps with SGD in float32, with donated buffers and"
+        " fresh batches, interleaved with the plain step in one process; ratios are of"
+        " medians, with the quartiles of the ratios within a round. Compilation"
+        " includes tracing. MB: temporary memory of the compiled step. Every"
+        " contender's step is checked against a plain loop before it is timed.",
+        *(
+            part
+            for measured in results["problems"].values()
+            for part in (f"## {measured['label']}", costs(measured))
+        ),
+        "## How four copies run",
+        '`execution="auto"` takes `unroll` on CPU up to 16 copies, then `scan`.'
+        " Convolutions become grouped convolutions under `vmap`, and leave XLA's fast"
+        " kernels inside a loop.",
+        *map(costs, results["executions"].values()),
+        "## Noise alone",
+        "Time to add noise to parameters, as a multiple of the time of `params + 1`.",
+        noise(results["noise"]),
+        "## Number of copies",
+        'Whole batch each, `execution="auto"`.',
+        costs(results["copies"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def main() -> None:
+    """Writes the page."""
+    path = DOCS / "performance" / "cpu.json"
+    path.with_suffix(".md").write_text(page(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

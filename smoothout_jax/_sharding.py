@@ -1,0 +1,43 @@
+"""Where arrays lie on a mesh: as XLA decides, or, on explicit axes, as typed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from smoothout_jax._jax import is_traced
+
+
+def explicit_sharding(leaf) -> NamedSharding | None:
+    """How a leaf lies over the explicit axes of its mesh, if there are any."""
+    sharding = jax.typeof(leaf).sharding
+    if not sharding.mesh.explicit_axes:
+        return None
+    if is_traced(leaf):
+        return sharding
+    # The type names the axes alone; outside jit, their devices are needed too.
+    return NamedSharding(leaf.sharding.mesh, sharding.spec)
+
+
+def by_parts(
+    fn: Callable[..., jax.Array], sharding: NamedSharding | None
+) -> Callable[..., Any]:
+    """A function of which every device computes its part of an explicit sharding.
+
+    XLA chooses how to split what the function computes on its way, as it does on
+    automatic axes: the random words of a row need not divide as its elements do.
+    """
+    if sharding is None:
+        return fn
+    axes = sharding.mesh.explicit_axes
+    return jax.sharding.auto_axes(fn, axes=axes, out_sharding=sharding)
+
+
+def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
+    """Noise that lies where its leaf does, where that is known and no type says it."""
+    if is_traced(leaf) or len(leaf.sharding.device_set) == 1:
+        return noise
+    if explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
+        return noise
+    return jax.lax.with_sharding_constraint(noise, leaf.sharding)

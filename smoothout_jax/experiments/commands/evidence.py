@@ -1,0 +1,226 @@
+"""`smoothout evidence`: an experiment, from its trials to its results.
+
+First SGD tries learning rates on held-out training images; then every method tries as
+many strengths at the best of them. Then all methods are compared, with what they chose,
+on the test images, which played no part in the choice.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.table import Table
+
+from smoothout_jax import _checks
+from smoothout_jax._extras import progress
+from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.commands.compare import (
+    CompareSettings,
+    Results,
+    compare,
+    summary,
+)
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.options import InputError, Settings, argument, option
+from smoothout_jax.experiments.plans import (
+    EXPERIMENTS,
+    FIRST_TRIAL_SEED,
+    TRIALS,
+    Case,
+)
+from smoothout_jax.experiments.reporting.formats import with_error
+from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.reporting.tables import terminal_table
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvidenceSettings(Settings):
+    """Settings of `smoothout evidence`.
+
+    Raises:
+        ValueError: if the experiment, its form or a case does not exist.
+    """
+
+    experiment: str = argument(
+        f"one of {', '.join(EXPERIMENTS)}", "EXPERIMENT", choices=EXPERIMENTS
+    )
+    form: Literal["cpu", "full", "smoke"] = option(
+        "cpu",
+        "the full experiment, for a GPU; a smaller one for two CPU cores; or smoke,"
+        " where there is one, to check that it runs",
+    )
+    cases: tuple[str, ...] = option(
+        (), "cases to run, such as 'mlp, batch full'; by default all", "CASE"
+    )
+    data_dir: Path = option(
+        Path("data"), "folder of the data sets, as for smoothout compare", "FOLDER"
+    )
+    output: Path = option(
+        Path("smoothout-evidence"),
+        "folder of the results; a run adds the cases that are missing there",
+        "FOLDER",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.choice(tuple(EXPERIMENTS[self.experiment]), form=self.form)
+        names = tuple(case.name for case in self.plan)
+        for name in self.cases:
+            _checks.choice(names, cases=name)
+
+    @property
+    def plan(self) -> tuple[Case, ...]:
+        """The cases of the experiment in its form."""
+        return EXPERIMENTS[self.experiment][self.form]
+
+
+def run(settings: EvidenceSettings) -> tuple[Table, list[Path]]:
+    """Runs `smoothout evidence`: the table to print, and the path written."""
+    path = settings.output / f"{settings.experiment}-{settings.form}.json"
+    document = _read(path, settings)
+    for case in settings.plan:
+        chosen = not settings.cases or case.name in settings.cases
+        if chosen and case.name not in document["cases"]:
+            document["cases"][case.name] = examine(case, settings.data_dir)
+            with whole_file(path) as unfinished:
+                unfinished.write_text(json.dumps(document, indent=1) + "\n")
+    return _table(document), [path]
+
+
+def examine(case: Case, data_dir: Path) -> dict[str, Any]:
+    """Tries strengths and compares the methods; the results, as JSON holds them."""
+    began = time.monotonic()
+    trials = try_strengths(case, data_dir)
+    chosen = {name: trial["chosen"] for name, trial in trials.items()}
+    settings = dataclasses.replace(
+        case_settings(case, data_dir, held_out=False), learning_rate=chosen["sgd"]
+    )
+    results = compare(settings, chosen, curves=False)
+    twice = tuple(name for name in case.methods if METHODS[name].gradients == 2)
+    halved = dataclasses.replace(settings, methods=twice, equal_gradients=True)
+    return provenance() | {
+        "settings": settings.to_json(),
+        "trials": trials,
+        "equal_updates": _to_json(results),
+        "equal_gradients": _to_json(compare(halved, chosen, curves=False)),
+        "minutes": (time.monotonic() - began) / 60,
+    }
+
+
+def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSettings:
+    """Settings of the comparison, or of the trials on held-out images."""
+    validation_size = case.validation_size if held_out else 0
+    whole = case.training["train_size"] - validation_size
+    return CompareSettings(
+        **case.training,
+        data=case.data,
+        data_dir=data_dir,
+        network=case.network,
+        batch_size=case.batch_size or whole,
+        validation_size=validation_size,
+        methods=case.methods,
+        seeds=case.seeds,
+        noise_samples=10,
+    )
+
+
+def try_strengths(case: Case, data_dir: Path) -> dict[str, Any]:
+    """Accuracy on held-out images at each strength, and the best, by method."""
+    settings = case_settings(case, data_dir, held_out=True)
+    trials = {"sgd": _try("sgd", Task(settings), case)}
+    best = dataclasses.replace(settings, learning_rate=trials["sgd"]["chosen"])
+    task = Task(best)
+    others = [name for name in settings.methods if name != "sgd"]
+    for name in progress("trials", others):
+        trials[name] = _try(name, task, case)
+    return trials
+
+
+def _try(name: str, task: Task, case: Case) -> dict[str, Any]:
+    strengths = TRIALS[METHODS[name].strength]
+    seeds = range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + case.trial_seeds)
+    trainer = Trainer(
+        METHODS[name],
+        task,
+        [seed for _ in strengths for seed in seeds],
+        [strength for strength in strengths for _ in seeds],
+    )
+    trainer.advance(0, trainer.steps)
+    accuracies = np.reshape(
+        [task.evaluate(*network)["test accuracy"] for network in trainer.networks()],
+        (len(strengths), len(seeds)),
+    )
+    # Of equally good strengths, the weakest.
+    best = int(accuracies.mean(1).argmax())
+    return {
+        "strengths": strengths,
+        "accuracies": accuracies.tolist(),
+        "chosen": strengths[best],
+    }
+
+
+def _to_json(results: Results) -> dict[str, Any]:
+    return {
+        "summary": summary(results),
+        "outcomes": {
+            name: {key: values.tolist() for key, values in outcome.scalars.items()}
+            for name, outcome in results.outcomes.items()
+        },
+    }
+
+
+def _read(path: Path, settings: EvidenceSettings) -> dict[str, Any]:
+    """Reads the results so far."""
+    plan = json.loads(
+        json.dumps({case.name: dataclasses.asdict(case) for case in settings.plan})
+    )
+    if not path.exists():
+        return {
+            "experiment": settings.experiment,
+            "form": settings.form,
+            "plan": plan,
+            "cases": {},
+        }
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    for name in document.get("cases", {}):
+        if plan.get(name) != document["plan"].get(name):
+            raise InputError(
+                f"{path} holds case {name!r} of another plan; give another --output"
+            )
+    return document | {"plan": plan}
+
+
+def _table(document: dict[str, Any]) -> Table:
+    return terminal_table(
+        f"{document['experiment']}, {document['form']} form: test accuracy (%) minus"
+        " SGD's",
+        _cells(document["cases"]),
+        header=("", *document["cases"]),
+        wrap=True,
+    )
+
+
+def _cells(cases: dict[str, Any]) -> list[list[str]]:
+    """Accuracy of SGD, then the differences to it: a row for each method."""
+    return [
+        [METHODS[name].label, *(_cell(case, name) for case in cases.values())]
+        for name in METHODS
+        if any(name in case["trials"] for case in cases.values())
+    ]
+
+
+def _cell(case: dict[str, Any], name: str) -> str:
+    summary = case["equal_updates"]["summary"]
+    if name not in summary:
+        return ""
+    if name == "sgd":
+        return with_error(summary[name]["test_accuracy"])
+    return f"{summary[name]['difference_to_sgd'][0]:+.2f}"

@@ -1,0 +1,273 @@
+"""`smoothout landscape`: draws the loss around networks, or between two."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from matplotlib.figure import Figure
+
+from smoothout_jax import exclude
+from smoothout_jax.experiments.commands.trained import (
+    Checkpoint,
+    TrainedSettings,
+    colors,
+)
+from smoothout_jax.experiments.options import InputError, check_not_negative, option
+from smoothout_jax.experiments.reporting.figures import save_figure
+from smoothout_jax.experiments.training.task import UNITS, Task
+from smoothout_jax.landscape import (
+    direction_between,
+    filter_normalized_direction,
+    line_points,
+    loss_curve,
+    loss_surface,
+)
+from smoothout_jax.plots import plot_curve, plot_side_by_side, plot_surface
+from smoothout_jax.sharpness import hessian_eigenvalues
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LandscapeSettings(TrainedSettings):
+    """Settings of `smoothout landscape`.
+
+    Raises:
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
+    """
+
+    kind: Literal["auto", "surface", "curve", "between"] = option(
+        "auto",
+        "what to draw; auto draws the line between two networks, and otherwise the"
+        " surface of each, beside each other",
+    )
+    directions: Literal["random", "eigenvectors"] = option(
+        "random",
+        "random directions, or the leading eigenvectors of the Hessian of the training"
+        " loss",
+    )
+    relative_to: Literal["filter", "layer", "weight", "none"] = option(
+        "filter", "what random directions are normalised to"
+    )
+    exclude: tuple[str, ...] = option(
+        (), "regular expressions of parameters to keep fixed, such as bias", "PATTERN"
+    )
+    seed: int | None = option(
+        None, "which network of a checkpoint, by its seed; by default the first"
+    )
+    statistics: Literal["re-estimated", "kept"] = option(
+        "re-estimated", "BatchNorm statistics: re-estimated at every point, or kept"
+    )
+    direction_seed: int = option(0, "seed of the random directions")
+    points: tuple[int, ...] = option(
+        (41,), "number of points, or one number for each direction", "NUMBER"
+    )
+    range: tuple[float, ...] = option(
+        (),
+        "first and last coordinate, in lengths of the direction; by default -1 1, and"
+        " -0.5 1.5 between two networks",
+        "END",
+    )
+    spacing: Literal["linear", "sine"] = option("linear", "spacing of the points")
+    output: Path = option(
+        Path("smoothout-landscape"),
+        "folder for the pictures and arrays",
+        "FOLDER",
+        machine=True,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind == "auto":
+            pair = len(self.checkpoints) == 2
+            self._set(kind="between" if pair else "surface")
+        if self.kind == "between" and len(self.checkpoints) != 2:
+            raise ValueError(
+                f"kind='between' needs two checkpoints, got {len(self.checkpoints)}"
+            )
+        most = 2 if self.kind == "surface" else 1
+        if not 1 <= len(self.points) <= most:
+            raise ValueError(
+                f"points: kind={self.kind!r} needs one number{' or two' * (most == 2)},"
+                f" got {len(self.points)}"
+            )
+        for number in self.points:
+            if number < 2:
+                raise ValueError(f"points must be at least 2, got {number}")
+        if self.exclude:
+            exclude(*self.exclude)  # raises if one is not a regular expression
+        check_not_negative(**self._given("seed", "direction_seed"))
+        low, high = self.limits
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"range must increase, got {low} {high}")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """First and last coordinate on each axis."""
+        if len(self.range) not in (0, 2):
+            raise ValueError(f"range must be two numbers, got {len(self.range)}")
+        default = (-0.5, 1.5) if self.kind == "between" else (-1.0, 1.0)
+        low, high = self.range or default
+        return low, high
+
+
+def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:
+    """Runs `smoothout landscape`: nothing to print, and the paths written."""
+    checkpoints = settings.load()
+    for checkpoint in checkpoints.values():
+        seeds = checkpoint.settings.all_seeds
+        if settings.seed is not None and settings.seed not in seeds:
+            raise InputError(
+                f"seed={settings.seed}: checkpoint {checkpoint.path} holds the networks"
+                f" of seeds {seeds[0]} to {seeds[-1]}"
+            )
+    draw = {"surface": _surface, "curve": _curve, "between": _between}
+    return None, draw[settings.kind](settings, checkpoints)
+
+
+def _surface(
+    settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]
+) -> list[Path]:
+    counts = settings.points
+    points = _points(settings, counts[0]), _points(settings, counts[-1])
+    landscapes, paths = _around(settings, checkpoints, 2, loss_surface, points)
+    contours = plot_side_by_side(landscapes, quantity="train loss", units=UNITS)
+    return [
+        *paths,
+        *save_figure(contours[0].figure, settings.output / "contours"),
+        *save_figure(_solid(landscapes), settings.output / "surface"),
+    ]
+
+
+def _curve(
+    settings: LandscapeSettings, checkpoints: dict[str, Checkpoint]
+) -> list[Path]:
+    points = _points(settings, settings.points[0])
+    landscapes, paths = _around(settings, checkpoints, 1, loss_curve, points)
+    ax = plot_curve(landscapes, units=UNITS, colors=colors(checkpoints))
+    return [*paths, *save_figure(ax.figure, settings.output / "curve")]
+
+
+def _around(settings, checkpoints, num_directions: int, function, points):
+    """Evaluates the landscape around each network; by label, and the files written."""
+    landscapes, paths = {}, []
+    for label, checkpoint in checkpoints.items():
+        task = Task(checkpoint.settings)
+        params, stats = _network(settings, checkpoint)
+        directions = _directions(settings, task, params, stats, num_directions)
+        paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
+        landscapes[label] = _evaluate(
+            function,
+            settings,
+            task,
+            (params, stats),
+            directions if num_directions > 1 else directions[0],
+            points,
+            paths[-1],
+        )
+    return landscapes, paths
+
+
+def _between(
+    settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]
+) -> list[Path]:
+    (one_label, one), (other_label, other) = checkpoints.items()
+    params, stats = _network(settings, one)
+    try:
+        direction = direction_between(params, _network(settings, other)[0])
+    except ValueError as error:
+        raise InputError(
+            f"checkpoint {other.path} holds another network than {one.path}: {error}"
+        ) from error
+    task = Task(one.settings)
+    if task.batch_norm and settings.statistics == "kept":
+        raise InputError(
+            "between two networks with BatchNorm, statistics cannot be kept: give"
+            " --statistics re-estimated"
+        )
+    path = settings.output / f"between-{_slug(one_label)}-{_slug(other_label)}.npz"
+    landscape = _evaluate(
+        loss_curve,
+        settings,
+        task,
+        (params, stats),
+        direction,
+        _points(settings, settings.points[0]),
+        path,
+    )
+    ax = plot_curve(landscape, units=UNITS)
+    ax.set_xlabel(f"from {one_label} (0) to {other_label} (1)")
+    return [path, *save_figure(ax.figure, settings.output / "between")]
+
+
+def _network(settings, checkpoint) -> tuple[Any, Any]:
+    """Parameters and statistics of the network to draw."""
+    seeds = checkpoint.settings.all_seeds
+    return checkpoint.network(seeds[0] if settings.seed is None else settings.seed)
+
+
+def _evaluate(function: Any, settings, task, network, direction, points, path):
+    """Evaluates loss and accuracy, with BatchNorm statistics as the settings ask."""
+    params, stats = network
+    quantities, options = task.quantities_with(stats), {}
+    if task.batch_norm:
+        options["note"] = f"BatchNorm statistics {settings.statistics}"
+        if settings.statistics == "re-estimated":
+            quantities = task.quantities
+            options["statistics"] = task.batch_statistics
+    try:
+        return function(
+            quantities,
+            params,
+            direction,
+            points,
+            batches=task.sets,
+            path=path,
+            **options,
+        )
+    except ValueError as error:
+        if str(path) not in str(error):
+            raise
+        raise InputError(str(error)) from error
+
+
+def _points(settings: LandscapeSettings, number: int):
+    low, high = settings.limits
+    return line_points(low, high, number, spacing=settings.spacing)
+
+
+def _directions(settings, task, params, stats, number: int) -> list[Any]:
+    if settings.directions == "eigenvectors":
+        pairs = hessian_eigenvalues(
+            task.loss_with(stats),
+            params,
+            num_eigenvalues=number,
+            batches=task.sets["train"],
+        )
+        return [pairs.vector(index) for index in range(number)]
+    keys = jax.random.split(jax.random.key(settings.direction_seed), number)
+    relative_to = None if settings.relative_to == "none" else settings.relative_to
+    mask = exclude(*settings.exclude) if settings.exclude else None
+    return [
+        filter_normalized_direction(key, params, relative_to=relative_to, mask=mask)
+        for key in keys
+    ]
+
+
+def _solid(landscapes) -> Figure:
+    """Draws the surfaces in three dimensions, beside each other."""
+    figure = Figure(figsize=(4.5 * len(landscapes), 4), layout="constrained")
+    options: dict[str, Any] = {"projection": "3d"}
+    for index, (label, landscape) in enumerate(landscapes.items(), start=1):
+        ax = figure.add_subplot(1, len(landscapes), index, **options)
+        options["sharez"] = figure.axes[0]
+        plot_surface(landscape, quantity="train loss", units=UNITS, ax=ax)
+        ax.set_title(label)
+    return figure
+
+
+def _slug(label: str) -> str:
+    """A label, as part of the name of a file."""
+    return re.sub(r"\W+", "-", label).strip("-").lower()

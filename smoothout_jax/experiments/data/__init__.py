@@ -1,0 +1,1 @@
+"""Data sets: their registry, and readers of the formats they are distributed in."""

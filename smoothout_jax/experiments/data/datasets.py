@@ -1,0 +1,280 @@
+"""Data sets: arrays of images and labels, split for training and testing.
+
+`DATA_SETS` is the table of them: a new data set is a new row.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from smoothout_jax import _checks
+from smoothout_jax._extras import require
+from smoothout_jax.experiments.data.readers import (
+    Split,
+    checked_split,
+    read_cifar_folder,
+    read_idx_folder,
+    read_npz_folder,
+)
+from smoothout_jax.experiments.options import (
+    InputError,
+    Settings,
+    check_not_negative,
+    option,
+)
+
+
+class Source(NamedTuple):
+    """A row of the table: where a data set comes from.
+
+    Attributes:
+        read: function of the folder of the data sets to the training and the test
+            images; without test images, those that are not drawn for training serve.
+        training_images: how many training images it has; `None` if only its files say.
+        train_size: how many are drawn for training by default; `None` for all.
+        standardize: whether to standardize images by those for training, or to take
+            them as they are.
+    """
+
+    read: Callable[[Path], tuple[Split, Split | None]]
+    training_images: int | None = None
+    train_size: int | None = None
+    standardize: bool = True
+
+
+def _digits(data_dir: Path) -> tuple[Split, None]:
+    images, labels = load_digits(return_X_y=True)
+    return checked_split(images.reshape(-1, 8, 8, 1) / 16, labels, "digits"), None
+
+
+def _mnist1d(data_dir: Path) -> tuple[Split, Split]:
+    """Generates Greydanus and Kobak's data from their seed.
+
+    Reference:
+        Greydanus and Kobak, `Scaling Down Deep Learning with MNIST-1D
+        <https://arxiv.org/abs/2011.14439>`_, 2020.
+    """
+    mnist1d = require("mnist1d.data", "experiments")
+    state = random.getstate(), np.random.get_state()
+    try:  # it seeds the global generators
+        made = mnist1d.make_dataset()
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+    return (
+        checked_split(made["x"][..., None], made["y"], "mnist1d"),
+        checked_split(made["x_test"][..., None], made["y_test"], "mnist1d"),
+    )
+
+
+def _mnist(data_dir: Path) -> tuple[Split, Split]:
+    return read_idx_folder(data_dir / "mnist")
+
+
+def _fashion_mnist(data_dir: Path) -> tuple[Split, Split]:
+    folder = data_dir / "fashion-mnist"
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    return read_idx_folder(folder if folder.exists() else debian)
+
+
+def _cifar10(data_dir: Path) -> tuple[Split, Split]:
+    return read_cifar_folder(data_dir / "cifar-10-batches-bin", 10)
+
+
+def _cifar100(data_dir: Path) -> tuple[Split, Split]:
+    return read_cifar_folder(data_dir / "cifar-100-binary", 100)
+
+
+DATA_SETS = {
+    "digits": Source(_digits, 1787, train_size=500, standardize=False),
+    "mnist1d": Source(_mnist1d, 4000, standardize=False),
+    "mnist": Source(_mnist, 60_000),
+    "fashion-mnist": Source(_fashion_mnist, 60_000),
+    "cifar10": Source(_cifar10, 50_000),
+    "cifar100": Source(_cifar100, 50_000),
+    "npz": Source(read_npz_folder),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Settings that choose the data.
+
+    Raises:
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
+    """
+
+    data: str = option(
+        "digits",
+        "data set: scikit-learn's digits; MNIST-1D, which is generated; those of the"
+        " other names, read from the data folder; or npz, for the files train.npz and"
+        " test.npz in it, each with arrays images and labels",
+        choices=DATA_SETS,
+    )
+    data_dir: Path = option(
+        Path("data"),
+        "folder of the data sets, with mnist and fashion-mnist (IDX files),"
+        " cifar-10-batches-bin and cifar-100-binary in it, or npz files",
+        "FOLDER",
+        machine=True,
+    )
+    train_size: int | None = option(
+        None, "training images; by default 500 of the digits and all of other data"
+    )
+    validation_size: int = option(
+        0,
+        "training images to hold out, which take the place of the test images: to"
+        " choose settings on",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        source = DATA_SETS[self.data]
+        available = source.training_images
+        if self.train_size is None:
+            self._set(train_size=source.train_size or available)
+        check_not_negative(validation_size=self.validation_size)
+        if self.train_size is None:
+            return
+        _checks.count(train_size=self.train_size)
+        if self.train_size < 10:
+            raise ValueError(
+                f"train_size must be at least 10, one image of each class, got"
+                f" {self.train_size}"
+            )
+        if available and self.train_size > available:
+            raise ValueError(
+                f"train_size={self.train_size} is more than the {available} images that"
+                f" {self.data} has for training"
+            )
+        if self.validation_size and not (
+            10 <= self.validation_size <= self.train_size - 10
+        ):
+            raise ValueError(
+                f"validation_size={self.validation_size} must leave at least 10 of"
+                f" train_size={self.train_size} images to either part"
+            )
+
+
+class Dataset(NamedTuple):
+    """Images and labels.
+
+    Attributes:
+        train_images: float32, (training images, …), channels last.
+        train_labels: int32, (training images,).
+        test_images: float32, (test images, …).
+        test_labels: int32, (test images,).
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are 0 to `num_classes` - 1."""
+        return 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+
+
+def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        name: its name in `DATA_SETS`.
+        data_dir: folder of the data sets that are read from files.
+        train_size: number of training images, a fixed draw with the classes in
+            proportion; `None` for all.
+
+    Returns:
+        The data set. Where its source says so, images are standardized by the training
+        images: mean 0 and variance 1 in each channel.
+
+    Raises:
+        InputError: if a file is missing, damaged or too small, if an image is not
+            finite, or if the labels do not count the classes from 0.
+    """
+    source = DATA_SETS[name]
+    train, test = source.read(data_dir)
+    if test is None:
+        train, test = _divide(train, train_size or source.train_size or 0)
+        train_size = None
+    largest = max(train.labels.max(), test.labels.max())
+    if largest >= len(train.labels):
+        raise InputError(
+            f"data {name} has a label {largest}, but only {len(train.labels)} training"
+            " images: labels must count the classes from 0"
+        )
+    if train_size is not None and train_size != len(train.labels):
+        if train_size > len(train.labels):
+            raise InputError(
+                f"train_size={train_size} is more than the {len(train.labels)} images"
+                f" in {data_dir}"
+            )
+        train, _ = _divide(train, train_size)
+    return _standardized(train, test) if source.standardize else _dataset(train, test)
+
+
+def _divide(whole: Split, train_size: int) -> tuple[Split, Split]:
+    """Draws two parts with the classes in proportion."""
+    try:
+        parts: Any = train_test_split(
+            *whole, train_size=train_size, stratify=whole.labels, random_state=0
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{train_size} of {len(whole.labels)} images cannot be drawn with the"
+            f" classes in proportion: {error}"
+        ) from error
+    return Split(parts[0], parts[2]), Split(parts[1], parts[3])
+
+
+def _standardized(train: Split, test: Split) -> Dataset:
+    """Scales each channel to mean 0 and variance 1 over the training images."""
+    axes = tuple(range(train.images.ndim - 1))
+    mean = train.images.mean(axes, dtype=np.float64)
+    deviation = train.images.std(axes, dtype=np.float64).astype(np.float32)
+    scale = np.where(deviation > 0, deviation, np.float32(1))
+
+    def standardize(split):
+        images = (split.images - mean.astype(np.float32)) / scale
+        return Split(images, split.labels)
+
+    return _dataset(standardize(train), standardize(test))
+
+
+def _dataset(train: Split, test: Split) -> Dataset:
+    return Dataset(
+        train_images=np.asarray(train.images, np.float32),
+        train_labels=np.asarray(train.labels, np.int32),
+        test_images=np.asarray(test.images, np.float32),
+        test_labels=np.asarray(test.labels, np.int32),
+    )
+
+
+def hold_out(data: Dataset, size: int) -> Dataset:
+    """Puts some of the training images in the place of the test images.
+
+    Args:
+        data: the data set.
+        size: number of images to hold out, a fixed draw with the classes in proportion;
+            0 leaves the data set as it is.
+
+    Raises:
+        InputError: if there are too few training images.
+    """
+    if not size:
+        return data
+    available = len(data.train_labels)
+    if size >= available:
+        raise InputError(
+            f"validation_size={size} leaves none of the {available} training images"
+        )
+    whole = Split(data.train_images, data.train_labels)
+    return _dataset(*_divide(whole, available - size))

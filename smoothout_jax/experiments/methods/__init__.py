@@ -1,0 +1,1 @@
+"""The methods that are compared: their table, and the rivals of SmoothOut."""

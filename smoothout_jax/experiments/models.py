@@ -1,0 +1,195 @@
+"""The table of networks: how to build each, and what the experiments know of it.
+
+`MODELS` is that table: a new network is a new row.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import linen as nn
+
+from smoothout_jax import _checks
+from smoothout_jax.experiments.networks import (
+    MLP,
+    CNet,
+    Norm,
+    ResNet,
+    ViT,
+    WideResNet,
+)
+from smoothout_jax.experiments.options import InputError, Settings, option
+
+
+class Model(NamedTuple):
+    """A row of the table: a network, and what the experiments know of it.
+
+    Attributes:
+        help: what it is, in a few words.
+        build: function of (settings, number of classes, norm) to the module.
+        convolves: whether it has convolutions, which are slow in loops and under vmap
+            on CPU.
+        hidden_sizes: default widths of its hidden layers; empty if it has none to
+            choose.
+        depth: default depth; `None` if it has none to choose.
+        depth_form: form of the depths that it accepts, if it does not accept all.
+        width: default width; `None` if it has none to choose.
+        dimensions: accepted numbers of dimensions of an image, its channels apart;
+            `None` for images of any shape.
+        patch: what the sides of an image must be a multiple of.
+    """
+
+    help: str
+    build: Callable[["ModelSettings", int, Norm], nn.Module]
+    convolves: bool = True
+    hidden_sizes: tuple[int, ...] = ()
+    depth: int | None = None
+    depth_form: str = ""
+    width: int | None = None
+    dimensions: tuple[int, ...] | None = None
+    patch: int = 1
+
+    def check_images(self, name: str, shape: tuple[int, ...], data: str) -> None:
+        """Requires a shape of images, (…, channels), that the network accepts.
+
+        Args:
+            name: the network's name.
+            shape: shape of one image.
+            data: name of the data set.
+
+        Raises:
+            InputError: if it does not accept it.
+        """
+        dimensions = len(shape) - 1
+        if self.dimensions is not None and dimensions not in self.dimensions:
+            accepted = " or ".join(map(str, self.dimensions))
+            needed = f"images of {accepted} dimensions, with channels"
+        elif any(side % self.patch for side in shape[:-1]):
+            needed = f"images with a multiple of {self.patch} pixels on each side"
+        else:
+            return
+        raise InputError(
+            f"network {name} needs {needed}; those of {data} have shape {shape}"
+        )
+
+
+MODELS = {
+    "mlp": Model(
+        "a multilayer perceptron",
+        lambda settings, classes, norm: MLP(settings.sizes, classes),
+        convolves=False,
+        hidden_sizes=(100, 100),
+    ),
+    "f1": Model(
+        "the paper's F1, with BatchNorm",
+        lambda settings, classes, norm: MLP(settings.sizes, classes, norm),
+        convolves=False,
+        hidden_sizes=(512,) * 5,
+    ),
+    "cnet": Model(
+        "the shallow convolutional C net",
+        lambda settings, classes, norm: CNet(settings.channels, classes, norm),
+        width=64,
+        dimensions=(1, 2, 3),
+    ),
+    "resnet": Model(
+        "a residual network",
+        lambda settings, classes, norm: ResNet(
+            settings.layers, classes, norm, settings.channels
+        ),
+        depth=44,
+        depth_form="6n + 2",
+        width=16,
+        dimensions=(2,),
+    ),
+    "wide-resnet": Model(
+        "a wide residual network",
+        lambda settings, classes, norm: WideResNet(
+            settings.layers, settings.channels, classes, norm
+        ),
+        depth=28,
+        depth_form="6n + 4",
+        width=160,
+        dimensions=(2,),
+    ),
+    "vit": Model(
+        "a vision transformer",
+        lambda settings, classes, norm: ViT(
+            settings.layers, settings.channels, classes
+        ),
+        depth=6,
+        width=192,
+        dimensions=(2,),
+        patch=4,
+    ),
+}
+
+
+def _defaults(name: str) -> str:
+    """The defaults of a size, by network, as help texts tell them."""
+    texts = []
+    for network, model in MODELS.items():
+        size = getattr(model, name)
+        form = f" ({model.depth_form})" if name == "depth" and model.depth_form else ""
+        if isinstance(size, tuple):
+            size = " ".join(map(str, size))
+        if size:
+            texts.append(f"{size} in {network}{form}")
+    return ", ".join(texts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """Settings that choose the network.
+
+    Raises:
+        TypeError, ValueError: if a value is out of its range, or two values conflict.
+    """
+
+    network: str = option(
+        "mlp",
+        f"network: {'; '.join(f'{name}: {row.help}' for name, row in MODELS.items())}",
+        choices=MODELS,
+    )
+    hidden_sizes: tuple[int, ...] = option(
+        (),
+        f"widths of the hidden layers; by default {_defaults('hidden_sizes')}",
+        "WIDTH",
+    )
+    depth: int | None = option(None, f"layers; by default {_defaults('depth')}")
+    width: int | None = option(
+        None,
+        "channels of the first stage, or size of the embedding; by default"
+        f" {_defaults('width')}",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.count(**self._given("depth", "width"))
+        for size in self.hidden_sizes:
+            _checks.count(hidden_sizes=size)
+        model = self.model
+        for name in ("hidden_sizes", "depth", "width"):
+            if getattr(self, name) and not getattr(model, name):
+                instead = ": give hidden_sizes" if model.hidden_sizes else ""
+                raise ValueError(f"{name} does not apply to {self.network}{instead}")
+
+    @property
+    def model(self) -> Model:
+        """The network's row in the table."""
+        return MODELS[self.network]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Widths of the hidden layers, by default the network's."""
+        return self.hidden_sizes or self.model.hidden_sizes
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, by default the network's."""
+        return self.depth or self.model.depth or 0
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, by default the network's."""
+        return self.width or self.model.width or 0

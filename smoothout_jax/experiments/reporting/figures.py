@@ -1,0 +1,96 @@
+"""Figures of methods, each in the colour that the table of methods gives it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.reporting.statistics import mean_and_interval
+
+DPI = 150
+
+
+def accuracies(values: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Draws the accuracy of each seed, and the mean with its 95 % interval.
+
+    Args:
+        values: test accuracies in percent, (seeds,), by the method's name.
+        title: the title.
+    """
+    figure = _figure()
+    axes = figure.subplots()
+    for row, (name, accuracy) in enumerate(values.items()):
+        color = METHODS[name].color
+        spread = np.linspace(-0.18, 0.18, len(accuracy))
+        mean, low, high = mean_and_interval(accuracy)
+        axes.plot(row + spread, accuracy, "o", ms=4, alpha=0.4, color=color)
+        axes.errorbar(
+            row,
+            mean,
+            [[mean - low], [high - mean]],
+            fmt="D",
+            ms=7,
+            lw=2,
+            capsize=5,
+            color=color,
+            mec="white",
+        )
+        axes.annotate(f"{mean:.2f}", (row + 0.24, mean), va="center", color=color)
+    axes.set_xticks(range(len(values)), [METHODS[name].label for name in values])
+    axes.set_xlim(-0.5, len(values) - 0.3)
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def loss_curves(
+    distances: np.ndarray, values: Mapping[str, np.ndarray], title: str
+) -> Figure:
+    """Draws losses along lines: the median over the seeds, and their quartiles.
+
+    Args:
+        distances: the points, in norms of each filter.
+        values: losses in nats, (seeds, points), by the method's name.
+        title: the title.
+    """
+    figure = _figure()
+    axes = figure.subplots()
+    for name, losses in values.items():
+        color = METHODS[name].color
+        low, high = np.quantile(losses, [0.25, 0.75], axis=0)
+        axes.fill_between(distances, low, high, color=color, alpha=0.15, lw=0)
+        median = np.median(losses, axis=0)
+        axes.plot(distances, median, color=color, lw=2, label=METHODS[name].label)
+    axes.set_xlabel("distance from the minimum / norm of each filter")
+    axes.set_ylabel("training loss (nats)")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def save_figure(
+    figure: Figure, stem: Path, kinds: tuple[str, ...] = ("png", "pdf")
+) -> list[Path]:
+    """Writes a figure, by default as PNG and as PDF.
+
+    Args:
+        figure: the figure.
+        stem: path of the files, without their suffixes.
+        kinds: the suffixes.
+    """
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
+    for path in paths:
+        with whole_file(path) as unfinished:
+            figure.savefig(unfinished, format=path.suffix[1:], dpi=DPI)
+    return paths
+
+
+def _figure() -> Figure:
+    with matplotlib.rc_context({"font.size": 11}):
+        return Figure(figsize=(6.4, 4), layout="constrained")

@@ -1,0 +1,1 @@
+"""Training: the task, the loop, and runs that last, on one device or many."""

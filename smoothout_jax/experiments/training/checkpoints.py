@@ -1,0 +1,181 @@
+"""Checkpoints: trees of arrays, and what they were trained on.
+
+Orbax writes them, each a folder that appears whole or not at all.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from smoothout_jax import SmoothoutState
+from smoothout_jax.experiments.options import InputError
+
+
+def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
+    """Writes a checkpoint, which replaces an earlier one.
+
+    Args:
+        path: its folder.
+        about: what it holds and was trained on: `command`, `method` and `settings`, as
+            JSON holds them.
+        **trees: `params`, `stats` and, of a run that can continue, its `state`.
+    """
+    digests = {name: _digest(tree) for name, tree in trees.items()}
+    # Orbax does not take a tree without arrays.
+    items: dict[str, Any] = {
+        name: ocp.args.StandardSave(tree)
+        for name, tree in trees.items()
+        if jax.tree.leaves(tree)
+    }
+    items["about"] = ocp.args.JsonSave({**about, "digests": digests})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path.absolute(), ocp.args.Composite(**items), force=True)
+
+
+def load_about(path: Path) -> dict[str, Any]:
+    """Reads what a checkpoint holds, as `save_checkpoint` wrote it.
+
+    Raises:
+        InputError: if the checkpoint is damaged.
+    """
+    with named_errors(path):
+        return _restore(path, about=ocp.args.JsonRestore())["about"]
+
+
+def load_trees(path: Path, **like: Any) -> dict[str, Any]:
+    """Reads trees of a checkpoint.
+
+    Args:
+        path: the checkpoint's folder.
+        **like: for each of them, a tree of the same structure, shapes and dtypes.
+
+    Raises:
+        InputError: if the checkpoint is damaged, or holds other trees.
+    """
+    with named_errors(path):
+        try:
+            return _load(path, like)
+        except ValueError:
+            older = _without_fingerprint(like)
+            if jax.tree.structure(older) == jax.tree.structure(like):
+                raise
+            return _with_unknown_fingerprint(like, _load(path, older))
+
+
+def _load(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads trees, whose structure must be that of the checkpoint."""
+    items = {
+        name: ocp.args.StandardRestore(tree)
+        for name, tree in jax.tree.map(_placed, like).items()
+        if jax.tree.leaves(tree)
+    }
+    restored = _restore(path, about=ocp.args.JsonRestore(), **items)
+    trees = {name: restored.get(name, like[name]) for name in like}
+    for name, tree in trees.items():
+        if _digest(tree) != restored["about"]["digests"][name]:
+            raise InputError(f"checkpoint {path} is damaged: {name} has changed")
+    return trees
+
+
+class _OlderState(NamedTuple):
+    """State of `smoothout` in checkpoints that do not have its fingerprint."""
+
+    clean_params: Any
+    smoothout_key_data: Any
+    smoothout_step: Any
+    smoothout_copy: Any
+    gradient_mean: Any
+    smoothed_state: Any
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, SmoothoutState)
+
+
+def _without_fingerprint(like: Any) -> Any:
+    return jax.tree.map(
+        lambda node: _OlderState(*node[:-1]) if _is_state(node) else node,
+        like,
+        is_leaf=_is_state,
+    )
+
+
+def _with_unknown_fingerprint(like: Any, restored: Any) -> Any:
+    """The restored tree with fingerprints that are NaN, which `smoothout` replaces."""
+
+    def complete(node, other):
+        if not _is_state(node):
+            return other
+        shape = node.smoothout_fingerprint.shape
+        unknown = jnp.full(shape, jnp.nan, node.smoothout_fingerprint.dtype)
+        return SmoothoutState(*other, smoothout_fingerprint=unknown)
+
+    return jax.tree.map(complete, like, restored, is_leaf=_is_state)
+
+
+def steps_of(run: Path) -> list[int]:
+    """The steps at which a run of `smoothout train` has checkpoints, in order."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Deletes a checkpoint: it stops being one before its first file is gone.
+
+    Orbax's `CheckpointManager`, which keeps the last checkpoints too, deletes them in
+    place, so that a process that is killed meanwhile leaves part of one.
+    """
+    doomed = path.with_name(f"{path.name}.going")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def path_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint that a run has at a step."""
+    return run / "checkpoints" / str(step)
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of a leaf, by default on the first device."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, "sharding", None) or first
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _restore(path: Path, **items: Any) -> Any:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path.absolute(), ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Reports errors of Orbax as errors that name the checkpoint."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # Orbax and its storage raise errors of any kind.
+        raise InputError(
+            f"checkpoint {path} is damaged, or not one of smoothout:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        if not getattr(leaf, "is_fully_addressable", True):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

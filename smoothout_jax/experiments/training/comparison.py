@@ -1,0 +1,121 @@
+"""Training of several methods in turns, and measurement of what they reached."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from smoothout_jax import exclude, uniform
+from smoothout_jax._extras import progress
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer, stack
+from smoothout_jax.landscape import filter_normalized_direction, loss_curve
+from smoothout_jax.sharpness import expected_sharpness
+
+ROUNDS = 20
+DISTANCES = np.linspace(-1.5, 1.5, 31)
+
+
+def train_in_turns(trainers: Mapping[str, Trainer]) -> dict[str, np.ndarray]:
+    """Trains methods in turns, so that all are timed under the same load.
+
+    Returns:
+        The seconds of a step in each round, by name.
+    """
+    rounds = min(ROUNDS, *(trainer.steps for trainer in trainers.values()))
+    seconds = {name: [] for name in trainers}
+    turns = itertools.product(range(rounds), trainers.items())
+    for turn, (name, trainer) in progress("training", turns, rounds * len(trainers)):
+        start, stop = (trainer.steps * i // rounds for i in (turn, turn + 1))
+        _, spent = trainer.advance(start, stop)
+        seconds[name].append(spent / (stop - start))
+    return {name: np.array(spent) for name, spent in seconds.items()}
+
+
+class Outcome(NamedTuple):
+    """What one method reached; the leading axis of every array counts the seeds.
+
+    Attributes:
+        test_accuracy: fraction of the test images that are classified correctly.
+        train_accuracy: that of the first training images.
+        test_loss: cross entropy, in nats.
+        train_loss: cross entropy of the first training images, in nats.
+        loss_rise: mean rise of that loss under noise, in nats.
+        loss_curve: that loss along a line through the parameters, at `DISTANCES` in
+            norms of each filter, averaged over random directions; may be empty.
+    """
+
+    test_accuracy: Any
+    train_accuracy: Any
+    test_loss: Any
+    train_loss: Any
+    loss_rise: Any
+    loss_curve: Any
+
+    @property
+    def scalars(self) -> dict[str, np.ndarray]:
+        """The measures that are one number for each seed."""
+        return {
+            name: values
+            for name, values in self._asdict().items()
+            if name != "loss_curve"
+        }
+
+
+class Measurement:
+    """Measures networks: all with the same noise, and in directions of the same keys.
+
+    Args:
+        task: the task that they were trained on.
+        noise_radius: relative radius of the noise under which the loss rises.
+        noise_samples: samples of that noise.
+        directions: number of directions that the loss curve is averaged over.
+    """
+
+    def __init__(
+        self, task: Task, noise_radius: float, noise_samples: int, directions: int
+    ):
+        self._task, self._num_samples = task, noise_samples
+        self._keys = jax.random.split(jax.random.key(1), directions)
+        self._noise = uniform(
+            noise_radius,
+            relative_to="filter",
+            mask=exclude("BatchNorm") if task.batch_norm else None,
+        )
+
+    def __call__(self, networks: list[tuple[Any, Any]], bar: Any) -> Outcome:
+        """Measures the networks of one method, and advances a progress bar."""
+        return stack([self._measure(bar, *network) for network in networks])
+
+    def _measure(self, bar, params, stats) -> Outcome:
+        batches, loss = self._task.sets["train"], self._task.loss_with(stats)
+        reached = self._task.evaluate(params, stats)
+        rise = expected_sharpness(
+            loss,
+            params,
+            self._noise,
+            key=jax.random.key(0),
+            num_samples=self._num_samples,
+            batches=batches,
+        )
+        curves = [
+            loss_curve(
+                loss,
+                params,
+                filter_normalized_direction(key, params),
+                DISTANCES,
+                batches=batches,
+            ).values["loss"]
+            for key in self._keys
+        ]
+        bar.update()
+        return Outcome(
+            test_accuracy=reached["test accuracy"],
+            train_accuracy=reached["train accuracy"],
+            test_loss=reached["test loss"],
+            train_loss=reached["train loss"],
+            loss_rise=rise.value,
+            loss_curve=np.mean(curves, axis=0) if curves else np.empty(0),
+        )

@@ -1,0 +1,186 @@
+"""What a network learns: the data, the network, its loss and its accuracy."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.tree_util import Partial
+
+from smoothout_jax.experiments.data.datasets import Dataset, hold_out, load
+from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.settings import SharedSettings
+from smoothout_jax.experiments.training.placement import Placement
+from smoothout_jax.sharpness.objective import mean_over_batches
+
+UNITS = {"loss": "nats"}
+MEASURED_IMAGES = 2000
+BATCH = 500
+
+
+class Task:
+    """Data, network, loss and accuracy.
+
+    Parameters are trees `{"params": …}`, and BatchNorm's statistics trees
+    `{"batch_stats": …}`, or empty for networks without it.
+
+    Args:
+        settings: the settings of training.
+        placement: which devices hold arrays; by default the first.
+
+    Attributes:
+        settings: the settings of training.
+        placement: which devices hold arrays.
+        data: the data set.
+        training_data: training images and their labels, on the devices.
+        steps: updates in the whole of training.
+        steps_per_epoch: updates in a pass over the training images.
+        batch_norm: whether the network has BatchNorm.
+        convolves: whether it has convolutions, which are slow in loops and under vmap
+            on CPU.
+        sets: batches of images and labels: `"train"`, the first 2,000 training images,
+            which measures of sharpness use too, and `"test"`.
+
+    Raises:
+        InputError: if the data cannot be read, or do not fit the network.
+    """
+
+    def __init__(self, settings: SharedSettings, placement: Placement | None = None):
+        self.settings = settings
+        self.placement = placement = placement or Placement()
+        data = load(settings.data, settings.data_dir, settings.train_size)
+        self.data: Dataset = hold_out(data, settings.validation_size)
+        num_images = len(self.data.train_images)
+        if settings.batch_size > num_images:
+            raise InputError(
+                f"batch_size={settings.batch_size} is larger than the {num_images}"
+                " training images"
+            )
+        self._check_images(self.data.train_images.shape)
+        placement.check_batch(settings.batch_size, 1)
+        self.training_data = (
+            placement.examples(self.data.train_images),
+            placement.examples(self.data.train_labels),
+        )
+        self.steps = settings.num_steps(num_images)
+        self.steps_per_epoch = num_images // settings.batch_size
+        self.convolves = settings.model.convolves
+        self._training = self._network(use_running_average=False, momentum=0.9)
+        self._evaluating = self._network(use_running_average=True)
+        self._measuring = self._network(use_running_average=False, momentum=0.0)
+        self._init_stats = jax.eval_shape(self.init, jax.random.key(0))[1]
+        self.batch_norm = bool(self._init_stats)
+        self.sets = {
+            "train": self._batches(
+                self.data.train_images[:MEASURED_IMAGES],
+                self.data.train_labels[:MEASURED_IMAGES],
+            ),
+            "test": self._batches(self.data.test_images, self.data.test_labels),
+        }
+        self._quantities = jax.jit(self.quantities)
+        self._statistics = jax.jit(self.batch_statistics)
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """Initial parameters and statistics."""
+        variables = dict(self._training.init(key, self.data.train_images[:2]))
+        params = {"params": variables.pop("params")}
+        return params, variables
+
+    def loss(
+        self, params: Any, stats: Any, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        """The loss to minimise, in nats; with it, new statistics and the accuracy."""
+        logits, stats = _apply_training(self._training, params, stats, images)
+        return _cross_entropy(logits, labels), (stats, _accuracy(logits, labels))
+
+    def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
+        """Loss and accuracy of a batch, with fixed statistics."""
+        images, labels = batch
+        logits = self._evaluating.apply(params | stats, images)
+        return {
+            "loss": _cross_entropy(logits, labels),
+            "accuracy": _accuracy(logits, labels),
+        }
+
+    def evaluate(self, params: Any, stats: Any) -> dict[str, float]:
+        """Loss and accuracy on each of the sets, by names such as `"train loss"`."""
+        return {
+            f"{name} {quantity}": float(value)
+            for name, batches in self.sets.items()
+            for quantity, value in mean_over_batches(
+                lambda batch: self._quantities(params, batch, stats), batches
+            ).items()
+        }
+
+    def loss_with(self, stats: Any) -> Partial:
+        """The loss of a batch with fixed statistics: `loss(params, batch)`."""
+        return Partial(self._loss, stats=stats)
+
+    def quantities_with(self, stats: Any) -> Partial:
+        """Loss and accuracy of a batch with fixed statistics, as a function of both."""
+        return Partial(self.quantities, stats=stats)
+
+    def statistics(self, params: Any, running: Any) -> Any:
+        """The BatchNorm statistics to evaluate with, as the settings choose.
+
+        Args:
+            params: the clean parameters.
+            running: the running statistics of training, most often of noisy parameters.
+
+        Returns:
+            The running statistics, or the mean of the statistics of each batch of the
+            first training images.
+        """
+        if not self.batch_norm or self.settings.statistics == "running":
+            return running
+        return mean_over_batches(
+            lambda batch: self._statistics(params, batch), self.sets["train"]
+        )
+
+    def batch_statistics(self, params: Any, batch: Any) -> Any:
+        """The BatchNorm statistics of one batch: running means without momentum."""
+        empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), self._init_stats)
+        return _apply_training(self._measuring, params, empty, batch[0])[1]
+
+    def _network(self, **batch_norm: Any) -> nn.Module:
+        """The network, with options of its BatchNorm."""
+        settings = self.settings
+        norm = functools.partial(nn.BatchNorm, **batch_norm)
+        try:
+            return settings.model.build(settings, self.data.num_classes, norm)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def _check_images(self, shape) -> None:
+        settings = self.settings
+        settings.model.check_images(settings.network, shape[1:], settings.data)
+        if (settings.shift or settings.flip) and len(shape) != 4:
+            raise InputError(
+                "shift and flip need images of 2 dimensions, with channels; those of"
+                f" {settings.data} have shape {shape[1:]}"
+            )
+
+    def _batches(self, *arrays):
+        starts = range(0, len(arrays[0]), BATCH)
+        return [
+            tuple(self.placement.everywhere(a[i : i + BATCH]) for a in arrays)
+            for i in starts
+        ]
+
+    def _loss(self, params, batch, stats):
+        return self.quantities(params, batch, stats)["loss"]
+
+
+def _apply_training(network, params, stats, images) -> Any:
+    """Logits, normalised by the batch, and the statistics that it updates."""
+    return network.apply(params | stats, images, mutable=["batch_stats"])
+
+
+def _cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _accuracy(logits, labels):
+    return (logits.argmax(-1) == labels).mean()

@@ -1,0 +1,280 @@
+"""The training loop: one method, from several seeds.
+
+Networks without convolutions train side by side in one compiled program, which is
+faster. Convolutions are many times slower under `vmap` (one kernel for each run) and,
+on CPU, in loops: there runs take turns, and steps are dispatched one by one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from smoothout_jax import smoothout_value_and_grad
+from smoothout_jax.experiments.data.batches import batch_indices
+from smoothout_jax.experiments.methods.table import Context, Method
+from smoothout_jax.experiments.regime import augment
+from smoothout_jax.experiments.training.task import Task
+
+
+class State(NamedTuple):
+    """State of a run, from which it continues bit for bit.
+
+    Attributes:
+        step: updates so far, int32.
+        params: parameters of the training loop.
+        stats: BatchNorm's running statistics.
+        opt_state: state of the transformation.
+        noise_key: data of the PRNG key for noise.
+        batch_key: data of the PRNG key for batches and their augmentation.
+        strength: the method's strength, such as a radius.
+    """
+
+    step: jax.Array
+    params: Any
+    stats: Any
+    opt_state: Any
+    noise_key: jax.Array
+    batch_key: jax.Array
+    strength: jax.Array
+
+
+class Metrics(NamedTuple):
+    """Loss (nats) and accuracy of the batch of a step."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+def stack(trees: list[Any]) -> Any:
+    """Stacks trees of arrays along a new leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _unstack(state: State) -> list[State]:
+    """Splits a state of several runs into the state of each."""
+    return [
+        jax.tree.map(lambda leaf, run=run: leaf[run], state)
+        for run in range(len(state.step))
+    ]
+
+
+class Trainer:
+    """Trains one method on a task, in several runs.
+
+    Args:
+        method: the method.
+        task: the task.
+        seeds: the seed of each run.
+        strengths: the strength of the method in each run; by default that of the
+            settings.
+        steps: updates in the whole of training; by default the task's.
+
+    Attributes:
+        steps: updates in the whole of training.
+        compile_seconds: seconds spent compiling so far.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        task: Task,
+        seeds: Sequence[int],
+        strengths: Sequence[float] | None = None,
+        steps: int | None = None,
+    ):
+        self.method, self._task = method, task
+        self.steps = task.steps if steps is None else steps
+        if strengths is None:
+            strengths = [method.strength_in(task.settings)] * len(seeds)
+        self._context = Context(task.settings, self.steps, task.batch_norm)
+        self._together = not task.convolves and task.placement.mesh is None
+        self._loops = not task.convolves or jax.default_backend() != "cpu"
+        self.compile_seconds, self._compiled = 0.0, {}
+        self._groups = self._begin(np.asarray(seeds), np.asarray(strengths, np.float32))
+
+    @property
+    def state(self) -> State:
+        """The states of all runs, along a leading axis."""
+        if self._together:
+            return self._groups[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._groups)
+
+    def restore(self, state: State) -> None:
+        """Continues from a state of all runs."""
+        groups = [state] if self._together else _unstack(state)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
+        self._groups = jax.device_put(groups, places)
+
+    def advance(
+        self, start: int, stop: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Metrics, float]:
+        """Trains all runs from one step to another.
+
+        Args:
+            start: the step that the runs have reached.
+            stop: the step to train to.
+            stopped: says whether to end early; called between steps that are
+                dispatched one by one.
+
+        Returns:
+            Metrics, (runs, steps), and the seconds that the steps took.
+        """
+        batches = self._draw(start, stop - start)
+        batches = [batches] if self._together else list(batches)
+        program = self._training_program(self._groups[0], batches[0])
+        jax.block_until_ready((self._groups, batches))
+        began = time.perf_counter()
+        metrics = []
+        for run, group in enumerate(zip(self._groups, batches, strict=True)):
+            self._groups[run], measured = self._run(program, *group, stopped)
+            metrics.append(measured)
+        jax.block_until_ready(self._groups)
+        seconds = time.perf_counter() - began
+        if self._together:
+            return jax.tree.map(np.asarray, metrics[0]), seconds
+        return stack(metrics), seconds
+
+    def networks(self) -> list[tuple[Any, Any]]:
+        """The parameters and statistics of each run to evaluate."""
+        networks = []
+        for run in _unstack(self.state):
+            params = self.method.eval_params(run.opt_state, run.params)
+            networks.append((params, self._task.statistics(params, run.stats)))
+        return networks
+
+    def _begin(self, seeds, strengths) -> list[State]:
+        """The initial states: one of all runs that train together, or one for each."""
+        if self._together:
+            return [jax.jit(jax.vmap(self._init))(seeds, strengths)]
+        shapes = jax.eval_shape(self._init, seeds[0], strengths[0])
+        shardings = self._task.placement.shardings(shapes)
+        init = jax.jit(self._init, out_shardings=shardings)
+        return [init(*run) for run in zip(seeds, strengths, strict=True)]
+
+    def _draw(self, start, steps) -> jax.Array:
+        """Draws the batches of all runs: indices, (runs, steps, batch_size)."""
+        keys = [group.batch_key for group in self._groups]
+        keys = keys[0] if self._together else jnp.stack(keys)
+        draw = jax.vmap(lambda key, start: self._batches(key, start, steps), (0, None))
+        first = np.int32(start)
+        return self._program(steps, draw, keys, first)(keys, first)
+
+    def _training_program(self, state, batches):
+        """Compiles a program for all steps of these batches, or for one step."""
+        function, batch, data = self._scan, batches, self._task.training_data
+        if self._together:
+            function = jax.vmap(function, (0, 0, None))
+        elif not self._loops:
+            function, batch = self._step, batches[0]
+        program = self._program(
+            batches.shape,
+            function,
+            *(state, batch, data),
+            donate_argnums=0,
+            # So that the state that comes out can go in again.
+            out_shardings=(
+                jax.tree.map(lambda leaf: leaf.sharding, state),
+                self._task.placement.replicated,
+            ),
+        )
+        return lambda state, batch: program(state, batch, data)
+
+    def _program(self, name, function, *arguments, **options):
+        if name not in self._compiled:
+            began = time.perf_counter()
+            lowered = jax.jit(function, **options).lower(*arguments)
+            self._compiled[name] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._compiled[name]
+
+    def _run(self, program, state, batches, stopped) -> Any:
+        if self._loops:
+            return program(state, batches)
+        metrics = []
+        for batch in batches:
+            state, measured = program(state, batch)
+            metrics.append(measured)
+            if stopped():
+                break
+        return state, stack(metrics)
+
+    def _init(self, seed, strength) -> State:
+        params_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)
+        params, stats = self._task.init(params_key)
+        return State(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            stats=stats,
+            opt_state=self._transformation(strength, noise_key).init(params),
+            noise_key=jax.random.key_data(noise_key),
+            batch_key=jax.random.key_data(batch_key),
+            strength=strength,
+        )
+
+    def _transformation(self, strength, key):
+        transformation = self.method.transform(self._context, strength, key)
+        return optax.with_extra_args_support(transformation)
+
+    def _batches(self, batch_key, start, steps):
+        task = self._task
+        return batch_indices(
+            jax.random.wrap_key_data(batch_key),
+            len(task.data.train_images),
+            task.settings.batch_size,
+            start,
+            steps,
+        )
+
+    def _scan(self, state, batches, data):
+        return jax.lax.scan(
+            lambda state, batch: self._step(state, batch, data), state, batches
+        )
+
+    def _step(self, state: State, batch, data) -> tuple[State, Metrics]:
+        noise_key = jax.random.wrap_key_data(state.noise_key)
+        batch_key = jax.random.wrap_key_data(state.batch_key)
+        # Shuffles fold in the number of the epoch, which never gets this large.
+        augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
+        placement = self._task.placement
+        images, labels = (placement.over_data(array[batch]) for array in data)
+        images = augment(
+            self._task.settings, jax.random.fold_in(augment_key, state.step), images
+        )
+
+        def loss(params, images, labels):
+            return self._task.loss(params, state.stats, images, labels)
+
+        def grad_fn(params, step):  # for SAM's second gradient
+            return jax.grad(loss, has_aux=True)(params, images, labels)[0]
+
+        (value, (stats, accuracy)), grads = self._value_and_grad(loss, state)(
+            jax.random.fold_in(noise_key, state.step), state.params, images, labels
+        )
+        updates, opt_state = self._transformation(state.strength, noise_key).update(
+            grads, state.opt_state, state.params, grad_fn=grad_fn
+        )
+        return state._replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            stats=stats,
+            opt_state=opt_state,
+        ), Metrics(value, accuracy)
+
+    def _value_and_grad(self, loss, state: State):
+        method = self.method
+        if method.noise is None:
+            plain = jax.value_and_grad(loss, has_aux=True)
+            return lambda key, *arguments: plain(*arguments)
+        noise = method.noise(self._context, state.strength)
+        return smoothout_value_and_grad(
+            loss,
+            lambda key, params, step=None: noise(key, params, state.step),
+            has_aux=True,
+            batch_argnums=(1, 2) if method.splits else (),
+            **method.copies(self._task.settings),
+        )

@@ -1,0 +1,40 @@
+"""What is private or experimental in JAX: each test names what breaks without it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smoothout_jax import _jax
+
+WORDS = jnp.arange(6, dtype=jnp.uint32).reshape(2, 3)
+
+
+def test_noise_is_drawn_by_the_threefry_of_jax_random():
+    key = jax.random.key(3)
+    key_data = jax.random.key_data(key)
+    first, second = _jax.threefry2x32(*key_data, jnp.zeros_like(WORDS), WORDS)
+    np.testing.assert_array_equal(first ^ second, jax.random.bits(key, WORDS.shape))
+
+
+def test_noise_that_depends_on_the_parameters_is_told_from_noise_that_does_not():
+    assert _jax.reads_its_input(lambda tree: tree["w"] * 2, {"w": jnp.ones(2)})
+    assert not _jax.reads_its_input(
+        lambda tree: jnp.zeros_like(tree["w"]) + 1, {"w": jnp.ones(2)}
+    )
+
+
+@pytest.mark.parametrize("one_cpu", [True, False])
+def test_noise_is_compiled_apart_from_what_reads_it(one_cpu, monkeypatch):
+    monkeypatch.setattr(_jax, "on_one_cpu", lambda: one_cpu)
+    doubled = _jax.apart(lambda x: x * 2)
+    program = jax.jit(lambda x: doubled(x) + 1).lower(jnp.ones(2)).as_text()
+    assert "optimization_barrier" in program
+    assert ("inlineable" in program) == one_cpu
+    np.testing.assert_array_equal(doubled(jnp.ones(2)), 2.0)
+
+
+def test_checks_tell_traced_values_from_known_ones():
+    assert not _jax.is_traced(jnp.ones(2))
+    assert not _jax.is_traced(1.0)
+    jax.jit(lambda x: pytest.fail("known") if not _jax.is_traced(x) else x)(1.0)

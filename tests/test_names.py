@@ -1,0 +1,38 @@
+"""The public names, and the old ones that still work."""
+
+import importlib
+
+import pytest
+
+import smoothout_jax
+from smoothout_jax import _deprecated
+
+MOVED = [
+    (module, name) for module, names in _deprecated.MOVED.items() for name in names
+]
+
+
+@pytest.mark.parametrize(("module", "name"), MOVED, ids=lambda value: value)
+def test_names_that_have_moved_work_with_a_warning(module, name):
+    with pytest.warns(DeprecationWarning, match=f"now smoothout_jax.{module}.{name};"):
+        old = getattr(smoothout_jax, name)
+    assert old is getattr(importlib.import_module(f"smoothout_jax.{module}"), name)
+
+
+def test_names_that_never_were_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        smoothout_jax.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["", ".sharpness"])
+def test_every_public_name_is_there(module):
+    module = importlib.import_module(f"smoothout_jax{module}")
+    for name in module.__all__:
+        assert hasattr(module, name)
+
+
+@pytest.mark.parametrize("module", ["sharpness", "landscape", "plots"])
+def test_modules_of_measures_and_pictures_need_no_import_of_their_own(module):
+    assert getattr(smoothout_jax, module) is importlib.import_module(
+        f"smoothout_jax.{module}"
+    )

@@ -1,0 +1,159 @@
+"""The tables of the experiments: one row adds a data set, a network or a method."""
+
+import ast
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import smoothout_jax
+from smoothout_jax.experiments import cli
+from smoothout_jax.experiments.commands.trained import load_checkpoint
+from smoothout_jax.experiments.data.datasets import DATA_SETS, Source
+from smoothout_jax.experiments.data.readers import Split
+from smoothout_jax.experiments.methods.table import METHODS, Method
+from smoothout_jax.experiments.models import MODELS, Model
+from smoothout_jax.experiments.training.task import Task
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def read_stripes(data_dir):
+    """Images of one bright column, whose number is the class."""
+    labels = np.arange(60, dtype=np.int32) % 3
+    images = np.tile(
+        np.eye(3, dtype=np.float32)[labels][:, None, :, None], (1, 2, 1, 1)
+    )
+    return Split(images[:45], labels[:45]), Split(images[45:], labels[45:])
+
+
+class Linear(nn.Module):
+    """Logistic regression."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A data set, a network and a method, each by a row of its table alone."""
+    monkeypatch.setitem(DATA_SETS, "stripes", Source(read_stripes, 45))
+    monkeypatch.setitem(
+        MODELS,
+        "linear",
+        Model(
+            "logistic regression",
+            lambda settings, classes, norm: Linear(classes),
+            convolves=False,
+            dimensions=(2,),
+        ),
+    )
+    monkeypatch.setitem(
+        METHODS,
+        "signs",
+        Method(
+            label="sign descent",
+            color="#123456",
+            help="steps along the signs of the gradient",
+            strength="learning_rate",
+            transform=lambda context, strength, key: optax.sign_sgd(strength),
+        ),
+    )
+
+
+NEW = "--data stripes --network linear --batch-size 15 --steps 30 --learning-rate 0.1"
+
+
+def test_train_takes_what_a_row_adds(registered, tmp_path):
+    options = [*NEW.split(), "--method", "signs", "--output", str(tmp_path)]
+    cli.main(["train", *options])
+    trained = load_checkpoint(tmp_path)
+    task = Task(trained.settings)
+    assert task.data.train_images.shape == (45, 2, 3, 1)
+    params, stats = trained.network(0)
+    assert task.evaluate(params, stats)["test accuracy"] == 1.0
+    start, _ = task.init(jax.random.split(jax.random.key(0), 3)[0])
+    moved = jax.tree.map(lambda now, first: (now - first) / 0.1, params, start)
+    for leaf in jax.tree.leaves(moved):  # every step moves a weight by the rate
+        np.testing.assert_allclose(leaf, np.round(leaf), atol=1e-4)
+        assert np.abs(leaf).max() > 5
+
+
+def test_compare_takes_what_a_row_adds(registered, tmp_path, capsys):
+    options = [*NEW.split(), "--seeds", "2", "--methods", "signs"]
+    cli.main(["compare", *options, "--noise-samples", "2", "--output", str(tmp_path)])
+    assert "sign descent" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert list(summary) == ["sgd", "signs"]
+    assert summary["signs"]["test_accuracy"] == [100, 0]
+
+
+def test_a_row_states_what_its_network_needs(registered, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--network", "linear", "--data", "mnist1d"])
+    message = " ".join(capsys.readouterr().err.split())
+    assert "network linear needs images of 2 dimensions" in message
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--network", "linear", "--depth", "3"])
+    assert "depth does not apply to linear" in capsys.readouterr().err
+
+
+ROOT = Path(smoothout_jax.__file__).parent
+# From the top of the staircase to its foot; what is on one step may not import upward.
+STEPS = (
+    ("cli",),
+    ("commands",),
+    ("reporting", "training"),
+    ("settings", "measures", "plans"),
+    ("methods",),
+    ("regime", "models"),
+    ("data", "networks"),
+    ("options",),
+)
+LEVELS = {name: level for level, names in enumerate(STEPS) for name in names}
+PREFIX = "smoothout_jax.experiments."
+
+
+def imported(path):
+    """The modules that a file imports, by their dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_run_downward():
+    folder = ROOT / "experiments"
+    for path in folder.rglob("*.py"):
+        own = path.relative_to(folder).parts[0].removesuffix(".py")
+        for name in imported(path):
+            if name.startswith(PREFIX) and own != "__init__":
+                room = name.removeprefix(PREFIX).split(".")[0]
+                assert LEVELS[own] <= LEVELS[room], f"{path} imports {name}"
+
+
+def test_the_library_does_not_import_the_experiments():
+    for path in ROOT.rglob("*.py"):
+        if "experiments" not in path.relative_to(ROOT).parts:
+            assert not [each for each in imported(path) if each.startswith(PREFIX[:-1])]
+
+
+def test_files_of_the_experiments_fit_the_eye():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
