@@ -151,16 +151,24 @@ def test_a_transition_of_no_steps_is_an_error(schedule, value):
 
 
 @pytest.mark.parametrize("schedule", [tanh_schedule, cosine_schedule])
-@pytest.mark.parametrize("value", [40.0, "40", True, None, jnp.int32(40)], ids=repr)
-def test_a_transition_of_no_whole_number_of_steps_is_an_error(schedule, value):
-    value_given = re.escape(repr(value))
-    with pytest.raises(
-        TypeError, match=f"^transition_steps must be .* got {value_given}"
-    ):
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [
+        (40.0, "40.0"),
+        ("40", "'40'"),
+        (True, "True"),
+        (None, "None"),
+        (jnp.int32(40), 40),
+    ],
+)
+def test_a_transition_of_no_whole_number_of_steps_is_an_error(schedule, value, given):
+    with pytest.raises(TypeError, match=f"^transition_steps must be .* got {given};"):
         with_arguments(schedule, transition_steps=value)
 
 
 @pytest.mark.parametrize("schedule", [tanh_schedule, cosine_schedule])
 def test_a_traced_transition_is_an_error(schedule):
-    with pytest.raises(TypeError, match=r"^transition_steps must be .* got .*Tracer"):
+    with pytest.raises(
+        TypeError, match=r"^transition_steps must be .* got a traced array"
+    ):
         jax.jit(lambda steps: with_arguments(schedule, transition_steps=steps)(3))(40)
