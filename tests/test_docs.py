@@ -43,6 +43,7 @@ def raised(source, namespace):
     return f"{caught.type.__name__}: {caught.value}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "blocks", [b for _, b in SECTIONS], ids=[t for t, _ in SECTIONS]
 )
