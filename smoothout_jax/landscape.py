@@ -34,6 +34,16 @@ from smoothout_jax.sharpness.objective import (
     real_scalar,
 )
 
+__all__ = [
+    "Landscape",
+    "direction_between",
+    "filter_normalized_direction",
+    "interpolate",
+    "line_points",
+    "loss_curve",
+    "loss_surface",
+]
+
 
 def filter_normalized_direction(
     key: jax.Array | int,

@@ -20,7 +20,6 @@ References:
 import dataclasses
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, get_args
 
@@ -29,8 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._jax import is_traced
 from smoothout_jax._random import random_like, real_or_complex
+from smoothout_jax._resolution import warn_if_lost
 from smoothout_jax._sharding import place_like
 from smoothout_jax._trees import Params, leaf_names
 from smoothout_jax.masks import Mask, check_noisy, mask_leaves
@@ -260,7 +259,7 @@ class _Noise:
         noises = []
         for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
             if is_noisy:
-                _warn_if_lost(leaf, path, self.name, scale, self.relative_to)
+                warn_if_lost(leaf, path, self.name, scale, self.relative_to)
                 noises.append(self._scaled(next(drawn), leaf, path, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
@@ -331,37 +330,3 @@ def _at_step(name: str, size: Any, step: Any) -> Any:
     scale = size(step)
     _checks.nonnegative(**{f"{name} at step {step}": scale})
     return scale
-
-
-def _warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
-    """Warns if noise drowns in the rounding of a half-precision leaf.
-
-    Weights unknown while traced count as one in size.
-    """
-    if is_traced(scale) or float(scale) == 0:
-        return
-    if leaf.dtype.itemsize > 2 or leaf.size == 0:
-        return
-    # Half a unit in the last place is between eps / 4 and eps / 2 of the weight.
-    resolved = 2 * float(scale) / float(jnp.finfo(leaf.dtype).eps)
-    if relative_to is not None or is_traced(leaf):
-        lost = resolved < 1
-    else:
-        lost = _share_above(leaf, resolved) > 0.5
-    if lost:
-        # No figures: Python shows a message once, and those of a schedule change.
-        warnings.warn(
-            f"{name} is below the resolution of {path!r}, {leaf.dtype}: most of its"
-            " noise is lost when added; keep the parameters in float32 or enlarge it",
-            stacklevel=4,
-        )
-
-
-def _share_above(leaf: jax.Array, size: float) -> float:
-    """The share of known weights above a size, whatever is traced around them.
-
-    Unlike a median, a count needs no sort, which explicit axes refuse.
-    """
-    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
-    with jax.ensure_compile_time_eval(), no_mesh:
-        return float(jnp.mean(jnp.abs(leaf.astype(jnp.float32)) > size))

@@ -35,6 +35,14 @@ from smoothout_jax._extras import require
 from smoothout_jax._grid import Landscape
 from smoothout_jax.sharpness import SpectralDensity
 
+__all__ = [
+    "plot_contour",
+    "plot_curve",
+    "plot_density",
+    "plot_side_by_side",
+    "plot_surface",
+]
+
 
 def plot_curve(
     curves: Landscape | Mapping[str, Landscape],

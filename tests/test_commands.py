@@ -58,6 +58,7 @@ def refused(command, checkpoints, output, options, capsys):
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_keeps_the_networks_that_it_evaluated(checkpoints):
     kept = load_checkpoint(checkpoints / "smoothout")
     document = json.loads((checkpoints.parent / "results.json").read_text())

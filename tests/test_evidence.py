@@ -39,6 +39,7 @@ def document(output):
     return json.loads((output / "digits-smoke.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_method_gets_as_many_trials_and_chooses_the_best(document):
     trials = document["cases"][NAME]["trials"]
     assert list(trials) == ["sgd", "sam", "adasmoothout-split"]

@@ -78,6 +78,7 @@ def results(settings):
     return compare(settings)
 
 
+@pytest.mark.slow
 def test_methods_learn_and_are_timed(results, settings):
     assert tuple(results.outcomes) == COMPARED
     for name, outcome in results.outcomes.items():

@@ -203,6 +203,7 @@ def by_hand(name, task, gradient):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_takes_the_steps_of_its_definition(name, task, gradient):
     trainer = Trainer(METHODS[name], task, [SEED])

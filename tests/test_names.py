@@ -24,7 +24,7 @@ def test_names_that_never_were_are_attribute_errors():
         smoothout_jax.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["", ".sharpness"])
+@pytest.mark.parametrize("module", ["", ".sharpness", ".landscape", ".plots"])
 def test_every_public_name_is_there(module):
     module = importlib.import_module(f"smoothout_jax{module}")
     for name in module.__all__:

@@ -93,6 +93,7 @@ def double(tmp_path_factory):
     return output, finish(start(2, output, f"{OPTIONS} {SHORT} {MESH}"))
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_as_one_device_does(single, tmp_path):
     alone = train(tmp_path / "alone", f"{OPTIONS} {SHORT}")
     np.testing.assert_allclose(losses(single), losses(alone), rtol=1e-4)

@@ -407,6 +407,7 @@ def linked():
     return optax.chain(smoothed, optax.sgd(0.1, momentum=0.9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_optimizer", [wrapped, linked])
 def test_training_agrees_to_rounding_and_state_is_laid_out_as_the_parameters(
     make_optimizer,

@@ -82,7 +82,8 @@ def follow(
         )
         moved = (clean.astype(wide) + difference).astype(clean.dtype)
         moved = jnp.where(jnp.abs(difference) <= rounding, clean, moved)
-        return jnp.where(changed, jnp.where(first, params, moved), clean)
+        overwritten = first | ~jnp.isfinite(handed)  # no difference to speak of
+        return jnp.where(changed, jnp.where(overwritten, params, moved), clean)
 
     return map_leaves(move, clean, list(changed), params, handed, noise)
 
