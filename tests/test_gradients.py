@@ -734,3 +734,18 @@ def test_wrong_calls_are_refused(execution, options, args, error, message):
     fn = average(execution=execution, **options)
     with pytest.raises(error, match=message):
         fn(key, params, *args)
+
+
+@every_execution
+def test_integer_outputs_have_no_average(execution):
+    counted = average(lambda w: jnp.arange(2), execution, by=smooth, num_copies=2)
+    with pytest.raises(TypeError, match=r"averaged over copies, got int32"):
+        counted(KEY, jnp.ones(2))
+
+
+def test_integers_of_the_clean_copy_have_no_average_over_devices():
+    options = {"clean_weight": 0.5, "aux": "clean", "axis_name": "d"} | COUNTER
+    fn = smoothout_value_and_grad(noise=NOISE, **options)
+    over_devices = jax.vmap(fn, None, None, axis_name="d", axis_size=2)
+    with pytest.raises(TypeError, match=r"averaged over copies, got int32"):
+        over_devices(KEY, jnp.ones(2))

@@ -547,6 +547,27 @@ def test_a_batch_over_the_same_axis_is_split_where_it_lies(kind):
     chex.assert_trees_all_close((value, grads), mean, rtol=1e-4, atol=1e-6)
 
 
+def test_copies_stay_apart_in_a_loss_that_is_mapped_over_another_axis():
+    """Where every device would otherwise gather, and run, every copy."""
+
+    def layer(x, kernel):
+        return jax.lax.psum(x @ kernel, "model")
+
+    def mapped_loss(kernel, x):
+        specs = jax.P(None, "model"), jax.P("model")
+        hidden = jax.shard_map(layer, in_specs=specs, out_specs=jax.P())(x, kernel)
+        return jnp.mean(jnp.tanh(hidden) ** 2)
+
+    options = {"num_copies": 8, "batch_argnums": 1, "spmd_axis_name": "data"}
+    fn = smoothout_value_and_grad(mapped_loss, uniform(0.1), **options)
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        kernel = jax.device_put(jnp.ones((6, 5)), NamedSharding(mesh, jax.P()))
+        x = jax.device_put(jnp.ones((64, 6)), NamedSharding(mesh, jax.P("data")))
+        program = jax.jit(fn).lower(KEY, kernel, x).compile()
+    assert "all-gather" not in {operation for operation, _ in collectives(program)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -626,6 +626,16 @@ def test_a_network_without_weights_is_an_error():
         hessian_trace(bowl, {}, key=0)
 
 
+def test_sam_takes_no_direction_from_a_gradient_that_vanishes():
+    params = jnp.linspace(1, 2, 100)
+
+    def cap(w):
+        """Flat but for a cap around the mean direction, where no start lies."""
+        return jnp.maximum(jnp.sum(w - params) / 10, 0.09)
+
+    assert sam_sharpness(cap, params, rho=0.1).value == 0
+
+
 def test_keskar_divides_by_nothing_below_zero():
     with pytest.raises(
         ValueError, match=r"^loss must be above -1 at params, got -1.0$"

@@ -810,9 +810,38 @@ def test_wrong_arguments_are_refused_by_name_when_built(arguments, error, messag
             smooth_gradients(**given)
 
 
-def test_options_of_smooth_gradients_that_exclude_each_other_are_refused():
-    with pytest.raises(ValueError, match="num_copies must be even; got num_copies=3"):
-        smooth_gradients(NOISE, key=KEY, num_copies=3, antithetic=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_copies": 3, "antithetic": True}, "must be even; got num_copies=3"),
+        ({"clean_weight": 1.0}, "clean_weight must be in .*, got 1.0"),
+        ({"execution": "pmap"}, "execution must be one of .*; got 'pmap'"),
+        ({"num_copies": 3, "chunk_size": 2}, "chunk_size=2 does not divide the 3"),
+        ({"axis_name": "a", "spmd_axis_name": "b"}, "axis_name='a' .*='b' .* one"),
+    ],
+)
+def test_smooth_gradients_refuses_what_its_copies_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        smooth_gradients(NOISE, key=KEY, **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda noise: smoothout(MOMENTUM, noise, key=KEY),
+        lambda noise: smoothout(MOMENTUM, noise, key=KEY, keep_clean=False),
+        lambda noise: smooth_gradients(noise, key=KEY),
+    ],
+    ids=["smoothout", "smoothout-unkept", "smooth_gradients"],
+)
+def test_a_schedule_gets_whole_steps_from_the_start(make):
+    radii = jnp.array([0.1, 0.3])
+    noise = uniform(lambda step: radii[step])  # which no other number may index
+    params = optax.tree.cast(PARAMS, jnp.bfloat16)
+    optimizer = make(noise)
+    state = optimizer.init(params)
+    grad_fn = {"grad_fn": lambda params, copy: params}
+    optimizer.update(params, state, params, **grad_fn)
 
 
 @pytest.mark.parametrize("transform", [lambda init: init, jax.jit], ids=["", "jit"])

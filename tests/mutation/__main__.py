@@ -51,8 +51,9 @@ PAGE = pathlib.Path(__file__).with_name("survivors.md")
 
 # The files that test each module: the quick and broad first.
 TESTS = {
-    "noise": ["noise", "sharding"],
-    "masks": ["noise", "trees"],
+    "noise": ["noise", "properties", "sharding"],
+    "masks": ["noise", "trees", "properties"],
+    "_sharding": ["noise", "sharding"],
     "_random": ["random", "noise", "sharding"],
     "_copies": ["gradients", "sharding"],
     "_execution": ["gradients", "sharding"],
@@ -108,6 +109,7 @@ OPERATORS = [
     (cst.Expr, dropped_call),
     (cst.Call, dropped_argument),
 ]
+SCOPES = cst.FunctionDef, cst.ClassDef
 MESSAGES = m.Raise() | m.Call(func=m.Attribute(attr=m.Name("warn")))
 # What only type checkers and star imports read.
 DECLARATIONS = m.Assign(
@@ -119,51 +121,56 @@ class Mutant(NamedTuple):
     """A module with one change."""
 
     module: str
-    line: int
+    function: str
     change: str
     operator: str
     source: str
 
     @property
     def key(self) -> tuple[str, ...]:
-        return self.module, str(self.line), self.change
+        return self.module, self.function, self.change
 
 
 class Visitor(cst.CSTVisitor):
-    """Collects the mutations of a module that can matter: (operator, old, new)."""
+    """Collects the mutations of a module that can matter.
+
+    Attributes:
+        mutations: of each, the function that it is in, the operator, and the nodes
+            before and after.
+    """
 
     def __init__(self):
         super().__init__()
-        self.mutations, self.messages = [], set()
+        self.mutations, self._messages, self._inside = [], set(), []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.Annotation) or m.matches(node, DECLARATIONS):
             return False
+        if isinstance(node, SCOPES):
+            self._inside.append(node.name.value)
         if m.matches(node, MESSAGES):
-            self.messages.update(m.findall(node, m.SimpleString()))
-        if node not in self.messages:
+            self._messages.update(m.findall(node, m.SimpleString()))
+        if node not in self._messages:
             self.mutations += [
-                (operator.__name__.removeprefix("operator_"), node, new)
+                (".".join(self._inside), operator, node, new)
                 for kind, operator in OPERATORS
                 if isinstance(node, kind)
                 for new in operator(node)
             ]
         return True
 
-
-def mutations(module: str) -> tuple[cst.Module, list]:
-    """A module, and all that can be changed in it, in one random order for ever."""
-    tree, visitor = cst.parse_module(path_of(ROOT, module).read_text()), Visitor()
-    tree.visit(visitor)
-    random.Random(0).shuffle(visitor.mutations)
-    return tree, visitor.mutations
+    def on_leave(self, node: cst.CSTNode) -> None:
+        if isinstance(node, SCOPES):
+            self._inside.pop()
 
 
 def mutants(module: str) -> Iterator[Mutant]:
-    """The mutants of a module, no two of which are the same program."""
-    tree, changes = mutations(module)
+    """The mutants of a module in a random order, no two of them the same program."""
+    tree, visitor = cst.parse_module(path_of(ROOT, module).read_text()), Visitor()
+    tree.visit(visitor)
+    random.Random(0).shuffle(visitor.mutations)
     programs = {ast.dump(ast.parse(tree.code))}
-    for operator, old, new in changes:
+    for function, operator, old, new in visitor.mutations:
         source = tree.deep_replace(old, new).code
         try:
             program = ast.dump(ast.parse(source))
@@ -171,22 +178,18 @@ def mutants(module: str) -> Iterator[Mutant]:
             continue
         if program not in programs:
             programs.add(program)
-            yield Mutant(module, *describe(tree.code, source), operator, source)
+            name = operator.__name__.removeprefix("operator_")
+            yield Mutant(module, function, change(tree.code, source), name, source)
 
 
-def describe(source: str, mutated: str) -> tuple[int, str]:
-    """The first line that changes, and its change in short."""
+def change(source: str, mutated: str) -> str:
+    """What changes in a source, in short."""
     before, after = source.splitlines(), mutated.splitlines()
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     spans = [span for span in matcher.get_opcodes() if span[0] != "equal"]
-    old, new = (
-        " ".join(" ".join(lines[start:stop]).split())
-        for lines, start, stop in (
-            (before, spans[0][1], spans[-1][2]),
-            (after, spans[0][3], spans[-1][4]),
-        )
-    )
-    return spans[0][1] + 1, f"{old} → {new}"
+    (_, *first), (_, *last) = spans[0], spans[-1]
+    old, new = before[first[0] : last[1]], after[first[2] : last[3]]
+    return " → ".join(" ".join(" ".join(lines).split()) for lines in (old, new)).strip()
 
 
 def path_of(root: pathlib.Path, module: str) -> pathlib.Path:
@@ -266,15 +269,8 @@ def start(job: Job, place: pathlib.Path, seconds: dict[str, float]) -> int:
         return process
     files = tuple(f"tests/test_{name}.py" for name in job.files)
     if job.mutant:
-        signal.alarm(
-            60
-            + round(
-                5
-                * sum(
-                    taken for test, taken in seconds.items() if test.startswith(files)
-                )
-            )
-        )
+        usual = sum(s for test, s in seconds.items() if test.startswith(files))
+        signal.alarm(60 + round(5 * usual))
     os.chdir(place)
     sys.path.insert(0, str(place))
     sys.dont_write_bytecode = True
@@ -303,10 +299,8 @@ def row_of(mutant: Mutant, outcome: Outcome, reason: str) -> dict[str, str]:
 
 
 Results = dict[tuple[str, ...], dict[str, str]]
-COLUMNS = (
-    *("module", "line", "change"),
-    *("operator", "status", "caught_by", "reason"),
-)
+KEY = "module", "function", "change"
+COLUMNS = *KEY, "operator", "status", "caught_by", "reason"
 
 
 def read() -> Results:
@@ -314,18 +308,14 @@ def read() -> Results:
     if not RESULTS.exists():
         return {}
     with RESULTS.open(newline="") as file:
-        return {
-            (row["module"], row["line"], row["change"]): row
-            for row in csv.DictReader(file)
-        }
+        return {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
 
 
 def write(results: Results) -> None:
-    rows = sorted(results.values(), key=lambda row: (row["module"], int(row["line"])))
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(results[key] for key in sorted(results))
 
 
 def page(results: Results) -> str:
@@ -349,7 +339,7 @@ def page(results: Results) -> str:
     ]
     for row in left:
         change = row["change"].replace("|", "\\|")
-        where = f"{row['module']} {row['line']}"
+        where = f"{row['module']} {row['function']}"
         lines.append(f"| {where} | `{change}` | {row['reason']} |")
     return "\n".join(lines) + "\n"
 
