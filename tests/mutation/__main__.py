@@ -54,6 +54,7 @@ TESTS = {
     "noise": ["noise", "properties", "sharding"],
     "masks": ["noise", "trees", "properties"],
     "_sharding": ["noise", "sharding"],
+    "_resolution": ["noise", "transforms"],
     "_random": ["random", "noise", "sharding"],
     "_copies": ["gradients", "sharding"],
     "_execution": ["gradients", "sharding"],
