@@ -12,6 +12,7 @@ from smoothout_jax import _deprecated
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
 from smoothout_jax.masks import exclude
 from smoothout_jax.noise import Noise, gaussian, uniform
+from smoothout_jax.rise import LossRiseState, init_loss_rise
 from smoothout_jax.schedules import anneal_schedule, cosine_schedule, tanh_schedule
 from smoothout_jax.transforms import (
     SmoothGradientsState,
@@ -24,6 +25,7 @@ from smoothout_jax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "LossRiseState",
     "Noise",
     "SmoothGradientsState",
     "SmoothoutState",
@@ -31,6 +33,7 @@ __all__ = [
     "cosine_schedule",
     "exclude",
     "gaussian",
+    "init_loss_rise",
     "smooth",
     "smooth_gradients",
     "smoothout",

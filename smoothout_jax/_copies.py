@@ -26,7 +26,8 @@ from smoothout_jax._execution import (
 )
 from smoothout_jax._jax import is_traced
 from smoothout_jax._trees import Params, add_noise
-from smoothout_jax.noise import Noise
+from smoothout_jax.noise import Noise, Size
+from smoothout_jax.rise import LossRise, LossRiseState, rise_of, scaled_noise
 
 Aux = Literal["mean", "stack", "first", "clean"]
 Execution = Literal["auto", "vmap", "scan", "unroll"]
@@ -48,6 +49,7 @@ class Copies:
     chunk_size: int | None = None
     axis_name: AxisNames = None
     spmd_axis_name: AxisNames = None
+    loss_rise: Size | None = None
 
     def __post_init__(self):
         _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
@@ -65,6 +67,8 @@ class Copies:
             )
         if self.aux != "mean" and not self.has_aux:
             raise ValueError(f"aux={self.aux!r} needs has_aux=True")
+        if self.loss_rise is not None:
+            LossRise(self.loss_rise)
 
     def _check_clean_weight(self):
         if is_traced(self.clean_weight):
@@ -143,6 +147,44 @@ class Copies:
     def total(self) -> int:
         """The number of copies, the clean one included."""
         return self.num_copies + bool(self.clean_weight)
+
+    def mean_gradients(
+        self,
+        fn: Callable[..., tuple[tuple[Any, Params], Any]],
+        rise: LossRiseState | None,
+        key: jax.Array,
+        params: Params,
+        args: Sequence[Any],
+        step: Any = None,
+    ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
+        """Averages gradients, under noise that holds the rise if one is to be held.
+
+        Args:
+            fn: function `fn(params, *args)` to `(value, grads)`, and auxiliary outputs.
+            rise: the state of the rise; `None` for the noise as it is.
+            key: as for `mean`, like all that follow.
+            params: the clean parameters.
+            args: the arguments after the parameters.
+            step: the step handed to the noise.
+
+        Returns:
+            The mean, the auxiliary outputs, and the next state of the rise.
+        """
+        if self.loss_rise is None or rise is None:
+            return *self.mean(fn, key, params, args, step), None
+        held = LossRise(self.loss_rise)
+        rise = held.scaled(rise)
+
+        def and_rise(perturbed, *args):
+            (value, grads), aux = fn(perturbed, *args)
+            return ((value, grads), rise_of(params, perturbed, grads)), aux
+
+        noise = scaled_noise(self.noise, rise.noise_scale)
+        copies = dataclasses.replace(self, noise=noise)
+        (mean, seen), aux = copies.mean(and_rise, key, params, args, step)
+        # The clean copy sees none.
+        seen = seen / (1 - self.clean_weight)
+        return mean, aux, held.observed(rise, seen)
 
     def mean(
         self,

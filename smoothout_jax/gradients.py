@@ -22,7 +22,8 @@ from smoothout_jax import _checks
 from smoothout_jax._copies import Aux, Copies, Execution
 from smoothout_jax._execution import AxisNames
 from smoothout_jax._trees import Params
-from smoothout_jax.noise import Noise
+from smoothout_jax.noise import Noise, Size
+from smoothout_jax.rise import LossRiseState
 
 
 def smooth(
@@ -119,6 +120,7 @@ def smoothout_value_and_grad(
     chunk_size: int | None = None,
     axis_name: AxisNames = None,
     spmd_axis_name: AxisNames = None,
+    loss_rise: Size | None = None,
 ) -> Callable[..., Any]:
     """Value and gradient averaged over perturbed copies of the parameters.
 
@@ -174,6 +176,11 @@ def smoothout_value_and_grad(
             are, and a batch is split into blocks, copy m taking the m-th, so that one
             sharded over the axis stays where it is. Excludes `axis_name`, other
             `execution` than `"vmap"`, and `chunk_size`.
+        loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`:
+            the noise given is the largest, and is scaled to hold the rise at δ. What
+            is known of it is a state, which the function then takes first and returns
+            last: `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`,
+            beginning with `init_loss_rise()`.
 
     Returns:
         The function `fn(key, params, *args, **kwargs)` to `(value, grads)`, or
@@ -199,6 +206,17 @@ def smoothout_value_and_grad(
         >>> print(f"{value:.1f}", {name: g.shape for name, g in grads.items()})
         9.0 {'w': (3,)}
 
+        With noise as strong as a rise of the loss by 0.1 allows:
+
+        >>> from smoothout_jax import init_loss_rise
+        >>> value_and_grad = jax.jit(smoothout_value_and_grad(
+        ...     loss, uniform(1.0), num_copies=2, antithetic=True, loss_rise=0.1))
+        >>> rise = init_loss_rise()
+        >>> for key in jax.random.split(jax.random.key(0), 100):
+        ...     (value, grads), rise = value_and_grad(rise, key, params, x, y)
+        >>> print(f"{rise.noise_scale:.2f} {rise.loss_rise_estimate:.1f}")
+        0.32 0.1
+
     References:
         Wen et al., 2018: SmoothOut and Stochastic SmoothOut.
 
@@ -218,21 +236,41 @@ def smoothout_value_and_grad(
         chunk_size=chunk_size,
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
+        loss_rise=loss_rise,
     )
     _checks.loss(fun=fun)
     plain = jax.value_and_grad(fun, has_aux=has_aux)
 
-    @_checks.key_first
-    def value_and_grad(
-        key: jax.Array, params: Params, /, *args: Any, **kwargs: Any
-    ) -> Any:
+    def mean(rise, key, params, args, kwargs):
         def value_and_grad_and_aux(params, *args):
             outputs, grads = plain(params, *args, **kwargs)
             value, aux = outputs if has_aux else (outputs, None)
             return (value, grads), aux
 
-        mean, aux = copies.mean(value_and_grad_and_aux, key, params, args)
-        value, grads = mean
-        return ((value, aux) if has_aux else value), grads
+        (value, grads), aux, rise = copies.mean_gradients(
+            value_and_grad_and_aux, rise, key, params, args
+        )
+        return ((value, aux) if has_aux else value, grads), rise
 
-    return value_and_grad
+    @_checks.key_first
+    def value_and_grad(
+        key: jax.Array, params: Params, /, *args: Any, **kwargs: Any
+    ) -> Any:
+        return mean(None, key, params, args, kwargs)[0]
+
+    def value_and_grad_held(
+        rise: LossRiseState,
+        key: jax.Array,
+        params: Params,
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if not isinstance(rise, LossRiseState):
+            raise TypeError(
+                "rise must be the state of the rise, as init_loss_rise or the call"
+                f" before returned it; got {_checks.describe(rise)}"
+            )
+        return mean(rise, key, params, args, kwargs)
+
+    return value_and_grad if loss_rise is None else value_and_grad_held

@@ -250,7 +250,7 @@ class _Noise:
     def draw(self, key: jax.Array, params: Params, step: Any = None) -> Params:
         """Noise like the parameters."""
         _checks.arrays(params=params)
-        scale = _at_step(self.name, self.size, step)
+        scale = at_step(self.name, self.size, step)
         leaves, structure = jax.tree.flatten(params)
         leaves = list(map(jnp.asarray, leaves))
         noisy = self._noisy(params, leaves)
@@ -318,8 +318,8 @@ def _norm(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sqrt(jnp.sum(squares, axes, keepdims=True))
 
 
-def _at_step(name: str, size: Any, step: Any) -> Any:
-    """The size of the noise at a step, a schedule evaluated."""
+def at_step(name: str, size: Any, step: Any) -> Any:
+    """The size at a step, a schedule evaluated; `name` is that of the argument."""
     if not callable(size):
         return size
     if step is None:

@@ -11,7 +11,8 @@ from smoothout_jax import _checks
 from smoothout_jax._copies import Copies, Execution
 from smoothout_jax._execution import AxisNames
 from smoothout_jax._trees import Params
-from smoothout_jax.noise import Noise
+from smoothout_jax.noise import Noise, Size
+from smoothout_jax.rise import LossRiseState, init_loss_rise
 from smoothout_jax.transforms.state import (
     NO_PARAMS,
     fold,
@@ -32,10 +33,13 @@ class SmoothGradientsState(NamedTuple):
     Attributes:
         smooth_gradients_key_data: data of the PRNG key, from which noise is folded.
         smooth_gradients_step: number of updates, int32.
+        smooth_gradients_rise: how strong the noise is, if `loss_rise` is held; else
+            `None`.
     """
 
     smooth_gradients_key_data: jax.Array
     smooth_gradients_step: jax.typing.ArrayLike
+    smooth_gradients_rise: LossRiseState | None = None
 
 
 def smooth_gradients(
@@ -49,6 +53,7 @@ def smooth_gradients(
     chunk_size: int | None = None,
     axis_name: AxisNames = None,
     spmd_axis_name: AxisNames = None,
+    loss_rise: Size | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradients by gradients averaged over perturbed copies.
 
@@ -69,6 +74,7 @@ def smooth_gradients(
         chunk_size: copies vmapped together inside a scan.
         axis_name: the axis of devices that each draw noise of their own.
         spmd_axis_name: the mesh axis that the copies are laid over.
+        loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` raises a `ValueError`
@@ -106,13 +112,15 @@ def smooth_gradients(
         chunk_size=chunk_size,
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
+        loss_rise=loss_rise,
     )
     key = _checks.key_or_seed(key)
 
     def init(params: Params) -> Any:
         _checks.arrays(params=params)
         warn_of_lost_noise(noise, key, params)
-        return SmoothGradientsState(key_data_of(key), jnp.zeros([], jnp.int32))
+        rise = None if loss_rise is None else init_loss_rise()
+        return SmoothGradientsState(key_data_of(key), jnp.zeros([], jnp.int32), rise)
 
     def update(
         updates: optax.Updates,
@@ -127,19 +135,20 @@ def smooth_gradients(
             raise ValueError(f"smooth_gradients {NO_PARAMS}")
         if grad_fn is None:
             raise ValueError(NO_GRAD_FN)
-        key_data, step = state
+        key_data, step, rise = state
 
-        def grads_and_aux(params, copy):
-            return _checked_grads(grad_fn(params, copy), params), None
+        def value_and_grad(params, copy):
+            return (None, _checked_grads(grad_fn(params, copy), params)), None
 
-        grads, _ = copies.mean(
-            grads_and_aux,
+        (_, grads), _, rise = copies.mean_gradients(
+            value_and_grad,
+            rise,
             fold(key, key_data, step),
             params,
             [np.arange(copies.total)],
             step,
         )
-        return grads, SmoothGradientsState(key_data, optax.safe_increment(step))
+        return grads, SmoothGradientsState(key_data, optax.safe_increment(step), rise)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

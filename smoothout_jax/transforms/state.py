@@ -11,6 +11,7 @@ from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced, reads_its_input
 from smoothout_jax._trees import Params, add_noise
 from smoothout_jax.noise import Noise
+from smoothout_jax.rise import LossRiseState, scaled_noise
 from smoothout_jax.transforms.following import fingerprint, follow, where_any
 
 NO_PARAMS = (
@@ -32,6 +33,7 @@ class SmoothoutState(NamedTuple):
         smoothout_fingerprint: a number for each leaf, by which a change of the loop's
             parameters is told; if the clean ones are not kept, of the noise in them.
             NaN where it is not known: the next update finds out.
+        smoothout_rise: how strong the noise is, if `loss_rise` is held; else `None`.
     """
 
     clean_params: Params | None
@@ -41,6 +43,7 @@ class SmoothoutState(NamedTuple):
     gradient_mean: Params | None
     smoothed_state: optax.OptState
     smoothout_fingerprint: jax.Array
+    smoothout_rise: LossRiseState | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +60,18 @@ class Noises:
     key: jax.Array
     num_copies: int
 
-    def draw(self, key_data, step, copy, params) -> Params:
-        """The noise of a copy in a step; no step and no copy before has the same."""
+    def draw(self, state: SmoothoutState, params: Params) -> Params:
+        """The noise of the state's copy in its step; none before has the same."""
+        _, key_data, step, copy, *_ = state
+        noise, rise = self.noise, state.smoothout_rise
+        if rise is not None:
+            noise = scaled_noise(noise, rise.noise_scale)
         number = step * self.num_copies + copy
-        return self.noise(fold(self.key, key_data, number), params, step)
+        return noise(fold(self.key, key_data, number), params, step)
 
     def drawn(self, state: SmoothoutState, params: Params) -> Params:
         """The noise that the loop's parameters were handed out with."""
-        key_data, step, copy = state[1:4]
-        added = self.draw(key_data, step, copy, params)
+        added = self.draw(state, params)
         return jax.tree.map(lambda n: jnp.where(is_first(state), 0, n), added)
 
     def clean(self, state: SmoothoutState, params: Params) -> Params:

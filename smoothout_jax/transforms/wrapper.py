@@ -9,7 +9,8 @@ import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise
-from smoothout_jax.noise import Noise
+from smoothout_jax.noise import Noise, Size
+from smoothout_jax.rise import LossRise, init_loss_rise, rise_of
 from smoothout_jax.transforms.following import fingerprint, rounded
 from smoothout_jax.transforms.state import (
     NO_PARAMS,
@@ -29,6 +30,7 @@ def smoothout(
     key: jax.Array | int,
     num_copies: int = 1,
     keep_clean: bool = True,
+    loss_rise: Size | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains with SmoothOut, in the training loop you have.
 
@@ -63,6 +65,14 @@ def smoothout(
             does. The noise must then not depend on the parameters' values, as noise
             relative to them does, and each update rounds the parameters twice more:
             they drift, in half precision by much, as docs/scaling.md shows.
+        loss_rise: the rise δ of the loss that the noise may cost, in the units of the
+            loss, such as 0.1 nats: the noise given is then the largest, and is scaled
+            so that the loss rises by δ under it, as read off the gradients. A number
+            of at least 0, a traced scalar, or a schedule of the number of updates.
+            `optax.tree.get(state, "noise_scale")` is the factor in use, and
+            `"loss_rise_estimate"` the mean rise in the last 50 steps. The gradients
+            must be those of the loss: put clipping and weight decay into `optimizer`
+            rather than before `smoothout`, and unscale scaled losses first.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` needs the parameters,
@@ -71,8 +81,8 @@ def smoothout(
     Raises:
         TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type;
             from `init` and `update`, if a leaf of the parameters is not an array.
-        ValueError: if `num_copies` is below 1, or, from `init`, if the noise cannot be
-            drawn again.
+        ValueError: if `num_copies` is below 1 or `loss_rise` is negative or not finite,
+            or, from `init`, if the noise cannot be drawn again.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -103,6 +113,7 @@ def smoothout(
         optax.with_extra_args_support(optimizer),
         Noises(noise, _checks.key_or_seed(key), num_copies),
         keep_clean,
+        None if loss_rise is None else LossRise(loss_rise, num_copies),
     )
     return optax.GradientTransformationExtraArgs(wrapper.init, wrapper.update)
 
@@ -114,6 +125,7 @@ class _Wrapper:
     optimizer: optax.GradientTransformationExtraArgs
     noises: Noises
     keep_clean: bool
+    rise: LossRise | None
 
     def init(self, params: Params) -> Any:
         _checks.arrays(params=params)
@@ -130,6 +142,7 @@ class _Wrapper:
             gradient_mean=self._no_gradient(params),
             smoothed_state=self.optimizer.init(params),
             smoothout_fingerprint=fingerprint(told),
+            smoothout_rise=None if self.rise is None else init_loss_rise(),
         )
 
     def update(
@@ -148,8 +161,10 @@ class _Wrapper:
                 f" it; got {_checks.describe(state)}"
             )
         clean, state = self._step(updates, state, params, extra_args)
-        key_data, step, copy = state[1:4]
-        added = self.noises.draw(key_data, step, copy, clean)
+        if self.rise is not None and state.smoothout_rise is not None:
+            held = self.rise.scaled(state.smoothout_rise)
+            state = state._replace(smoothout_rise=held)
+        added = self.noises.draw(state, clean)
         changes = rounded(optax.tree.sub(add_noise(clean, added), params))
         told = added
         if self.keep_clean:
@@ -164,6 +179,10 @@ class _Wrapper:
     ) -> tuple[Params, SmoothoutState]:
         """The next clean parameters, and the state without them."""
         clean, copies = self.noises.clean(state, params), self.noises.num_copies
+        if self.rise is not None and state.smoothout_rise is not None:
+            seen = rise_of(clean, params, grads)
+            observed = self.rise.observed(state.smoothout_rise, seen)
+            state = state._replace(smoothout_rise=observed)
         stepped = optax.safe_increment(state.smoothout_step)
 
         def optimize(grads):

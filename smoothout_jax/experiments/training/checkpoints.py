@@ -103,7 +103,7 @@ def _is_state(node: Any) -> bool:
 
 def _without_fingerprint(like: Any) -> Any:
     return jax.tree.map(
-        lambda node: _OlderState(*node[:-1]) if _is_state(node) else node,
+        lambda node: _OlderState(*node[:6]) if _is_state(node) else node,
         like,
         is_leaf=_is_state,
     )
