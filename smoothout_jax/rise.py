@@ -56,8 +56,13 @@ def init_loss_rise() -> LossRiseState:
 
     It is what `smoothout_value_and_grad` with a `loss_rise` starts from.
     """
-    zeros = (jnp.zeros([], jnp.float32) for _ in range(4))
-    return LossRiseState(*zeros, jnp.zeros([], jnp.int32))
+    return LossRiseState(
+        noise_scale=jnp.zeros([], jnp.float32),
+        loss_rise_estimate=jnp.zeros([], jnp.float32),
+        rise_per_square=jnp.zeros([], jnp.float32),
+        rise_weight=jnp.zeros([], jnp.float32),
+        rise_step=jnp.zeros([], jnp.int32),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
