@@ -3,12 +3,13 @@
 Orbax writes them, each a folder that appears whole or not at all.
 """
 
+import collections
 import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +63,13 @@ def load_trees(path: Path, **like: Any) -> dict[str, Any]:
         InputError: if the checkpoint is damaged, or holds other trees.
     """
     with named_errors(path):
-        try:
-            return _load(path, like)
-        except ValueError:
-            older = _without_fingerprint(like)
-            if jax.tree.structure(older) == jax.tree.structure(like):
-                raise
-            return _with_unknown_fingerprint(like, _load(path, older))
+        errors = []
+        for older in _versions(like):
+            try:
+                return _completed(like, _load(path, older))
+            except ValueError as error:  # trees of another structure
+                errors.append(error)
+        raise errors[0]
 
 
 def _load(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,38 +87,39 @@ def _load(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     return trees
 
 
-class _OlderState(NamedTuple):
-    """State of `smoothout` in checkpoints that do not have its fingerprint."""
-
-    clean_params: Any
-    smoothout_key_data: Any
-    smoothout_step: Any
-    smoothout_copy: Any
-    gradient_mean: Any
-    smoothed_state: Any
-
-
 def _is_state(node: Any) -> bool:
     return isinstance(node, SmoothoutState)
 
 
-def _without_fingerprint(like: Any) -> Any:
-    return jax.tree.map(
-        lambda node: _OlderState(*node[:6]) if _is_state(node) else node,
-        like,
-        is_leaf=_is_state,
-    )
+def _versions(like: Any) -> Iterator[Any]:
+    """The tree as it is, and as it was in earlier versions.
+
+    States of `smoothout` had one field less before it held the rise of the loss, and
+    two before it followed changes of the parameters.
+    """
+    yield like
+    if any(map(_is_state, jax.tree.leaves(like, is_leaf=_is_state))):
+        for count in (7, 6):
+            older: Any = collections.namedtuple("older", SmoothoutState._fields[:count])
+            yield jax.tree.map(
+                lambda node, older=older, count=count: (
+                    older(*node[:count]) if _is_state(node) else node
+                ),
+                like,
+                is_leaf=_is_state,
+            )
 
 
-def _with_unknown_fingerprint(like: Any, restored: Any) -> Any:
-    """The restored tree with fingerprints that are NaN, which `smoothout` replaces."""
+def _completed(like: Any, restored: Any) -> Any:
+    """The restored tree, with fields that it lacks as they are when unknown."""
 
     def complete(node, other):
         if not _is_state(node):
             return other
-        shape = node.smoothout_fingerprint.shape
-        unknown = jnp.full(shape, jnp.nan, node.smoothout_fingerprint.dtype)
-        return SmoothoutState(*other, smoothout_fingerprint=unknown)
+        told = node.smoothout_fingerprint
+        unknown = jnp.full(told.shape, jnp.nan, told.dtype)
+        lacking = {"smoothout_fingerprint": unknown, "smoothout_rise": None}
+        return SmoothoutState(**(lacking | other._asdict()))
 
     return jax.tree.map(complete, like, restored, is_leaf=_is_state)
 
