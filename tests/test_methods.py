@@ -169,6 +169,8 @@ BY_HAND = {
     "sgd": once(silence),
     "smoothout": once(box),
     "adasmoothout": once(filters),
+    "smoothout-fixed": once(box),
+    "adasmoothout-fixed": once(filters),
     "sam": sam,
     "msam": msam,
     "smoothout-split": split(box),
@@ -262,8 +264,8 @@ def test_msam_is_its_authors_program(optimizer, theirs):
 
     start, steps = np.array([1.0, -2.0, 0.5]), 6
     with jax.enable_x64(True):
-        context = Context(settings, steps)
         method = METHODS["msam"]
+        context = Context(settings, steps, method)
         transformation = method.transform(context, settings.msam_rho, None)
         held = {"a": jnp.asarray(start[:2]), "b": jnp.asarray(start[2:])}
         state = transformation.init(held)

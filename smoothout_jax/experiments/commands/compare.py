@@ -29,6 +29,7 @@ from smoothout_jax.experiments.training.comparison import (
     DISTANCES,
     Measurement,
     Outcome,
+    Training,
     train_in_turns,
 )
 from smoothout_jax.experiments.training.task import Task
@@ -113,17 +114,23 @@ class Results:
         networks: parameters and BatchNorm statistics by the method's name, all seeds
             along a leading axis.
         outcomes: what each method reached, by its name.
-        seconds: seconds of a step of all seeds, (rounds,), by the method's name.
+        training: how training went, by the method's name.
     """
 
     settings: CompareSettings
     networks: dict[str, Any]
     outcomes: dict[str, Outcome]
-    seconds: dict[str, np.ndarray]
+    training: dict[str, Training]
 
     def relative_time(self, method: str) -> float:
         """Median over rounds of the step time relative to SGD's in the same round."""
-        return float(np.median(self.seconds[method] / self.seconds["sgd"]))
+        seconds, plain = (self.training[name].seconds for name in (method, "sgd"))
+        return float(np.median(seconds / plain))
+
+    @property
+    def held(self) -> dict[str, Training]:
+        """How training of the methods went that hold the rise of the loss."""
+        return {name: each for name, each in self.training.items() if each.radius.size}
 
 
 def run(settings: CompareSettings) -> tuple[Table, list[Path]]:
@@ -156,7 +163,7 @@ def compare(
         )
         for name in settings.methods
     }
-    seconds = train_in_turns(trainers)
+    training = train_in_turns(trainers)
     networks = {name: trainer.networks() for name, trainer in trainers.items()}
     measure = Measurement(
         task,
@@ -170,7 +177,7 @@ def compare(
         settings=settings,
         networks={name: stack(each) for name, each in networks.items()},
         outcomes=outcomes,
-        seconds=seconds,
+        training=training,
     )
 
 
@@ -193,7 +200,18 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
             "loss_rise": mean_and_error(outcome.loss_rise),
             "relative_step_time": results.relative_time(name),
         }
+        | _noise_at_end(results.training[name])
         for name, outcome in results.outcomes.items()
+    }
+
+
+def _noise_at_end(training: Training) -> dict[str, float]:
+    """Size of the noise and rise of the loss, mean of the seeds, if that is held."""
+    if not training.radius.size:
+        return {}
+    return {
+        "radius": float(training.radius[:, -1].mean()),
+        "held_loss_rise": float(training.loss_rise[:, -1].mean()),
     }
 
 
@@ -209,15 +227,25 @@ def table(results: Results) -> Table:
                 "" if name == "sgd" else with_interval(row["difference_to_sgd"]),
                 "{:.2f}".format(row["train_accuracy"][0]),
                 "{:.3g}".format(row["loss_rise"][0]),
+                "{:.2g}".format(row["radius"]) if "radius" in row else "",
                 "{:.2f}".format(row["relative_step_time"]),
             )
             for name, row in summary(results).items()
         ],
-        header=("method", "test", "difference to SGD", "train", "loss rise", "time"),
+        header=(
+            "method",
+            "test",
+            "difference to SGD",
+            "train",
+            "rise",
+            "radius",
+            "time",
+        ),
         caption="Accuracies in percent, mean ± standard error over the seeds; paired"
-        " difference with its 95 % interval. Loss rise: mean rise of the training loss"
+        " difference with its 95 % interval. Rise: mean rise of the training loss"
         f" (nats) under uniform noise of {settings.noise_radius:g} times each filter's"
-        " norm. Time: of a step, relative to SGD's.",
+        " norm. Radius: of the noise at the end, where the rise of the loss decides."
+        " Time: of a step, relative to SGD's.",
     )
 
 
@@ -279,7 +307,16 @@ def _write_json(results: Results, path: Path) -> None:
         "settings": results.settings.to_json(),
         "seeds": list(results.settings.all_seeds),
         "summary": summary(results),
-        "seconds_per_step": {k: v.tolist() for k, v in results.seconds.items()},
+        "seconds_per_step": {
+            name: each.seconds.tolist() for name, each in results.training.items()
+        },
+        "noise": {
+            name: {
+                key: getattr(each, key).tolist()
+                for key in ("steps", "radius", "loss_rise")
+            }
+            for name, each in results.held.items()
+        },
         "outcomes": {
             name: {key: values.tolist() for key, values in outcome._asdict().items()}
             for name, outcome in results.outcomes.items()
@@ -297,6 +334,7 @@ def _figures(results: Results) -> dict[str, figures.Figure]:
             f"{settings.data}, {settings.seeds} seeds: each seed, mean and 95 %"
             " interval",
         ),
+        **_noise_figure(results),
         "landscape": figures.loss_curves(
             DISTANCES,
             {name: each.loss_curve for name, each in outcomes.items()},
@@ -304,3 +342,15 @@ def _figures(results: Results) -> dict[str, figures.Figure]:
             f" {settings.seeds} seeds",
         ),
     }
+
+
+def _noise_figure(results: Results) -> dict[str, figures.Figure]:
+    """How strong the noise was, if a method held the rise of the loss."""
+    if not results.held:
+        return {}
+    values = {
+        name: (each.steps, each.radius, each.loss_rise)
+        for name, each in results.held.items()
+    }
+    title = "How strong the noise was: median and quartiles of the seeds"
+    return {"noise": figures.noises(values, title)}

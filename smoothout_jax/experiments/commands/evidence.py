@@ -23,6 +23,7 @@ from smoothout_jax.experiments.commands.compare import (
     compare,
     summary,
 )
+from smoothout_jax.experiments.methods.settings import LARGEST
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.plans import (
@@ -36,6 +37,9 @@ from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.tables import terminal_table
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
+
+# Given, so that noise is of a fixed size, which the trials then choose.
+_FIXED_SIZES: dict[str, Any] = LARGEST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,7 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
         methods=case.methods,
         seeds=case.seeds,
         noise_samples=10,
+        **_FIXED_SIZES,
     )
 
 

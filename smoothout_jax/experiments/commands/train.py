@@ -18,6 +18,7 @@ from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
 from smoothout_jax.experiments.options import InputError, option
 from smoothout_jax.experiments.regime import learning_rate_schedule
+from smoothout_jax.experiments.reporting import figures
 from smoothout_jax.experiments.reporting.tables import terminal_table
 from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.checkpoints import (
@@ -28,7 +29,7 @@ from smoothout_jax.experiments.training.checkpoints import (
     save_checkpoint,
     steps_of,
 )
-from smoothout_jax.experiments.training.logs import Log
+from smoothout_jax.experiments.training.logs import Log, read_log
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.experiments.training.processes import (
     ProcessSettings,
@@ -186,7 +187,21 @@ class Run:
         return self._table(reached), [
             settings.output / name
             for name in ("settings.json", "log.csv", "tensorboard", "checkpoints")
-        ]
+        ] + self._picture()
+
+    def _picture(self) -> list[Path]:
+        """Draws how strong the noise was in the steps logged, if that is measured."""
+        output = self._settings.output
+        rows = [row for row in read_log(output / "log.csv") if row.get("radius")]
+        if not rows:
+            return []
+        steps, radii, rises = (
+            np.array([float(row[name]) for row in rows])
+            for name in ("step", "radius", "loss rise")
+        )
+        noise = {self._settings.method: (steps, radii[None], rises[None])}
+        figure = figures.noises(noise, "How strong the noise was")
+        return figures.save_figure(figure, output / "noise", ("png",))
 
     @property
     def _every(self) -> int:
@@ -217,6 +232,15 @@ class Run:
             "learning_rate": float(np.asarray(rate(self._step - 1))),
             "loss": float(losses.mean()),
             "accuracy": float(metrics.accuracy[0].mean()),
+            **self._noise(),
+        }
+
+    def _noise(self) -> dict[str, float]:
+        """How strong the noise is, if that is measured."""
+        return {
+            name.replace("_", " "): float(values[0])
+            for name, values in self._trainer.noise()._asdict().items()
+            if values is not None
         }
 
     def _evaluate(self) -> dict[str, float]:
@@ -227,11 +251,8 @@ class Run:
         settings = self._settings
         method = self._method
         last = path_of(settings.output, steps_of(settings.output)[-1])
-        strength = (
-            f" or {method.strength} ({method.strength_in(settings):g})"
-            if method.strength != "learning_rate"
-            else ""
-        )
+        name, value = method.strength_of(settings)
+        strength = "" if name == "learning_rate" else f" or {name} ({value:g})"
         return (
             f"the loss is {loss} at step {step}; the last good checkpoint is {last}."
             f" Lower the learning_rate ({settings.peak_learning_rate:g}){strength},"
@@ -252,7 +273,7 @@ class Run:
                 },
                 params=params,
                 stats=stats,
-                state=self._trainer.state._asdict(),
+                state=self._trainer.state.trees(),
             )
             if is_first():
                 for step in steps_of(settings.output)[: -settings.keep]:
@@ -271,7 +292,7 @@ class Run:
         if different:
             raise InputError(f"cannot resume {path}: {'; '.join(different)}")
         state = self._trainer.state
-        trees = load_trees(path, state=state._asdict())
+        trees = load_trees(path, state=state.trees())
         self._trainer.restore(type(state)(**trees["state"]))
         self._step = step
 
@@ -290,6 +311,12 @@ class Run:
             (f"{judged} loss", f"{reached['test loss']:.4g} nats"),
             ("train loss", f"{reached['train loss']:.4g} nats"),
         ]
+        noise = self._noise()
+        if noise:
+            rows += [
+                ("radius of the noise", f"{noise['radius']:.3g}"),
+                ("loss rise under it", f"{noise['loss rise']:.3g} nats"),
+            ]
         total = sum(self._seconds.values()) or 1.0
         for name, seconds in self._seconds.items():
             share = 100 * seconds / total

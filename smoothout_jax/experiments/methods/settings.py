@@ -11,6 +11,12 @@ from smoothout_jax.experiments.regime import RegimeSettings
 Strength = Any
 # How many times its first value a noise that rises along a cosine reaches.
 GROWTH = 20
+# The rise of the training loss, in nats, that noise may cost unless its size is given.
+LOSS_RISE = 0.1
+# The largest noise, where the rise decides how strong it is.
+LARGEST = {"radius": 0.3, "relative_radius": 1.0, "std": 0.1}
+# The noise of the methods that know no other way, unless its size is given.
+FIXED = {"radius": 0.1, "relative_radius": 0.2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,47 +27,62 @@ class MethodSettings(RegimeSettings):
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
 
-    radius: float = option(
-        0.1, "radius of SmoothOut: half-width of the uniform noise in every weight"
+    loss_rise: float | None = option(
+        None,
+        "rise of the training loss (nats) that noise may cost, which sets how strong"
+        f" it is; by default {LOSS_RISE}, unless the size of the noise is given",
     )
-    relative_radius: float = option(
-        0.5, "radius of AdaSmoothOut: noise norm over weight norm, in every filter"
+    radius: float | None = option(
+        None,
+        "fixed radius of SmoothOut, the half-width of the uniform noise in every"
+        " weight; with --loss-rise, the largest (by default"
+        f" {LARGEST['radius']})",
+    )
+    relative_radius: float | None = option(
+        None,
+        "fixed radius of AdaSmoothOut, noise norm over weight norm in every filter;"
+        f" with --loss-rise, the largest (by default {LARGEST['relative_radius']:g})",
     )
     radius_schedule: Literal["constant", "anneal", "tanh", "cosine"] = option(
         "constant",
-        "how the radius of uniform noise changes over training: falls slowly (anneal)"
-        " or rises (tanh; cosine, from a twentieth)",
+        "how the radius of uniform noise, or the rise it may cost, changes over"
+        " training: falls slowly (anneal) or rises (tanh; cosine, from a twentieth)",
     )
     rho: float = option(0.3, "radius ρ of SAM's ball")
     msam_rho: float = option(0.3, "length ρ of MSAM's step along the momentum")
     copies: int = option(4, "copies between which the split methods divide the batch")
-    std: float = option(
-        0.05,
-        "standard deviation of the Gaussian noise at the end of training, over the norm"
-        " of each filter, or of a whole bias; it rises from a twentieth of that along a"
-        " cosine",
+    std: float | None = option(
+        None,
+        "fixed standard deviation of the Gaussian noise at the end of training, over"
+        " the norm of each filter, or of a whole bias, to which it rises from a"
+        " twentieth along a cosine, as the rise it may cost does; with --loss-rise,"
+        f" the largest (by default {LARGEST['std']})",
     )
 
     def __post_init__(self):
         super().__post_init__()
         _checks.count(copies=self.copies)
         _checks.nonnegative(
-            radius=self.radius,
-            relative_radius=self.relative_radius,
             rho=self.rho,
             msam_rho=self.msam_rho,
-            std=self.std,
+            **self._given("loss_rise", "radius", "relative_radius", "std"),
         )
 
 
-def radius_schedule(settings: MethodSettings, radius: Strength, steps: int) -> Any:
-    """The radius of the noise, or its schedule as a function of the step."""
+def radius_schedule(settings: MethodSettings, strength: Strength, steps: int) -> Any:
+    """A radius or a rise, or its schedule as a function of the step."""
     match settings.radius_schedule:
         case "anneal":
-            return anneal_schedule(radius)
+            return anneal_schedule(strength)
         case "tanh":
-            return tanh_schedule(radius, steps)
+            return tanh_schedule(strength, steps)
         case "cosine":
-            return cosine_schedule(radius / GROWTH, GROWTH, steps)
+            return rising_schedule(settings, strength, steps)
         case _:
-            return radius
+            return strength
+
+
+def rising_schedule(settings: MethodSettings, strength: Strength, steps: int) -> Any:
+    """A strength that rises along a cosine over the whole of training."""
+    del settings
+    return cosine_schedule(strength / GROWTH, GROWTH, steps)

@@ -12,7 +12,6 @@ from typing import Any
 import optax
 
 from smoothout_jax import (
-    cosine_schedule,
     exclude,
     gaussian,
     smoothout,
@@ -21,17 +20,20 @@ from smoothout_jax import (
 )
 from smoothout_jax.experiments.methods import rivals
 from smoothout_jax.experiments.methods.settings import (
-    GROWTH,
+    FIXED,
+    LARGEST,
+    LOSS_RISE,
     MethodSettings,
     Strength,
     radius_schedule,
+    rising_schedule,
 )
 from smoothout_jax.experiments.regime import (
     gradient_rule,
     make_optimizer,
     update_rule,
 )
-from smoothout_jax.noise import Noise, RelativeTo
+from smoothout_jax.noise import Noise, RelativeTo, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,34 +43,46 @@ class Context:
     Attributes:
         settings: the settings.
         steps: updates in the whole of training.
+        method: the method.
         batch_norm: whether the network has BatchNorm, which gets no uniform noise.
     """
 
     settings: MethodSettings
     steps: int
+    method: "Method"
     batch_norm: bool = False
 
     def optimizer(self, peak: Strength | None = None) -> optax.GradientTransformation:
         """The optimizer, by default with the learning rate of the settings."""
         return make_optimizer(self.settings, self.steps, peak)
 
-    def uniform(self, radius: Strength, relative_to: RelativeTo = None) -> Noise:
-        """Uniform noise; its radius follows the schedule of the settings."""
-        scheduled = radius_schedule(self.settings, radius, self.steps)
-        return uniform(scheduled, relative_to=relative_to, mask=self._mask)
+    def noise_and_rise(self, strength: Strength) -> tuple[Noise, Any]:
+        """The noise, and the rise that it may cost; `None` if its size is fixed."""
+        method, settings = self.method, self.settings
+        if method.noise is None:
+            raise ValueError(f"{method.label} has no noise")
+        changing = method.schedule(settings, strength, self.steps)
+        if not method.holds_rise(settings):
+            return method.noise(self, changing), None
+        return method.noise(self, method.largest(settings)), changing
 
-    def relative(self, radius: Strength) -> Noise:
+    def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
+        """Uniform noise."""
+        mask = exclude("BatchNorm") if self.batch_norm else None
+        return uniform(size, relative_to=relative_to, mask=mask)
+
+    def relative(self, size: Size) -> Noise:
         """Uniform noise relative to each filter."""
-        return self.uniform(radius, "filter")
+        return self.uniform(size, "filter")
 
-    def rising_gaussian(self, std: Strength) -> Noise:
+    def gaussian(self, size: Size) -> Noise:
         """LPF-SGD's noise, which BatchNorm's parameters get too."""
-        rising = cosine_schedule(std / GROWTH, GROWTH, self.steps)
-        return gaussian(rising, relative_to="filter", one_axis="layer")
+        return gaussian(size, relative_to="filter", one_axis="layer")
 
-    @property
-    def _mask(self):
-        return exclude("BatchNorm") if self.batch_norm else None
+    def silence(self, size: Size) -> Noise:
+        """No noise."""
+        del size
+        return uniform(0.0)
 
 
 def _optimizer(context, strength, key):
@@ -79,16 +93,22 @@ def _optimizer(context, strength, key):
 class Method:
     """A row of the table: a way to train.
 
+    A method with noise holds the rise of the loss under it: its strength is then that
+    rise, unless the settings give the size of the noise.
+
     Attributes:
         label: its name in tables and figures.
         color: its colour in figures.
         help: what it does, in a few words.
-        strength: the setting that is its strength.
-        transform: function of (context, strength, key) to the transformation that
-            trains; by default the optimizer alone.
-        noise: function of (context, strength) to the noise at which gradients are
-            taken; without it, they are taken at the parameters of the loop.
-        copies: function of the settings to options of `smoothout_value_and_grad`.
+        strength: the setting that is its strength: of its noise, the size.
+        transform: function of (context, strength, key) to the transformation
+            that trains; by default the optimizer alone.
+        noise: function of (context, size) to the noise.
+        schedule: function of (settings, strength, steps) to the strength over time.
+        fixed: whether the size of the noise is fixed, whatever rise it costs.
+        copies: function of the settings to options of `smoothout_value_and_grad`, which
+            then takes the gradients; without it, they are taken at the parameters of
+            the loop.
         parts: function of the settings to the number of parts that copies divide the
             batch into; without it, every copy takes the whole batch.
         gradients: gradients of a whole batch that a step takes.
@@ -100,8 +120,10 @@ class Method:
     help: str
     strength: str
     transform: Callable[..., optax.GradientTransformation] = _optimizer
-    noise: Callable[[Context, Strength], Noise] | None = None
-    copies: Callable[[MethodSettings], dict[str, Any]] = lambda settings: {}
+    noise: Callable[[Context, Size], Noise] | None = None
+    schedule: Callable[[MethodSettings, Strength, int], Any] = radius_schedule
+    fixed: bool = False
+    copies: Callable[[MethodSettings], dict[str, Any]] | None = None
     parts: Callable[[MethodSettings], int] | None = None
     gradients: int = 1
     eval_params: Callable[[Any, Any], Any] = lambda state, params: params
@@ -115,11 +137,27 @@ class Method:
         """Number of parts that copies divide the batch into; 1 if they do not."""
         return self.parts(settings) if self.parts else 1
 
-    def strength_in(self, settings: MethodSettings) -> float:
-        """The method's strength in the settings; a learning rate by its rule."""
+    def holds_rise(self, settings: MethodSettings) -> bool:
+        """Whether its strength is the rise of the loss that its noise may cost."""
+        if self.noise is None or self.fixed:
+            return False
+        given = getattr(settings, self.strength) is not None
+        return settings.loss_rise is not None or not given
+
+    def strength_of(self, settings: MethodSettings) -> tuple[str, float]:
+        """The setting that is its strength, and its value; a learning rate's peak."""
         if self.strength == "learning_rate":
-            return settings.peak_learning_rate
-        return getattr(settings, self.strength)
+            return self.strength, settings.peak_learning_rate
+        if self.holds_rise(settings):
+            rise = settings.loss_rise
+            return "loss_rise", LOSS_RISE if rise is None else rise
+        size = getattr(settings, self.strength)
+        return self.strength, FIXED[self.strength] if size is None else size
+
+    def largest(self, settings: MethodSettings) -> float:
+        """The largest size of its noise, where the rise decides about it."""
+        size = getattr(settings, self.strength)
+        return LARGEST[self.strength] if size is None else size
 
 
 def _sgd(context, strength, key):
@@ -127,11 +165,8 @@ def _sgd(context, strength, key):
 
 
 def _smoothout(context, strength, key):
-    return smoothout(context.optimizer(), context.uniform(strength), key=key)
-
-
-def _adasmoothout(context, strength, key):
-    return smoothout(context.optimizer(), context.relative(strength), key=key)
+    noise, rise = context.noise_and_rise(strength)
+    return smoothout(context.optimizer(), noise, key=key, loss_rise=rise)
 
 
 def _sam(context, strength, key):
@@ -146,10 +181,15 @@ def _msam(context, strength, key):
 
 
 def _no_denoising(context, strength, key):
-    noise = rivals.staying_noise(context.uniform(strength), key)
-    return optax.chain(context.optimizer(), noise)
+    noise, _ = context.noise_and_rise(strength)
+    return optax.chain(context.optimizer(), rivals.staying_noise(noise, key))
 
 
+# SmoothOut around the optimizer.
+_WRAPPED: dict[str, Any] = {
+    "transform": _smoothout,
+    "eval_params": smoothout_eval_params,
+}
 # Options of the split methods, where each copy takes its part of the batch.
 _SPLIT: dict[str, Any] = {
     "copies": lambda settings: {"num_copies": settings.copies},
@@ -171,16 +211,35 @@ METHODS = {
         color="#56b4e9",
         help="uniform noise in every weight",
         strength="radius",
-        transform=_smoothout,
-        eval_params=smoothout_eval_params,
+        noise=Context.uniform,
+        **_WRAPPED,
     ),
     "adasmoothout": Method(
         label="AdaSmoothOut",
         color="#0072b2",
         help="noise relative to every filter",
         strength="relative_radius",
-        transform=_adasmoothout,
-        eval_params=smoothout_eval_params,
+        noise=Context.relative,
+        **_WRAPPED,
+    ),
+    "smoothout-fixed": Method(
+        label="SmoothOut, fixed",
+        color="#a6d8f5",
+        help=f"the same with a fixed radius, by default {FIXED['radius']}",
+        strength="radius",
+        noise=Context.uniform,
+        fixed=True,
+        **_WRAPPED,
+    ),
+    "adasmoothout-fixed": Method(
+        label="AdaSmoothOut, fixed",
+        color="#6699cc",
+        help="noise relative to every filter, with a fixed radius, by default"
+        f" {FIXED['relative_radius']}",
+        strength="relative_radius",
+        noise=Context.relative,
+        fixed=True,
+        **_WRAPPED,
     ),
     "sam": Method(
         label="SAM",
@@ -238,7 +297,8 @@ METHODS = {
         color="#7f3c8d",
         help="LPF-SGD, split, with noise that rises, in BatchNorm too",
         strength="std",
-        noise=Context.rising_gaussian,
+        noise=Context.gaussian,
+        schedule=rising_schedule,
         **_SPLIT,
     ),
     "no-denoising": Method(
@@ -246,6 +306,8 @@ METHODS = {
         color="#999999",
         help="the noise stays in the weights",
         strength="radius",
+        noise=Context.uniform,
+        fixed=True,
         transform=_no_denoising,
     ),
     "sgd-split": Method(
@@ -254,7 +316,8 @@ METHODS = {
         help="the optimizer in ghost batches",
         strength="learning_rate",
         transform=_sgd,
-        noise=lambda context, strength: uniform(0.0),
+        noise=Context.silence,
+        fixed=True,
         **_SPLIT,
     ),
 }

@@ -74,6 +74,34 @@ def loss_curves(
     return figure
 
 
+def noises(
+    values: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str
+) -> Figure:
+    """Draws how strong noise was over training: median over the seeds, and quartiles.
+
+    Args:
+        values: steps, (steps,), size of the noise and rise of the loss under it, in
+            nats, (seeds, steps), by the method's name.
+        title: the title.
+    """
+    figure = _figure()
+    panels = figure.subplots(2, sharex=True)
+    for name, (steps, *each) in values.items():
+        color = METHODS[name].color
+        for axes, runs in zip(panels, each, strict=True):
+            low, median, high = np.quantile(runs, [0.25, 0.5, 0.75], axis=0)
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+            axes.plot(steps, median, color=color, lw=2, label=METHODS[name].label)
+    for axes, label in zip(panels, ("radius", "loss rise (nats)"), strict=True):
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    panels[0].set_title(title, fontsize=11)
+    panels[0].legend(frameon=False)
+    panels[1].set_xlabel("step")
+    return figure
+
+
 def save_figure(
     figure: Figure, stem: Path, kinds: tuple[str, ...] = ("png", "pdf")
 ) -> list[Path]:

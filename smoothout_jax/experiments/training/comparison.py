@@ -18,20 +18,41 @@ ROUNDS = 20
 DISTANCES = np.linspace(-1.5, 1.5, 31)
 
 
-def train_in_turns(trainers: Mapping[str, Trainer]) -> dict[str, np.ndarray]:
+class Training(NamedTuple):
+    """How the training of one method went, round by round.
+
+    Attributes:
+        seconds: seconds of a step, (rounds,).
+        steps: steps taken at the end of each round, (rounds,).
+        radius: size of the noise then, (seeds, rounds); empty where it is not held at
+            a rise of the loss.
+        loss_rise: that rise, in nats, likewise.
+    """
+
+    seconds: np.ndarray
+    steps: np.ndarray
+    radius: np.ndarray
+    loss_rise: np.ndarray
+
+
+def train_in_turns(trainers: Mapping[str, Trainer]) -> dict[str, Training]:
     """Trains methods in turns, so that all are timed under the same load.
 
     Returns:
-        The seconds of a step in each round, by name.
+        How each went, by name.
     """
     rounds = min(ROUNDS, *(trainer.steps for trainer in trainers.values()))
-    seconds = {name: [] for name in trainers}
+    seen = {name: [] for name in trainers}
     turns = itertools.product(range(rounds), trainers.items())
     for turn, (name, trainer) in progress("training", turns, rounds * len(trainers)):
         start, stop = (trainer.steps * i // rounds for i in (turn, turn + 1))
         _, spent = trainer.advance(start, stop)
-        seconds[name].append(spent / (stop - start))
-    return {name: np.array(spent) for name, spent in seconds.items()}
+        noise = [np.empty(0) if v is None else v for v in trainer.noise()]
+        seen[name].append(Training(spent / (stop - start), stop, *noise))
+    return {
+        name: Training(*(np.stack(each, axis=-1) for each in zip(*rows, strict=True)))
+        for name, rows in seen.items()
+    }
 
 
 class Outcome(NamedTuple):

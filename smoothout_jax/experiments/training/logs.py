@@ -11,12 +11,14 @@ import tensorboardX
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.training.processes import is_first
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step",
     "epoch",
     "learning_rate",
     "loss",
     "accuracy",
+    "radius",
+    "loss rise",
     "train loss",
     "train accuracy",
     "test loss",
@@ -48,16 +50,15 @@ class Log:
 
     def _open(self, output, start) -> None:
         path = output / "log.csv"
-        lines = [COLUMNS]
+        rows = []
         if path.exists() and start:
-            with path.open(newline="") as file:
-                rows = list(csv.reader(file))[1:]
-            whole = [row for row in rows if len(row) == len(COLUMNS)]
-            lines += [row for row in whole if int(row[0]) <= start]
-        if len(lines) > 1:
-            self.earlier_seconds = float(lines[-1][-1])
+            rows = [row for row in read_log(path) if int(row["step"]) <= start]
+        if rows:
+            self.earlier_seconds = float(rows[-1]["seconds"])
         with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
-            csv.writer(file).writerows(lines)
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
         self._file = self._files.enter_context(path.open("a", newline=""))
         self._writer = tensorboardX.SummaryWriter(
             str(output / "tensorboard"), purge_step=start + 1
@@ -71,11 +72,20 @@ class Log:
         self._files.close()
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Writes the values of a step, by the names in `COLUMNS`."""
+        """Writes the values of a step, by the names in `COLUMNS`, some of them."""
         if not self._writes:
             return
-        csv.writer(self._file).writerow([row[name] for name in COLUMNS])
+        csv.DictWriter(self._file, COLUMNS).writerow(row)
         self._file.flush()
         for name in COLUMNS[2:]:
-            self._writer.add_scalar(name.replace(" ", "/"), row[name], int(row["step"]))
+            if name in row:
+                tag = name.replace(" ", "/")
+                self._writer.add_scalar(tag, row[name], int(row["step"]))
         self._writer.flush()
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Reads the whole lines of a log; columns that it lacks are left out."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row and None not in row.values()]

@@ -5,6 +5,7 @@ faster. Convolutions are many times slower under `vmap` (one kernel for each run
 on CPU, in loops: there runs take turns, and steps are dispatched one by one.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from smoothout_jax import smoothout_value_and_grad
+from smoothout_jax import (
+    LossRiseState,
+    init_loss_rise,
+    smoothout_value_and_grad,
+)
 from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
 from smoothout_jax.experiments.regime import augment
@@ -32,6 +37,7 @@ class State(NamedTuple):
         noise_key: data of the PRNG key for noise.
         batch_key: data of the PRNG key for batches and their augmentation.
         strength: the method's strength, such as a radius.
+        rise: how strong the noise of copies is, if the rise of the loss is held.
     """
 
     step: jax.Array
@@ -41,6 +47,11 @@ class State(NamedTuple):
     noise_key: jax.Array
     batch_key: jax.Array
     strength: jax.Array
+    rise: LossRiseState | None = None
+
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint of it holds, by name."""
+        return {name: tree for name, tree in self._asdict().items() if tree is not None}
 
 
 class Metrics(NamedTuple):
@@ -48,6 +59,13 @@ class Metrics(NamedTuple):
 
     loss: jax.Array
     accuracy: jax.Array
+
+
+class Noise(NamedTuple):
+    """How strong the noise of each run is, (runs,); `None` where it is not measured."""
+
+    radius: np.ndarray | None = None
+    loss_rise: np.ndarray | None = None
 
 
 def stack(trees: list[Any]) -> Any:
@@ -90,8 +108,8 @@ class Trainer:
         self.method, self._task = method, task
         self.steps = task.steps if steps is None else steps
         if strengths is None:
-            strengths = [method.strength_in(task.settings)] * len(seeds)
-        self._context = Context(task.settings, self.steps, task.batch_norm)
+            strengths = [method.strength_of(task.settings)[1]] * len(seeds)
+        self._context = Context(task.settings, self.steps, method, task.batch_norm)
         self._together = not task.convolves and task.placement.mesh is None
         self._loops = not task.convolves or jax.default_backend() != "cpu"
         self.compile_seconds, self._compiled = 0.0, {}
@@ -146,6 +164,17 @@ class Trainer:
             params = self.method.eval_params(run.opt_state, run.params)
             networks.append((params, self._task.statistics(params, run.stats)))
         return networks
+
+    def noise(self) -> Noise:
+        """The size of the noise in use, and the rise of the loss, if it is held."""
+        method, settings = self.method, self._context.settings
+        if not method.holds_rise(settings):
+            return Noise()
+        scale, rise = (
+            np.asarray(optax.tree.get(self.state, name))
+            for name in ("noise_scale", "loss_rise_estimate")
+        )
+        return Noise(scale * method.largest(settings), rise)
 
     def _begin(self, seeds, strengths) -> list[State]:
         """The initial states: one of all runs that train together, or one for each."""
@@ -214,7 +243,14 @@ class Trainer:
             noise_key=jax.random.key_data(noise_key),
             batch_key=jax.random.key_data(batch_key),
             strength=strength,
+            rise=init_loss_rise() if self._holds_by_copies else None,
         )
+
+    @property
+    def _holds_by_copies(self) -> bool:
+        """Whether copies take the gradients, and hold the rise of the loss."""
+        method, settings = self.method, self._context.settings
+        return method.copies is not None and method.holds_rise(settings)
 
     def _transformation(self, strength, key):
         transformation = self.method.transform(self._context, strength, key)
@@ -252,7 +288,7 @@ class Trainer:
         def grad_fn(params, step):  # for SAM's second gradient
             return jax.grad(loss, has_aux=True)(params, images, labels)[0]
 
-        (value, (stats, accuracy)), grads = self._value_and_grad(loss, state)(
+        ((value, (stats, accuracy)), grads), rise = self._value_and_grad(loss, state)(
             jax.random.fold_in(noise_key, state.step), state.params, images, labels
         )
         updates, opt_state = self._transformation(state.strength, noise_key).update(
@@ -263,18 +299,24 @@ class Trainer:
             params=optax.apply_updates(state.params, updates),
             stats=stats,
             opt_state=opt_state,
+            rise=rise,
         ), Metrics(value, accuracy)
 
     def _value_and_grad(self, loss, state: State):
+        """A function to value and gradients, and the next state of the rise."""
         method = self.method
-        if method.noise is None:
+        if method.copies is None:
             plain = jax.value_and_grad(loss, has_aux=True)
-            return lambda key, *arguments: plain(*arguments)
-        noise = method.noise(self._context, state.strength)
-        return smoothout_value_and_grad(
+            return lambda key, *arguments: (plain(*arguments), None)
+        noise, rise = self._context.noise_and_rise(state.strength)
+        value_and_grad = smoothout_value_and_grad(
             loss,
             lambda key, params, step=None: noise(key, params, state.step),
             has_aux=True,
             batch_argnums=(1, 2) if method.splits else (),
+            loss_rise=rise,
             **method.copies(self._task.settings),
         )
+        if rise is None:
+            return lambda *arguments: (value_and_grad(*arguments), None)
+        return functools.partial(value_and_grad, state.rise)
