@@ -188,7 +188,7 @@ def sam() -> Contender:
     return by_optimizer("optax.contrib.sam", lambda key: optimizer, expected)
 
 
-def wrapped(noise_label: str, noise: Any) -> Contender:
+def wrapped(noise_label: str, noise: Any, **options: Any) -> Contender:
     """`smoothout` around SGD."""
 
     def expected(loss, state, batch):
@@ -196,9 +196,10 @@ def wrapped(noise_label: str, noise: Any) -> Contender:
         clean = optimizer_state.clean_params
         return _descend(clean, jax.jit(jax.grad(loss))(perturbed, batch))
 
+    held = ", rise held" if options else ""
     return by_optimizer(
-        f"smoothout around SGD, {noise_label}, M = 1",
-        lambda key: smoothout(optax.sgd(LEARNING_RATE), noise, key=key),
+        f"smoothout around SGD, {noise_label}, M = 1{held}",
+        lambda key: smoothout(optax.sgd(LEARNING_RATE), noise, key=key, **options),
         expected,
     )
 
@@ -248,6 +249,7 @@ def contenders() -> dict[str, Contender]:
         "uniform": averaged("uniform", uniform_noise),
         "filter": averaged("relative to filter", relative),
         "smoothout": wrapped("uniform", uniform_noise),
+        "held": wrapped("uniform", uniform_noise, loss_rise=0.1),
         "split": averaged("uniform", uniform_noise, 4, split=True),
         "whole": averaged("uniform", uniform_noise, 4),
         "vmap_split": vmapped(4, split=True),

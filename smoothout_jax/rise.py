@@ -25,6 +25,8 @@ from smoothout_jax.noise import Noise, Size, at_step
 DECAY = 0.98
 # The scale of the first noise, and the steps in which it may grow to 1.
 START, WARMUP = 0.1, 50
+# Steps between two looks at the rise after those, since a look reads three trees.
+EVERY = 5
 # So that a scale, however small, can be told from no noise.
 LEAST = 1e-12
 # Of the target: a rise counts as no more, so that one bad batch cannot silence the
@@ -90,17 +92,25 @@ class LossRise:
         scale = jnp.clip(jnp.sqrt(held), LEAST, most.astype(jnp.float32))
         return state._replace(noise_scale=jnp.where(target > 0, scale, 0))
 
+    def is_due(self, state: LossRiseState) -> jax.Array:
+        """Whether the next gradient should be looked at."""
+        step = state.rise_step
+        return (step < WARMUP * self.copies) | (step % EVERY == 0)
+
     def observed(self, state: LossRiseState, rise: jax.Array) -> LossRiseState:
-        """The state after a gradient under that noise, which showed a rise."""
+        """The state after a gradient under that noise, and the rise that it showed.
+
+        A rise that is not finite was not seen.
+        """
         square, curvature = jnp.square(state.noise_scale), state.rise_per_square
         # A rise is the surer, the stronger its noise: its weight is the square of the
         # scale. Noise that was stronger than this one's counts as if it had been like
         # it, or its rises would be remembered for too long.
         decay = DECAY ** (1 / self.copies)
-        weight = jnp.minimum(decay * state.rise_weight, square * decay / (1 - decay))
-        weight += square
-        # Without noise there is nothing to see.
+        most = square * decay / (1 - decay)
+        weight = decay * state.rise_weight
         seen = (square > 0) & jnp.isfinite(rise)
+        weight = jnp.where(seen, jnp.minimum(weight, most) + square, weight)
         share = jnp.where(seen, 1 / jnp.where(seen, weight, 1), 0)
         rise = jnp.where(seen, rise, 0)
         most = MOST_SEEN * self._now(state)
@@ -109,7 +119,7 @@ class LossRise:
         return state._replace(
             loss_rise_estimate=estimate + share * square * (rise - estimate),
             rise_per_square=curvature + share * excess,
-            rise_weight=jnp.where(seen, weight, state.rise_weight),
+            rise_weight=weight,
             rise_step=optax.safe_increment(state.rise_step),
         )
 

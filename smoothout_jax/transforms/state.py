@@ -1,6 +1,8 @@
 """The state of `smoothout`, and the noise drawn from the key in it."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,22 +76,45 @@ class Noises:
         added = self.draw(state, params)
         return jax.tree.map(lambda n: jnp.where(is_first(state), 0, n), added)
 
-    def clean(self, state: SmoothoutState, params: Params) -> Params:
-        """The clean parameters of those that an update was given."""
+    def clean(
+        self,
+        state: SmoothoutState,
+        params: Params,
+        is_due: Any = False,
+        look: Callable[[Params], Any] | None = None,
+    ) -> tuple[Params, Any]:
+        """The clean parameters of those that an update was given.
+
+        With them, what a look at them shows if one is due; NaN else.
+        """
+        unseen = jnp.float32(jnp.nan)
         if state.clean_params is None:
             noise = self.drawn(state, params)
-            return add_noise(params, jax.tree.map(jnp.negative, noise))
+            clean = add_noise(params, jax.tree.map(jnp.negative, noise))
+            if look is None:
+                return clean, unseen
+            return clean, where_any(is_due, lambda: look(clean), lambda: unseen)
         changed = state.smoothout_fingerprint != fingerprint(params)
-        clean = jax.tree.map(
+        kept = jax.tree.map(
             lambda c, p: c if _checks.is_inexact(c) else jnp.asarray(p, c.dtype),
             state.clean_params,
             params,
         )
-        return where_any(
-            changed,
-            lambda: self.followed(state, params, changed),
-            lambda: clean,
-        )
+
+        def find():
+            followed = functools.partial(self.followed, state, params, changed)
+            return where_any(changed, followed, lambda: kept)
+
+        if look is None:
+            return find(), unseen
+
+        def find_and_look():
+            clean = find()
+            return clean, look(clean)
+
+        # One branch for both: XLA would copy the parameters from one to another.
+        rare = jnp.any(changed) | is_due
+        return where_any(rare, find_and_look, lambda: (kept, unseen))
 
     def followed(self, state: SmoothoutState, params, changed) -> Params:
         """The clean parameters that were kept, with what changed since."""

@@ -178,11 +178,8 @@ class _Wrapper:
         self, grads, state: SmoothoutState, params, extra_args
     ) -> tuple[Params, SmoothoutState]:
         """The next clean parameters, and the state without them."""
-        clean, copies = self.noises.clean(state, params), self.noises.num_copies
-        if self.rise is not None and state.smoothout_rise is not None:
-            seen = rise_of(clean, params, grads)
-            observed = self.rise.observed(state.smoothout_rise, seen)
-            state = state._replace(smoothout_rise=observed)
+        copies = self.noises.num_copies
+        clean, state = self._look(grads, state, params)
         stepped = optax.safe_increment(state.smoothout_step)
 
         def optimize(grads):
@@ -208,6 +205,20 @@ class _Wrapper:
             gradient_mean=mean,
             smoothed_state=inner,
         )
+
+    def _look(self, grads, state, params) -> tuple[Params, SmoothoutState]:
+        """The clean parameters, and the state with what the gradients show of them."""
+        held = state.smoothout_rise
+        if self.rise is None or held is None:
+            return self.noises.clean(state, params)[0], state
+        clean, rise = self.noises.clean(
+            state,
+            params,
+            self.rise.is_due(held),
+            lambda clean: rise_of(clean, params, grads),
+        )
+        observed = self.rise.observed(held, rise)
+        return clean, state._replace(smoothout_rise=observed)
 
     def _no_gradient(self, params: Params) -> Params | None:
         """Zeros to average gradients in, if there are several."""
