@@ -13,7 +13,12 @@ from smoothout_jax.gradients import smooth, smoothout_value_and_grad
 from smoothout_jax.masks import exclude
 from smoothout_jax.noise import Noise, gaussian, uniform
 from smoothout_jax.rise import LossRiseState, init_loss_rise
-from smoothout_jax.schedules import anneal_schedule, cosine_schedule, tanh_schedule
+from smoothout_jax.schedules import (
+    anneal_schedule,
+    cosine_schedule,
+    rise_schedule,
+    tanh_schedule,
+)
 from smoothout_jax.transforms import (
     SmoothGradientsState,
     SmoothoutState,
@@ -34,6 +39,7 @@ __all__ = [
     "exclude",
     "gaussian",
     "init_loss_rise",
+    "rise_schedule",
     "smooth",
     "smooth_gradients",
     "smoothout",

@@ -1,7 +1,8 @@
-"""How the noise grows: schedules of its radius, for `uniform` and `gaussian`.
+"""How the noise grows: schedules of its radius, or of the rise that it may cost.
 
 A schedule is Optax's: a function of the step, so every schedule of `optax.schedules`
-serves too. These are the ones of SmoothOut's and LPF-SGD's programs.
+serves too. These are the ones of SmoothOut's and LPF-SGD's programs, and the one that
+`loss_rise` is made for.
 """
 
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
+
+# So that the rise does not overtake the training of large batches.
+LEAST_RISE_STEPS = 500
 
 
 def anneal_schedule(init_value: float, decay: float = 0.55) -> optax.Schedule:
@@ -109,6 +113,40 @@ def cosine_schedule(
         return init_value * (1 + (growth - 1) * (1 - jnp.cos(jnp.pi * progress)) / 2)
 
     return schedule
+
+
+def rise_schedule(
+    steps_per_epoch: int, *, loss_rise: float = 0.3, epochs: float = 30.0
+) -> optax.Schedule:
+    """A rise of the loss that grows with the epochs: for `loss_rise`.
+
+    Noise keeps a network from learning its images by heart, for which it needs epochs,
+    and slows it down before. So the rise grows from 0, by default by 0.01 nats an
+    epoch, in `epochs` of them but at least 500 steps, and stays. It suits networks
+    that are trained until they fit their images, with right or with wrong labels, and
+    does next to nothing in trainings of a few epochs.
+
+    Args:
+        steps_per_epoch: updates in a pass over the training data, at least 1.
+        loss_rise: the rise in the end, in nats, at least 0.
+        epochs: passes over the training data in which it grows, at least 0.
+
+    Returns:
+        The schedule of the rise.
+
+    Raises:
+        TypeError, ValueError: if an argument is not a number or is out of range.
+
+    Example:
+        >>> from smoothout_jax import rise_schedule
+        >>> schedule = rise_schedule(steps_per_epoch=100)
+        >>> [f"{schedule(step):.2f}" for step in (0, 1000, 3000, 10_000)]
+        ['0.00', '0.10', '0.30', '0.30']
+    """
+    _checks.count(steps_per_epoch=steps_per_epoch)
+    _checks.nonnegative(loss_rise=loss_rise, epochs=epochs)
+    steps = max(epochs * steps_per_epoch, LEAST_RISE_STEPS)
+    return lambda step: loss_rise * jnp.minimum(_real(step) / steps, 1.0)
 
 
 def _real(step) -> jax.Array:

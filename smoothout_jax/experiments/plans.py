@@ -6,6 +6,7 @@ method. A plan names its methods, so that a new method does not change it.
 """
 
 import dataclasses
+import json
 from typing import Any
 
 # Four trials for each method, of the setting that is its strength.
@@ -44,6 +45,10 @@ class Case:
         seeds: seeds of the comparison.
         trial_seeds: seeds of each trial, all different from those of the comparison.
         training: other settings of training.
+        trials: strengths that methods try, by the setting, if not `TRIALS`.
+        label: its name, if not that of its network and batch.
+        holds_rise: whether methods with noise hold the rise of the loss, as they do by
+            default, unless their name says that their noise is fixed.
     """
 
     data: str
@@ -54,11 +59,22 @@ class Case:
     seeds: int
     trial_seeds: int
     training: dict[str, Any]
+    trials: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    label: str = ""
+    holds_rise: bool = False
 
     @property
     def name(self) -> str:
         """What distinguishes it from the other cases of the experiment."""
-        return f"{self.network}, batch {self.batch_size or 'full'}"
+        return self.label or f"{self.network}, batch {self.batch_size or 'full'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What JSON holds of it, without what is as in cases before it."""
+        values = dataclasses.asdict(self)
+        for name in ("trials", "label", "holds_rise"):
+            if not values[name]:
+                del values[name]
+        return json.loads(json.dumps(values))
 
 
 def _cases(
@@ -110,6 +126,43 @@ _FEW = _cases(
     (5, 2),
     hidden_sizes=(128,) * 5,
 )
+
+
+def _held(*groups: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Cases in which the rise of the loss stands against five fixed radii."""
+    return tuple(
+        dataclasses.replace(
+            case,
+            label=f"{case.data}, {case.training['train_size']} images, {case.name},"
+            f" {case.training['steps']} steps",
+            methods=("sgd", "adasmoothout", "adasmoothout-fixed"),
+            trials={"relative_radius": (0.05, 0.1, 0.2, 0.4, 0.8)},
+            holds_rise=True,
+        )
+        for cases in groups
+        for case in cases
+    )
+
+
+_F1 = {"hidden_sizes": (128,) * 5}
+# Networks that fit their images, and, of the same kinds, some that have not the time.
+_RISE = _held(
+    _cases("digits", "mlp", {50: (1000, 1), 0: (1000, 1)}, (), (500, 150), (10, 4)),
+    _cases("mnist1d", "mlp", {100: (2000, 1)}, (), (2000, 500), (8, 2)),
+    _cases("mnist1d", "mlp", {1000: (600, 1), 0: (600, 1)}, (), (2000, 500), (8, 2)),
+    _cases("fashion-mnist", "f1", {128: (640, 1)}, (), (1024, 256), (8, 4), **_F1),
+    _cases("fashion-mnist", "f1", {0: (400, 1)}, (), (1024, 256), (8, 4), **_F1),
+    _cases("mnist1d", "cnet", {100: (1000, 1)}, (), (1000, 250), (5, 1), width=8),
+    _cases(
+        "fashion-mnist", "resnet", {100: (300, 1)}, (), (600, 150), (5, 1), depth=8,
+        width=8,
+    ),
+    _cases("cifar10", "cnet", {200: (200, 1)}, (), (1000, 250), (5, 1), width=12),
+    _cases("mnist1d", "mlp", {100: (300, 1)}, (), (2000, 500), (8, 2)),
+    _cases("fashion-mnist", "f1", {128: (640, 1)}, (), (10_240, 2048), (5, 2), **_F1),
+    _cases("mnist1d", "cnet", {100: (200, 1)}, (), (2000, 500), (5, 1), width=8),
+    _cases("cifar10", "cnet", {128: (100, 1)}, (), (3000, 600), (5, 1), width=8),
+)  # fmt: skip
 _FULL_1D = {100: (4000, 4), 1000: (4000, 8), 0: (4000, 8)}
 _CROPS = {"shift": 4, "flip": True, "weight_decay": 5e-4}
 
@@ -189,6 +242,7 @@ EXPERIMENTS = {
             )
         ),
     },
+    "loss-rise": {"cpu": _RISE},
     "fashion-mnist-1k": {"cpu": _FEW, "full": _FEW},
     "cifar10": {
         "cpu": (

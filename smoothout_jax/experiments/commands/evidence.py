@@ -130,7 +130,7 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
         methods=case.methods,
         seeds=case.seeds,
         noise_samples=10,
-        **_FIXED_SIZES,
+        **({} if case.holds_rise else _FIXED_SIZES),
     )
 
 
@@ -147,7 +147,10 @@ def try_strengths(case: Case, data_dir: Path) -> dict[str, Any]:
 
 
 def _try(name: str, task: Task, case: Case) -> dict[str, Any]:
-    strengths = TRIALS[METHODS[name].strength]
+    setting, default = METHODS[name].strength_of(task.settings)
+    if setting == "loss_rise":
+        return {"strengths": [default], "accuracies": [], "chosen": default}
+    strengths = case.trials.get(setting, TRIALS[setting])
     seeds = range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + case.trial_seeds)
     trainer = Trainer(
         METHODS[name],
@@ -181,9 +184,7 @@ def _to_json(results: Results) -> dict[str, Any]:
 
 def _read(path: Path, settings: EvidenceSettings) -> dict[str, Any]:
     """Reads the results so far."""
-    plan = json.loads(
-        json.dumps({case.name: dataclasses.asdict(case) for case in settings.plan})
-    )
+    plan = {case.name: case.to_json() for case in settings.plan}
     if not path.exists():
         return {
             "experiment": settings.experiment,

@@ -3,16 +3,25 @@
 import dataclasses
 from typing import Any, Literal
 
-from smoothout_jax import _checks, anneal_schedule, cosine_schedule, tanh_schedule
+import optax
+
+from smoothout_jax import (
+    _checks,
+    anneal_schedule,
+    cosine_schedule,
+    rise_schedule,
+    tanh_schedule,
+)
 from smoothout_jax.experiments.options import option
 from smoothout_jax.experiments.regime import RegimeSettings
+from smoothout_jax.schedules import LEAST_RISE_STEPS
 
 # A strength is a number, or traced: several then train side by side in one program.
 Strength = Any
 # How many times its first value a noise that rises along a cosine reaches.
 GROWTH = 20
 # The rise of the training loss, in nats, that noise may cost unless its size is given.
-LOSS_RISE = 0.1
+LOSS_RISE = 0.3
 # The largest noise, where the rise decides how strong it is.
 LARGEST = {"radius": 0.3, "relative_radius": 1.0, "std": 0.1}
 # The noise of the methods that know no other way, unless its size is given.
@@ -31,6 +40,11 @@ class MethodSettings(RegimeSettings):
         None,
         "rise of the training loss (nats) that noise may cost, which sets how strong"
         f" it is; by default {LOSS_RISE}, unless the size of the noise is given",
+    )
+    rise_epochs: float = option(
+        30.0,
+        "epochs in which that rise grows from 0, but at least"
+        f" {LEAST_RISE_STEPS} steps",
     )
     radius: float | None = option(
         None,
@@ -62,6 +76,7 @@ class MethodSettings(RegimeSettings):
     def __post_init__(self):
         super().__post_init__()
         _checks.count(copies=self.copies)
+        _checks.nonnegative(rise_epochs=self.rise_epochs)
         _checks.nonnegative(
             rho=self.rho,
             msam_rho=self.msam_rho,
@@ -86,3 +101,16 @@ def rising_schedule(settings: MethodSettings, strength: Strength, steps: int) ->
     """A strength that rises along a cosine over the whole of training."""
     del settings
     return cosine_schedule(strength / GROWTH, GROWTH, steps)
+
+
+def growing_rise(
+    settings: MethodSettings, rise: Any, steps_per_epoch: int
+) -> optax.Schedule:
+    """A rise, or its schedule, that grows from 0 over the first epochs."""
+    growth = rise_schedule(steps_per_epoch, loss_rise=1.0, epochs=settings.rise_epochs)
+
+    def schedule(step: Any) -> Any:
+        now: Any = rise(step) if callable(rise) else rise
+        return growth(step) * now
+
+    return schedule

@@ -25,6 +25,7 @@ from smoothout_jax.experiments.methods.settings import (
     LOSS_RISE,
     MethodSettings,
     Strength,
+    growing_rise,
     radius_schedule,
     rising_schedule,
 )
@@ -44,12 +45,14 @@ class Context:
         settings: the settings.
         steps: updates in the whole of training.
         method: the method.
+        steps_per_epoch: updates in a pass over the training images.
         batch_norm: whether the network has BatchNorm, which gets no uniform noise.
     """
 
     settings: MethodSettings
     steps: int
     method: "Method"
+    steps_per_epoch: int = 1
     batch_norm: bool = False
 
     def optimizer(self, peak: Strength | None = None) -> optax.GradientTransformation:
@@ -64,7 +67,8 @@ class Context:
         changing = method.schedule(settings, strength, self.steps)
         if not method.holds_rise(settings):
             return method.noise(self, changing), None
-        return method.noise(self, method.largest(settings)), changing
+        rise = growing_rise(settings, changing, self.steps_per_epoch)
+        return method.noise(self, method.largest(settings)), rise
 
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
         """Uniform noise."""

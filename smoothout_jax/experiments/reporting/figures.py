@@ -92,13 +92,16 @@ def noises(
             low, median, high = np.quantile(runs, [0.25, 0.5, 0.75], axis=0)
             axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
             axes.plot(steps, median, color=color, lw=2, label=METHODS[name].label)
-    for axes, label in zip(panels, ("radius", "loss rise (nats)"), strict=True):
+    for axes, label in zip(
+        panels, ("size of the noise", "loss rise (nats)"), strict=True
+    ):
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     panels[0].set_title(title, fontsize=11)
-    panels[0].legend(frameon=False)
     panels[1].set_xlabel("step")
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

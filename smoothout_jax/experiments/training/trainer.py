@@ -109,7 +109,9 @@ class Trainer:
         self.steps = task.steps if steps is None else steps
         if strengths is None:
             strengths = [method.strength_of(task.settings)[1]] * len(seeds)
-        self._context = Context(task.settings, self.steps, method, task.batch_norm)
+        self._context = Context(
+            task.settings, self.steps, method, task.steps_per_epoch, task.batch_norm
+        )
         self._together = not task.convolves and task.placement.mesh is None
         self._loops = not task.convolves or jax.default_backend() != "cpu"
         self.compile_seconds, self._compiled = 0.0, {}
