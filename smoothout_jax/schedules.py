@@ -12,7 +12,7 @@ import optax
 from smoothout_jax import _checks
 
 # So that the rise does not overtake the training of large batches.
-LEAST_RISE_STEPS = 500
+LEAST_RISE_STEPS = 200
 
 
 def anneal_schedule(init_value: float, decay: float = 0.55) -> optax.Schedule:
@@ -122,7 +122,7 @@ def rise_schedule(
 
     Noise keeps a network from learning its images by heart, for which it needs epochs,
     and slows it down before. So the rise grows from 0, by default by 0.01 nats an
-    epoch, in `epochs` of them but at least 500 steps, and stays. It suits networks
+    epoch, in `epochs` of them but at least 200 steps, and stays. It suits networks
     that are trained until they fit their images, with right or with wrong labels, and
     does next to nothing in trainings of a few epochs.
 
