@@ -273,9 +273,12 @@ def test_ten_times_too_large_or_small_a_start_is_mended_in_a_hundred_steps(num_c
     np.testing.assert_allclose(radii * found[:, -1], RADIUS, rtol=0.1)
 
 
-def test_noise_grows_to_the_one_given_in_fifty_steps_where_the_loss_bears_it():
-    _, state = train(wrapping(uniform(RADIUS / 2)), 60, CENTRE)
-    expected = np.clip(np.arange(1, 61) / 50, 0.1, 1)
+@one_copy_and_three
+def test_noise_grows_to_the_one_given_in_fifty_updates_if_the_loss_bears_it(num_copies):
+    optimizer = wrapping(uniform(RADIUS / 2), num_copies=num_copies)
+    _, state = train(optimizer, 60 * num_copies, CENTRE)
+    updates = np.arange(1, 60 * num_copies + 1) / num_copies
+    expected = np.clip(updates / 50, 0.1, 1)
     np.testing.assert_allclose(scales(state), expected, rtol=1e-6)
     np.testing.assert_allclose(estimates(state)[-1], RISE / 4, rtol=0.25)
 
@@ -294,13 +297,34 @@ def test_the_scale_follows_a_radius_that_changes():
     np.testing.assert_allclose(jnp.mean(scales(state)[250:]), 0.025, rtol=0.05)
 
 
-def test_the_scale_follows_a_curvature_that_changes():
-    def loss(params):
-        return 4 * quadratic(params)
+def test_the_scale_follows_a_curvature_that_changes_in_as_many_updates_of_any_copies():
+    def run(num_copies):
+        """The scale after every update, of a curvature four times as high from 100."""
+        optimizer = wrapping(
+            every_level(1.0),
+            optax.set_to_zero(),
+            loss_rise=1 / 600,
+            num_copies=num_copies,
+        )
+        start = jnp.full(400, 0.7)
 
-    params, state = train(HELD, 150, CENTRE)
-    _, state = train(HELD, 150, last(params), last(state), loss)
-    np.testing.assert_allclose(jnp.mean(scales(state)[100:]), 0.05, rtol=0.05)
+        def step(carry, _):
+            params, state = carry
+            factor = jnp.where(state.smoothout_step < 100, 1.0, 4.0)
+            grads = factor * (params - start) / 400
+            updates, state = optimizer.update(grads, state, params)
+            carry = optax.apply_updates(params, updates), state
+            return carry, scales(state)
+
+        carry = start, optimizer.init(start)
+        run = jax.jit(lambda c: jax.lax.scan(step, c, length=300 * num_copies)[1])
+        return run(carry)[num_copies - 1 :: num_copies]
+
+    one, three = run(1), run(3)
+    np.testing.assert_allclose(one[98], 0.1, rtol=1e-3)
+    np.testing.assert_allclose(one[-1], 0.05, rtol=0.03)
+    assert 0.055 < one[130] < 0.085
+    np.testing.assert_allclose(three[100:], one[100:], rtol=0.02)
 
 
 # Every noise and every kind of parameter
