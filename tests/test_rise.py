@@ -683,6 +683,17 @@ def test_training_resumes_bit_for_bit_from_what_was_saved_half_way(optimizer):
     chex.assert_trees_all_equal(last(resumed), last(history))
 
 
+@every_optimizer
+def test_the_state_of_a_rise_is_numbers_that_optax_finds_and_no_parameters(optimizer):
+    shapes = jax.eval_shape(lambda: CENTRE)
+    state = optimizer.init(CENTRE)
+    chex.assert_trees_all_equal_shapes_and_dtypes(optimizer.init(shapes), state)
+    mapped = optax.tree.map_params(optimizer, lambda leaf: leaf + 1, state)
+    for field, expected in init_loss_rise()._asdict().items():
+        for found in (optax.tree.get(state, field), optax.tree.get(mapped, field)):
+            assert (found, found.dtype, found.shape) == (0, expected.dtype, ())
+
+
 def counting(optimizer):
     """A compiled step that is traced once, whatever the numbers are."""
     traces = []
