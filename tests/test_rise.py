@@ -398,6 +398,20 @@ def test_noise_on_parameters_of_every_dtype_is_scaled_to_the_rise(dtype):
         np.testing.assert_allclose(float(deviation), 0.2, rtol=0.2)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_rise_in_half_precision_is_summed_in_float32(dtype):
+    optimizer = wrapping(uniform(10.0), optax.set_to_zero(), loss_rise=1e6)
+    start = CENTRE["kernel"].astype(dtype)
+    update = jax.jit(optimizer.update)
+    updates, state = update(start, optimizer.init(start), start)
+    params = optax.apply_updates(start, updates)
+    grads = params - start  # so that the products add up
+    _, state = update(grads, state, params)
+    noise = np.float64(params) - np.float64(start)
+    expected = 0.5 * np.sum(noise * np.float64(grads))
+    np.testing.assert_allclose(estimates(state), expected, rtol=1e-5)
+
+
 # Several copies
 
 
@@ -824,6 +838,24 @@ def test_gradients_that_are_not_finite_leave_the_scale_and_its_estimate():
         found, estimated = scales_after_bursts()[burst]
         np.testing.assert_array_equal(found[1, 149:170], usual_scales[1, 149])
         np.testing.assert_array_equal(estimated[1, 149:170], usual_estimates[1, 149])
+
+
+def test_what_shows_no_rise_changes_nothing_but_the_count():
+    """Neither a gradient that is not finite nor one without noise."""
+
+    def schedule(step):
+        return jnp.where(step < 20, RISE, 0.0)
+
+    fn = jax.jit(smoothout_value_and_grad(quadratic, NOISE, loss_rise=schedule))
+    known = init_loss_rise()
+    for key in jax.random.split(KEY, 10):
+        _, known = fn(known, key, CENTRE)
+    assert known.rise_weight > 0
+    _, bad = fn(known, KEY, optax.tree.full_like(CENTRE, jnp.nan))
+    _, without = fn(known._replace(rise_step=jnp.int32(20)), KEY, nearby())
+    assert (bad.rise_step, without.rise_step, without.noise_scale) == (11, 21, 0)
+    for field in ("loss_rise_estimate", "rise_per_square", "rise_weight"):
+        assert getattr(bad, field) == getattr(known, field) == getattr(without, field)
 
 
 def test_one_huge_gradient_does_not_silence_the_noise():
