@@ -25,10 +25,11 @@ from smoothout_jax.noise import Noise, Size, at_step
 
 # Of the running means, a step.
 DECAY = 0.98
-# The scale of the first noise, and the steps in which it may grow to 1.
-START, WARMUP = 0.1, 50
-# Steps between two looks at the rise after those, since a look reads three trees.
-EVERY = 5
+# The scale of the first noise, and the factor by which it may grow in a step, so that
+# noise of a strength not seen before does not come at once.
+START, GROWTH = 0.1, 1.05
+# After so many steps, every fifth gradient is looked at, since a look reads three trees.
+WARMUP, EVERY = 50, 5
 # So that a scale, however small, can be told from no noise.
 LEAST = 1e-12
 # Of the target: no rise counts as less or more, so that one bad batch can neither set
@@ -45,7 +46,6 @@ class LossRiseState(NamedTuple):
             in the units of the loss; none counts as more than 100 times the target.
         rise_per_square: mean of the rise over the square of the scale.
         rise_weight: weight of these means, the sum of the scales' squares.
-        rise_seen: number of rises in them, int32.
         rise_step: number of gradients so far, int32.
     """
 
@@ -53,7 +53,6 @@ class LossRiseState(NamedTuple):
     loss_rise_estimate: jax.Array
     rise_per_square: jax.Array
     rise_weight: jax.Array
-    rise_seen: jax.Array
     rise_step: jax.Array
 
 
@@ -67,7 +66,6 @@ def init_loss_rise() -> LossRiseState:
         loss_rise_estimate=jnp.zeros([], jnp.float32),
         rise_per_square=jnp.zeros([], jnp.float32),
         rise_weight=jnp.zeros([], jnp.float32),
-        rise_seen=jnp.zeros([], jnp.int32),
         rise_step=jnp.zeros([], jnp.int32),
     )
 
@@ -93,14 +91,15 @@ class LossRise:
         """The state with the scale of the next noise."""
         target, curvature = self._now(state), state.rise_per_square
         held = jnp.where(curvature > target, target / jnp.abs(curvature), 1)
-        most = jnp.clip(state.rise_seen / (WARMUP * self.copies), START, 1)
-        scale = jnp.clip(jnp.sqrt(held), LEAST, most.astype(jnp.float32))
+        growth = GROWTH ** (1 / self.copies)
+        most = jnp.clip(growth * state.noise_scale, START, 1)
+        scale = jnp.clip(jnp.sqrt(held), LEAST, most)
         return state._replace(noise_scale=jnp.where(target > 0, scale, 0))
 
     def is_due(self, state: LossRiseState) -> jax.Array:
         """Whether the next gradient should be looked at."""
-        warm = state.rise_seen >= WARMUP * self.copies
-        return ~warm | (state.rise_step % EVERY == 0)
+        step = state.rise_step
+        return (step < WARMUP * self.copies) | (step % EVERY == 0)
 
     def observed(self, state: LossRiseState, rise: jax.Array) -> LossRiseState:
         """The state after a gradient under that noise, and the rise that it showed.
@@ -127,7 +126,6 @@ class LossRise:
             loss_rise_estimate=estimate + share * square * (rise - estimate),
             rise_per_square=curvature + share * excess,
             rise_weight=weight,
-            rise_seen=state.rise_seen + seen.astype(jnp.int32),
             rise_step=optax.safe_increment(state.rise_step),
         )
 
