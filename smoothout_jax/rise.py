@@ -28,7 +28,7 @@ DECAY = 0.98
 # The scale of the first noise, and the factor by which it may grow in a step, so that
 # noise of a strength not seen before does not come at once.
 START, GROWTH = 0.1, 1.05
-# After so many steps, every fifth gradient is looked at, since a look reads three trees.
+# After so many steps only every fifth gradient is looked at: a look reads three trees.
 WARMUP, EVERY = 50, 5
 # So that a scale, however small, can be told from no noise.
 LEAST = 1e-12
