@@ -24,7 +24,8 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
-from smoothout_jax.transforms import SmoothoutState
+from smoothout_jax.rise import rise_of
+from smoothout_jax.transforms import SmoothoutState, wrapper
 
 # Draws of other keys than threefry's compile several times faster.
 KEY = jax.random.key(11, impl="unsafe_rbg")
@@ -41,7 +42,6 @@ CURVATURES = {
 TRACE = sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(CURVATURES))
 # Of the noise under which the loss rises by RISE.
 RADIUS = np.sqrt(6 * RISE / TRACE)
-STD = np.sqrt(2 * RISE / TRACE)
 NOISE = uniform(10 * RADIUS)
 SGD = optax.sgd(0.1)
 PAIR = {"num_copies": 2, "antithetic": True}
@@ -130,14 +130,15 @@ def replacing(noise=NOISE, optimizer=SGD, *, loss_rise=RISE, **options):
 
 
 HELD = wrapping()
-HELD_OF_3 = wrapping(num_copies=3)
-UNKEPT = wrapping(keep_clean=False)
-UNKEPT_OF_3 = wrapping(keep_clean=False, num_copies=3)
+# Whose clean parameters stay.
+STANDING = wrapping(optimizer=optax.set_to_zero())
+STANDING_OF_3 = wrapping(optimizer=optax.set_to_zero(), num_copies=3)
+UNKEPT_STANDING = wrapping(optimizer=optax.set_to_zero(), keep_clean=False)
 LINKED = replacing(**PAIR)
 OPTIMIZERS = {
     "smoothout": HELD,
-    "smoothout of 3": HELD_OF_3,
-    "unkept": UNKEPT,
+    "smoothout of 3": STANDING_OF_3,
+    "unkept": UNKEPT_STANDING,
     "smooth_gradients": LINKED,
 }
 every_optimizer = pytest.mark.parametrize(
@@ -151,17 +152,10 @@ every_optimizer = pytest.mark.parametrize(
 @every_optimizer
 def test_the_radius_of_a_quadratic_is_that_of_its_trace(optimizer):
     """δ = E½⟨ε, Hε⟩ = a² tr(H) / 6, and √(6δ / tr H) is the radius a."""
-    _, state = train(optimizer, 400)
+    _, state = train(optimizer, 400, CENTRE)
     found = 10 * RADIUS * jnp.mean(scales(state)[-150:])
     np.testing.assert_allclose(found, RADIUS, rtol=0.02)
     np.testing.assert_allclose(jnp.mean(estimates(state)[-150:]), RISE, rtol=0.03)
-
-
-def test_the_deviation_of_gaussian_noise_is_that_of_the_trace():
-    """δ = σ² tr(H) / 2."""
-    rise = hold(quadratic, gaussian(10 * STD), 400, nearby(), **PAIR)
-    found = 10 * STD * jnp.mean(rise.noise_scale[-150:])
-    np.testing.assert_allclose(found, STD, rtol=0.02)
 
 
 def test_the_loss_of_a_quadratic_rises_by_exactly_what_is_told():
@@ -185,7 +179,6 @@ def every_level(radius):
 
 WELLS = {
     # The loss of one weight; where it is; its second and fourth derivative there.
-    "quartic": (lambda x: 1.5 * x**2 + 4 * x**4, 0.0, 3.0, 96.0),
     "double well": (lambda x: (x**2 - 1) ** 2, 1.0, 8.0, 24.0),
     "cosine": (lambda x: 1 - jnp.cos(x), 0.0, 1.0, -1.0),
 }
@@ -258,43 +251,79 @@ def test_the_error_of_the_trapezoid_rule_is_of_fourth_order(well):
 # Where it starts, and what moves
 
 
-@one_copy_and_three
-def test_ten_times_too_large_or_small_a_start_is_mended_in_a_hundred_steps(num_copies):
-    """The first noise is a tenth of the one given."""
+RADII = {"half": RADIUS / 2, "right": 1.02 * RADIUS, "too large": 100 * RADIUS}
+
+
+@functools.cache
+def scales_and_estimates_of_radii(num_copies):
+    """At every gradient of 100 updates, for each radius of the noise given."""
 
     def run(radius):
         optimizer = wrapping(uniform(radius), num_copies=num_copies)
         state = optimizer.init(CENTRE)
-        return scales(train(optimizer, 100 * num_copies, CENTRE, state)[1])
+        _, state = train(optimizer, 100 * num_copies, CENTRE, state)
+        return scales(state), estimates(state)
 
-    radii = RADIUS * jnp.array([1.02, 100.0])
-    found = jax.jit(jax.vmap(run))(radii)
-    np.testing.assert_allclose(found[:, 0], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(radii * found[:, -1], RADIUS, rtol=0.1)
+    found = jax.jit(jax.vmap(run))(jnp.array([*RADII.values()]))
+    return dict(zip(RADII, zip(*map(np.asarray, found), strict=True), strict=True))
 
 
 @one_copy_and_three
-def test_noise_grows_to_the_one_given_in_fifty_updates_if_the_loss_bears_it(num_copies):
-    optimizer = wrapping(uniform(RADIUS / 2), num_copies=num_copies)
-    _, state = train(optimizer, 60 * num_copies, CENTRE)
-    updates = np.arange(1, 60 * num_copies + 1) / num_copies
-    expected = np.clip(updates / 50, 0.1, 1)
-    np.testing.assert_allclose(scales(state), expected, rtol=1e-6)
-    np.testing.assert_allclose(estimates(state)[-1], RISE / 4, rtol=0.25)
+def test_ten_times_too_large_or_small_a_start_is_mended_in_a_hundred_steps(num_copies):
+    """The first noise is a tenth of the one given."""
+    for name in ("right", "too large"):
+        found, _ = scales_and_estimates_of_radii(num_copies)[name]
+        np.testing.assert_allclose(found[0], 0.1, rtol=1e-6)
+        np.testing.assert_allclose(RADII[name] * found[-1], RADIUS, rtol=0.1)
 
 
-@pytest.mark.parametrize("sign", [0.0, -1.0], ids=["flat", "hill"])
-def test_noise_that_raises_no_loss_is_the_one_given(sign):
-    rise = hold(lambda params: sign * quadratic(params), NOISE, 60, **PAIR)
-    assert rise.noise_scale[-1] == 1
-    assert rise.loss_rise_estimate[-1] * sign >= 0
+@one_copy_and_three
+def test_noise_grows_by_five_percent_a_step_to_the_one_given_if_the_loss_bears_it(
+    num_copies,
+):
+    """Which takes 48 updates, each copy of which grows by its share."""
+    found, estimated = scales_and_estimates_of_radii(num_copies)["half"]
+    updates = np.arange(len(found)) / num_copies
+    expected = np.minimum(0.1 * 1.05**updates, 1)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    np.testing.assert_allclose(estimated[-5:], RISE / 4, rtol=0.16)
+
+
+FACTORS = {"flat": 0.0, "hill": -1.0, "ninefold": 9.0}
+
+
+@functools.cache
+def held_under_multiples():
+    """The rise after 300 steps of losses that are multiples of the same."""
+
+    def run(factor):
+        return last(hold(lambda p: factor * quadratic(p), NOISE, 300, **PAIR))
+
+    found = jax.jit(jax.vmap(run))(jnp.array([*FACTORS.values()]))
+    return {
+        name: jax.tree.map(lambda leaf, row=row: leaf[row], found)
+        for row, name in enumerate(FACTORS)
+    }
+
+
+def test_noise_that_raises_no_loss_is_the_one_given():
+    flat, hill = (held_under_multiples()[name] for name in ("flat", "hill"))
+    assert flat.noise_scale == hill.noise_scale == 1
+    assert flat.loss_rise_estimate == 0 > hill.loss_rise_estimate
+
+
+def test_a_rise_is_in_the_units_of_the_loss():
+    """A sum over examples in the place of their mean, or a loss that is scaled."""
+    found = held_under_multiples()["ninefold"].noise_scale
+    np.testing.assert_allclose(found, 0.1 / 3, rtol=0.05)
 
 
 def test_the_scale_follows_a_radius_that_changes():
     noise = uniform(lambda step: jnp.where(step < 150, 10.0, 40.0) * RADIUS)
-    _, state = train(wrapping(noise), 300, CENTRE)
-    np.testing.assert_allclose(jnp.mean(scales(state)[100:149]), 0.1, rtol=0.05)
-    np.testing.assert_allclose(jnp.mean(scales(state)[250:]), 0.025, rtol=0.05)
+    _, state = train(wrapping(noise), 450, CENTRE)
+    np.testing.assert_allclose(jnp.mean(scales(state)[100:149]), 0.1, rtol=0.01)
+    assert scales(state)[250] < 0.04
+    np.testing.assert_allclose(jnp.mean(scales(state)[425:]), 0.025, rtol=0.05)
 
 
 def test_the_scale_follows_a_curvature_that_changes_in_as_many_updates_of_any_copies():
@@ -317,14 +346,18 @@ def test_the_scale_follows_a_curvature_that_changes_in_as_many_updates_of_any_co
             return carry, scales(state)
 
         carry = start, optimizer.init(start)
-        run = jax.jit(lambda c: jax.lax.scan(step, c, length=300 * num_copies)[1])
+        run = jax.jit(lambda c: jax.lax.scan(step, c, length=400 * num_copies)[1])
         return run(carry)[num_copies - 1 :: num_copies]
 
     one, three = run(1), run(3)
-    np.testing.assert_allclose(one[98], 0.1, rtol=1e-3)
-    np.testing.assert_allclose(one[-1], 0.05, rtol=0.03)
-    assert 0.055 < one[130] < 0.085
-    np.testing.assert_allclose(three[100:], one[100:], rtol=0.02)
+    for found in (one, three):
+        np.testing.assert_allclose(found[98], 0.1, rtol=1e-5)
+        np.testing.assert_allclose(found[-1], 0.05, rtol=0.01)
+        assert 0.055 < found[130] < 0.085
+    # Of three copies, looks are more frequent.
+    np.testing.assert_allclose(three[100:], one[100:], rtol=0.09)
+    np.testing.assert_allclose(three[120:], one[120:], rtol=0.035)
+    np.testing.assert_allclose(three[150:], one[150:], rtol=0.02)
 
 
 # Every noise and every kind of parameter
@@ -332,10 +365,6 @@ def test_the_scale_follows_a_curvature_that_changes_in_as_many_updates_of_any_co
 
 LAWS = {
     # The noise, and the mean of its square for the weights of a leaf.
-    "masked": (
-        uniform(0.5, mask=exclude("bias")),
-        lambda leaf: 0.5**2 / 3 * (leaf.ndim > 1),
-    ),
     "weight": (uniform(0.5, relative_to="weight"), lambda leaf: 0.5**2 / 3 * leaf**2),
     "filter": (
         uniform(0.5, relative_to="filter", mask=exclude("bias")),
@@ -360,9 +389,12 @@ def test_noise_of_every_law_is_scaled_to_the_rise(noise, square):
     np.testing.assert_allclose(found, np.sqrt(RISE / at_full_scale), rtol=0.03)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "complex64", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "complex64", "float64"])
 def test_noise_on_parameters_of_every_dtype_is_scaled_to_the_rise(dtype):
-    """The rise over a complex step is that over its real and imaginary part."""
+    """Of Gaussian noise, the deviation: δ = σ² tr(H) / 2.
+
+    The rise over a complex step is that over its real and imaginary part.
+    """
     with jax.enable_x64(dtype == "float64"):
         centre = CENTRE["kernel"].astype(dtype)
         unit = 1 + 1j if dtype == "complex64" else 1
@@ -382,11 +414,15 @@ def test_noise_on_parameters_of_every_dtype_is_scaled_to_the_rise(dtype):
             updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), scales(state)
 
-        carry = start, optimizer.init(start)
-        run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=150))
-        (params, state), found = run(carry)
+        @jax.jit
+        def run(start):
+            carry = start, optimizer.init(start)
+            (params, state), found = jax.lax.scan(step, carry, length=150)
+            return params, state, found, smoothout_eval_params(state, params)
+
+        params, state, found, clean = run(start)
         # Without drift, and to the rounding of the parameters.
-        chex.assert_trees_all_equal(smoothout_eval_params(state, params), start)
+        chex.assert_trees_all_equal(clean, start)
         chex.assert_trees_all_equal_shapes_and_dtypes(params, start)
         assert {leaf.dtype for leaf in state.smoothout_rise} == {
             jnp.dtype("float32"),
@@ -398,15 +434,18 @@ def test_noise_on_parameters_of_every_dtype_is_scaled_to_the_rise(dtype):
         np.testing.assert_allclose(float(deviation), 0.2, rtol=0.2)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_rise_in_half_precision_is_summed_in_float32(dtype):
+def test_the_rise_in_half_precision_is_summed_in_float32():
     optimizer = wrapping(uniform(10.0), optax.set_to_zero(), loss_rise=1e6)
-    start = CENTRE["kernel"].astype(dtype)
-    update = jax.jit(optimizer.update)
-    updates, state = update(start, optimizer.init(start), start)
-    params = optax.apply_updates(start, updates)
-    grads = params - start  # so that the products add up
-    _, state = update(grads, state, params)
+    start = CENTRE["kernel"].astype("float16")
+
+    @jax.jit
+    def run(start):
+        updates, state = optimizer.update(start, optimizer.init(start), start)
+        params = optax.apply_updates(start, updates)
+        grads = params - start  # so that the products add up
+        return params, grads, optimizer.update(grads, state, params)[1]
+
+    params, grads, state = run(start)
     noise = np.float64(params) - np.float64(start)
     expected = 0.5 * np.sum(noise * np.float64(grads))
     np.testing.assert_allclose(estimates(state), expected, rtol=1e-5)
@@ -516,13 +555,18 @@ def test_devices_share_the_mean_of_the_rises_of_their_own_noise():
     np.testing.assert_allclose(rise.loss_rise_estimate, expected, rtol=1e-3)
 
 
+EIGHT = functools.partial(
+    smoothout_value_and_grad, quadratic, NOISE, num_copies=8, antithetic=True
+)
+# Once for both kinds of mesh.
+vmapped_copies = jax.jit(EIGHT(execution="vmap", loss_rise=RISE))
+
+
 @both_kinds
 def test_copies_over_a_mesh_see_the_rise_of_the_copies(kind):
-    options = {"num_copies": 8, "antithetic": True, "loss_rise": RISE}
     arguments = init_loss_rise(), jax.random.key(2), nearby(0.4)
-    alone = smoothout_value_and_grad(quadratic, NOISE, execution="vmap", **options)
-    expected = jax.jit(alone)(*arguments)
-    laid = smoothout_value_and_grad(quadratic, NOISE, spmd_axis_name="d", **options)
+    expected = vmapped_copies(*arguments)
+    laid = EIGHT(spmd_axis_name="d", loss_rise=RISE)
     mesh = jax.make_mesh((8,), ("d",), (kind,))
     with jax.set_mesh(mesh):
         arguments = jax.device_put(arguments, NamedSharding(mesh, jax.P()))
@@ -557,18 +601,19 @@ def test_sharded_parameters_see_the_rise_of_one_device(kind):
             state = jax.jit(optimizer.init)(params)
             update = jax.jit(functools.partial(step, optimizer))
             programs.append(update.lower(params, state).compile())
-            for _ in range(4):
-                params, state = programs[-1](params, state)
-        expected, expected_state = CENTRE, optimizer.init(CENTRE)
-        update = jax.jit(functools.partial(step, optimizer))
+    with jax.set_mesh(mesh):
         for _ in range(4):
-            expected, expected_state = update(expected, expected_state)
-        assert_close(params, expected)
-        assert_close(
-            state.smoothout_rise, expected_state.smoothout_rise, rtol=1e-3, atol=1e-5
-        )
-        for name, sharding in shardings.items():
-            assert params[name].sharding.is_equivalent_to(sharding, params[name].ndim)
+            params, state = programs[-1](params, state)
+    expected, expected_state = CENTRE, optimizer.init(CENTRE)
+    update = jax.jit(functools.partial(step, optimizer))
+    for _ in range(4):
+        expected, expected_state = update(expected, expected_state)
+    assert_close(params, expected)
+    assert_close(
+        state.smoothout_rise, expected_state.smoothout_rise, rtol=1e-3, atol=1e-5
+    )
+    for name, sharding in shardings.items():
+        assert params[name].sharding.is_equivalent_to(sharding, params[name].ndim)
     (calls, without), (calls_held, held) = map(all_reduces, programs)
     assert calls_held <= calls + 1
     more = held - without
@@ -603,9 +648,6 @@ def shift(params, by=0.125):
     return jax.tree.map(lambda leaf: leaf + by, params)
 
 
-STANDING = wrapping(optimizer=optax.set_to_zero())
-STANDING_OF_3 = wrapping(optimizer=optax.set_to_zero(), num_copies=3)
-UNKEPT_STANDING = wrapping(optimizer=optax.set_to_zero(), keep_clean=False)
 standing = pytest.mark.parametrize(
     ("optimizer", "num_copies", "keep_clean"),
     [(STANDING, 1, True), (STANDING_OF_3, 3, True), (UNKEPT_STANDING, 1, False)],
@@ -613,13 +655,18 @@ standing = pytest.mark.parametrize(
 )
 
 
+@functools.cache
+def evaluating(num_copies):
+    options = {"noise": NOISE, "key": KEY, "num_copies": num_copies}
+    return jax.jit(functools.partial(smoothout_eval_params, **options))
+
+
 @standing
 def test_clean_parameters_follow_a_difference_to_rounding(
     optimizer, num_copies, keep_clean
 ):
     """The noise that is drawn again has the scale of the noise that was added."""
-    options = {"noise": NOISE, "key": KEY, "num_copies": num_copies}
-    evaluate = jax.jit(functools.partial(smoothout_eval_params, **options))
+    evaluate = evaluating(num_copies)
     history = train(optimizer, 50, CENTRE)
     params, state = jax.tree.map(lambda leaf: leaf[20], history)
     assert 0 < scales(state) < 0.3
@@ -644,41 +691,74 @@ def test_weights_loaded_after_init_count_in_full(optimizer, num_copies, keep_cle
     loaded = shift(CENTRE, 7.0)
     state = optimizer.init(CENTRE)
     params, state = last(train(optimizer, 50, loaded, state))
-    options = {"noise": NOISE, "key": KEY, "num_copies": num_copies}
-    options = {} if keep_clean else options
-    assert_close(smoothout_eval_params(state, params, **options), loaded)
+    evaluate = smoothout_eval_params if keep_clean else evaluating(num_copies)
+    assert_close(evaluate(state, params), loaded)
     assert scales(state) > 0
 
 
-@pytest.mark.parametrize(
-    ("unkept", "kept"), [(UNKEPT, HELD), (UNKEPT_OF_3, HELD_OF_3)], ids=["1", "3"]
-)
-def test_clean_parameters_that_are_not_kept_are_found_again(unkept, kept):
-    num_copies = 1 if kept is HELD else 3
+def test_clean_parameters_that_are_not_kept_are_found_again():
+    unkept, kept = wrapping(keep_clean=False), HELD
     for step in (0, 1, 2, 49):
         params, state, expected, expected_state = jax.tree.map(
             lambda leaf, step=step: leaf[step], (*train(unkept, 50), *train(kept, 50))
         )
         assert_close(params, expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(scales(state), scales(expected_state), rtol=1e-3)
-        clean = smoothout_eval_params(
-            state, params, noise=NOISE, key=KEY, num_copies=num_copies
-        )
+        clean = evaluating(1)(state, params)
         assert_close(clean, expected_state.clean_params, rtol=1e-4, atol=1e-5)
 
 
-def test_noise_is_drawn_once_a_step_and_clean_parameters_keep_their_bits():
-    draws = []
+# How often it looks
 
-    def counted(key, params, step=None):
+
+@standing
+def test_gradients_are_looked_at_in_fifty_updates_and_then_every_fifth_is(
+    optimizer, num_copies, keep_clean
+):
+    """The first has no noise to see."""
+    del keep_clean
+    _, state = train(optimizer, 100 * num_copies, CENTRE)
+    warm = 50 * num_copies
+    expected = [*range(1, warm), *range(warm, 100 * num_copies, 5)]
+    for field in ("loss_rise_estimate", "rise_per_square"):
+        means = np.insert(optax.tree.get(state, field), 0, 0)
+        np.testing.assert_array_equal(np.flatnonzero(np.diff(means)), expected)
+    np.testing.assert_array_equal(
+        optax.tree.get(state, "rise_step"), np.arange(1, 100 * num_copies + 1)
+    )
+
+
+@pytest.mark.parametrize("keep_clean", [True, False], ids=["kept", "unkept"])
+def test_noise_is_drawn_once_a_step_and_a_product_costs_only_a_look(
+    keep_clean, monkeypatch
+):
+    """Without clean parameters in the state, noise is drawn once more."""
+    draws, products = [], []
+
+    def drawn(key, params, step=None):
         jax.debug.callback(lambda: draws.append(1))
         return NOISE(key, params, step)
 
-    optimizer = wrapping(counted, optax.set_to_zero())
-    _, state = last(train(optimizer, 50, CENTRE))
+    def multiplied(*trees):
+        jax.debug.callback(lambda: products.append(1))
+        return rise_of(*trees)
+
+    monkeypatch.setattr(wrapper, "rise_of", multiplied)
+    optimizer = wrapping(drawn, optax.set_to_zero(), keep_clean=keep_clean)
+    _, state = last(train(optimizer, 100, CENTRE))
     jax.effects_barrier()
-    assert len(draws) <= 51
-    chex.assert_trees_all_equal(state.clean_params, CENTRE)
+    assert len(products) == 50 + 50 / 5
+    assert len(draws) <= 101 * (1 if keep_clean else 2)
+    if keep_clean:
+        chex.assert_trees_all_equal(state.clean_params, CENTRE)
+
+
+def test_copies_are_looked_at_in_every_step():
+    _, state = train(LINKED, 100, CENTRE)
+    for rise in (state[0].smooth_gradients_rise, hold(quadratic, NOISE, 100)):
+        means = np.insert(rise.rise_per_square, 0, 0)
+        assert np.all(np.diff(means) != 0)
+        np.testing.assert_array_equal(rise.rise_step, np.arange(1, 101))
 
 
 # In a training that is saved, injected, compiled once
@@ -741,17 +821,26 @@ def test_an_injected_rise_may_change_without_a_retrace(make):
     assert means[0.0] == 0
 
 
-@one_copy_and_three
-def test_a_rise_by_schedule_gets_the_number_of_updates(num_copies):
-    """Without noise where it is 0, be it at first or in the end."""
-    updates = np.arange(151)
-    targets = RISE * np.array(
-        [updates >= 30, updates < 120, 1 + 8 * np.minimum(updates / 50, 1)]
-    )
+UPDATES = np.arange(401)
+SCHEDULES = {
+    "at first none": np.where(UPDATES < 30, 0, RISE),
+    "in the end none": np.where(UPDATES < 120, RISE, 0),
+    "to ninefold": RISE * (1 + 8 * np.minimum(UPDATES / 50, 1)),
+    "a hundredfold": np.where(UPDATES < 300, 1, 100) * RISE,
+    "nan": np.where(UPDATES == 60, np.nan, RISE),
+    "inf": np.where(UPDATES == 60, np.inf, RISE),
+}
+
+
+@functools.cache
+def scales_by_schedule(num_copies):
+    """And the size of the noise, after every gradient of parameters that stay."""
 
     def run(schedule):
         optimizer = wrapping(
-            loss_rise=lambda step: schedule[step], num_copies=num_copies
+            optimizer=optax.set_to_zero(),
+            loss_rise=lambda step: schedule[step],
+            num_copies=num_copies,
         )
 
         def step(carry, _):
@@ -760,15 +849,67 @@ def test_a_rise_by_schedule_gets_the_number_of_updates(num_copies):
             return carry, (scales(carry[1]), optax.tree.norm(noise))
 
         carry = CENTRE, optimizer.init(CENTRE)
-        return jax.lax.scan(step, carry, length=150 * num_copies)[1]
+        return jax.lax.scan(step, carry, length=400 * num_copies)[1]
 
-    found, noise = jax.jit(jax.vmap(run))(jnp.float32(targets))
-    # The noise after an update is that of its number.
-    updated = np.arange(1, 150 * num_copies + 1) // num_copies
-    np.testing.assert_array_equal(found > 0, targets[:, updated] > 0)
-    np.testing.assert_array_equal(noise > 1e-5, found > 0)
-    ends = jnp.mean(found[:, -15:], 1)
-    np.testing.assert_allclose(ends, np.array([0.1, 0.0, 0.3]), rtol=0.1)
+    found = jax.jit(jax.vmap(run))(jnp.float32([*SCHEDULES.values()]))
+    found = zip(*map(np.asarray, found), strict=True)
+    return dict(zip(SCHEDULES, found, strict=True))
+
+
+@one_copy_and_three
+def test_a_rise_by_schedule_gets_the_number_of_updates(num_copies):
+    """Without noise where it is 0, be it at first or in the end."""
+    updates = np.arange(1, 400 * num_copies + 1) // num_copies
+    for name, end in {"at first none": 0.1, "to ninefold": 0.3, "nan": 0.1}.items():
+        found, _ = scales_by_schedule(num_copies)[name]
+        np.testing.assert_allclose(np.mean(found[updates >= 300]), end, rtol=0.05)
+    for name, schedule in SCHEDULES.items():
+        found, noise = scales_by_schedule(num_copies)[name]
+        # The noise after an update is that of its number.
+        wanted = np.isfinite(schedule) & (schedule > 0)
+        np.testing.assert_array_equal(found > 0, wanted[updates])
+        np.testing.assert_array_equal(noise > 1e-5, found > 0)
+
+
+@one_copy_and_three
+def test_a_rise_that_becomes_a_hundred_times_larger_does_not_at_once_bring_its_noise(
+    num_copies,
+):
+    """The noise that it asks for is ten times larger: that takes 48 updates."""
+    found, _ = scales_by_schedule(num_copies)["a hundredfold"]
+    first = 300 * num_copies - 1
+    np.testing.assert_allclose(found[first - 1], 0.1, rtol=0.1)
+    updates = np.arange(1, 100 * num_copies + 1) / num_copies
+    expected = np.minimum(found[first - 1] * 1.05**updates, 1)
+    np.testing.assert_allclose(
+        found[first : first + 47 * num_copies], expected[: 47 * num_copies], rtol=2e-5
+    )
+    assert np.all(found[first + 55 * num_copies :] > 0.9)
+
+
+@one_copy_and_three
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_scale_never_grows_by_more_than_five_percent_a_step(name, num_copies):
+    """But to a tenth, from which it starts and starts again."""
+    found, _ = scales_by_schedule(num_copies)[name]
+    bound = np.maximum(found[:-1] * 1.05 ** (1 / num_copies), 0.1)
+    assert np.all(found[1:] <= 1.00001 * bound)
+
+
+def test_the_first_noise_is_a_tenth_of_the_one_given_whenever_it_comes():
+    found, _ = scales_by_schedule(1)["at first none"]
+    np.testing.assert_allclose(found[found > 0][0], 0.1, rtol=1e-6)
+
+
+@one_copy_and_three
+@pytest.mark.parametrize("name", ["nan", "inf"])
+def test_a_target_that_is_not_finite_is_none(name, num_copies):
+    """For its update alone: what was known before it is kept."""
+    found, noise = scales_by_schedule(num_copies)[name]
+    updates = np.arange(1, 400 * num_copies + 1) // num_copies
+    assert np.all(found[updates == 60] == 0)
+    assert np.all(noise[updates == 60] <= 1e-5)
+    np.testing.assert_allclose(found[(updates > 40) & (updates != 60)], 0.1, rtol=0.15)
 
 
 def test_no_rise_is_no_noise():
@@ -779,7 +920,7 @@ def test_no_rise_is_no_noise():
     assert scales(state) == estimates(state) == 0
 
 
-@pytest.mark.parametrize("optimizer", [HELD_OF_3, LINKED])
+@pytest.mark.parametrize("optimizer", [STANDING_OF_3, LINKED])
 def test_parameters_and_state_can_be_donated(optimizer):
     step = jax.jit(
         functools.partial(user_step, optimizer), donate_argnames=("params", "state")
@@ -796,8 +937,16 @@ def test_parameters_and_state_can_be_donated(optimizer):
 
 # Gradients that are not those of a loss that behaves
 
-BURSTS = {"nan": (np.nan, 20), "inf": (np.inf, 20), "zero": (0.0, 20)}
-BURSTS |= {"huge": (1e12, 1), "huge, downhill": (-1e12, 1), "none": (1.0, 1)}
+BURSTS = {
+    # What they are multiplied by, in how many steps, and after how many the scale is
+    # again what it was, to 6 %.
+    "nan": (np.nan, 20, 25),
+    "inf": (np.inf, 20, 25),
+    "zero": (0.0, 20, 200),
+    "huge": (1e12, 1, 220),
+    "huge, downhill": (-1e12, 1, 110),
+    "none": (1.0, 1, 0),
+}
 FIRST = [1, 150]
 
 
@@ -818,7 +967,7 @@ def scales_after_bursts():
         carry = CENTRE, STANDING.init(CENTRE)
         return jax.lax.scan(step, carry, jnp.arange(500))[1]
 
-    factors, lengths = zip(*BURSTS.values(), strict=True)
+    factors, lengths, _ = zip(*BURSTS.values(), strict=True)
     each = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, 0))
     found = jax.jit(each)(jnp.array(FIRST), jnp.array(factors), jnp.array(lengths))
     return dict(zip(BURSTS, zip(*map(np.asarray, found), strict=True), strict=True))
@@ -829,7 +978,7 @@ def scales_after_bursts():
 def test_the_scale_stays_finite_and_recovers_from_bad_gradients(burst, first):
     found = scales_after_bursts()[burst][0][FIRST.index(first)]
     assert np.all((found[1:] > 0) & (found[1:] <= 1))
-    np.testing.assert_allclose(found[first + 200 :], 0.1, rtol=0.06)
+    np.testing.assert_allclose(found[first + BURSTS[burst][2] :], 0.1, rtol=0.06)
 
 
 def test_gradients_that_are_not_finite_leave_the_scale_and_its_estimate():
@@ -840,7 +989,7 @@ def test_gradients_that_are_not_finite_leave_the_scale_and_its_estimate():
         np.testing.assert_array_equal(estimated[1, 149:170], usual_estimates[1, 149])
 
 
-def test_what_shows_no_rise_changes_nothing_but_the_count():
+def test_what_shows_no_rise_leaves_the_means_which_weigh_less_with_every_step():
     """Neither a gradient that is not finite nor one without noise."""
 
     def schedule(step):
@@ -854,80 +1003,87 @@ def test_what_shows_no_rise_changes_nothing_but_the_count():
     _, bad = fn(known, KEY, optax.tree.full_like(CENTRE, jnp.nan))
     _, without = fn(known._replace(rise_step=jnp.int32(20)), KEY, nearby())
     assert (bad.rise_step, without.rise_step, without.noise_scale) == (11, 21, 0)
-    for field in ("loss_rise_estimate", "rise_per_square", "rise_weight"):
-        assert getattr(bad, field) == getattr(known, field) == getattr(without, field)
+    for unseen in (bad, without):
+        for field in ("loss_rise_estimate", "rise_per_square"):
+            assert getattr(unseen, field) == getattr(known, field)
+        expected = 0.98 * known.rise_weight
+        np.testing.assert_allclose(unseen.rise_weight, expected, rtol=1e-6)
+
+
+def test_a_rise_counts_as_a_hundred_times_the_target_at_most_and_minus_ten_at_least():
+    fn = smoothout_value_and_grad(
+        lambda params, factor: factor * quadratic(params), NOISE, loss_rise=RISE
+    )
+
+    def seen(factor):
+        return fn(init_loss_rise(), KEY, CENTRE, factor)[1]
+
+    rise = jax.jit(jax.vmap(seen))(jnp.array([1e-3, -1e-3, 1e9, -1e9]))
+    within, bounds = np.split(rise.loss_rise_estimate / RISE, 2)
+    # At a tenth of the noise under which the loss rises by a hundred times it.
+    np.testing.assert_allclose(within, [1e-3, -1e-3], rtol=0.3)
+    np.testing.assert_allclose(bounds, [100, -10], rtol=1e-6)
+    np.testing.assert_allclose(
+        rise.rise_per_square, rise.loss_rise_estimate / 0.1**2, rtol=1e-5
+    )
+
+
+# Of `smoothout`, in which gradients are looked at.
+LOOKS = np.array([*range(1, 50), *range(50, 500, 5)])
 
 
 def test_one_huge_gradient_does_not_silence_the_noise():
-    """It counts as a rise by a hundred times the target: two thirds of fifty steps'."""
+    """It counts as a rise by a hundred times the target, among the last steps'."""
     (at_once, later), _ = scales_after_bursts()["huge"]
-    np.testing.assert_allclose(later[150], 0.1 / np.sqrt(1 + 100 / 50), rtol=0.03)
-    assert np.all(later[220:] > 0.08)
-    assert np.min(at_once) > 0.0099
-    assert np.all(at_once[101:] > 0.06)
+    weight = np.sum(0.98 ** (150 - LOOKS[LOOKS <= 150]))
+    expected = 0.1 / np.sqrt(1 + (100 - 1) / weight)
+    np.testing.assert_allclose(later[150:155], expected, rtol=0.01)
+    assert np.all(later[310:] > 0.08)
+    np.testing.assert_allclose(np.min(at_once[1:]), 0.01, rtol=0.01)
+    assert np.all(at_once[180:] > 0.08)
 
 
 def test_one_huge_gradient_is_gone_from_the_estimate_after_three_hundred_steps():
     _, (_, estimated) = scales_after_bursts()["huge"]
-    np.testing.assert_allclose(estimated[450:], RISE, rtol=0.5)
+    np.testing.assert_allclose(estimated[450:], RISE, rtol=0.05)
 
 
 def test_one_huge_gradient_downhill_does_not_bring_the_largest_noise():
+    """It asks for twice the noise, and the looks that follow for less again."""
     (_, later), _ = scales_after_bursts()["huge, downhill"]
-    assert np.max(later) < 0.5
-
-
-def test_the_first_noise_is_a_tenth_of_the_one_given_whenever_it_comes():
-    optimizer = wrapping(
-        optimizer=optax.set_to_zero(),
-        loss_rise=lambda step: jnp.where(step < 60, 0.0, RISE),
-    )
-    _, state = train(optimizer, 100, CENTRE)
-    first = scales(state)[scales(state) > 0][0]
-    np.testing.assert_allclose(first, 0.1, rtol=1e-6)
-
-
-def test_a_target_that_is_not_a_number_for_a_step_does_not_bring_the_largest_noise():
-    optimizer = wrapping(
-        optimizer=optax.set_to_zero(),
-        loss_rise=lambda step: jnp.where(step == 60, jnp.nan, RISE),
-    )
-    _, state = train(optimizer, 100, CENTRE)
-    assert jnp.max(scales(state)) < 0.2
+    grown = 0.1 * 1.05 ** np.arange(1, 6)
+    np.testing.assert_allclose(later[150:155], grown, rtol=0.01)
+    assert np.max(later) < 0.17
 
 
 # What is no rise of the loss under noise alone
 
 
-def held_scale(optimizer, loss=quadratic):
-    _, state = train(optimizer, 200, CENTRE, loss=loss)
+def held_scale(optimizer):
+    _, state = train(optimizer, 200, CENTRE)
     return float(jnp.mean(scales(state)[-100:]))
 
 
-def test_clipping_before_smoothout_hides_the_rise_and_inside_it_does_not():
-    clip = optax.clip_by_global_norm(0.05)
-    inside = wrapping(optimizer=optax.chain(clip, optax.set_to_zero()))
-    before = optax.chain(clip, STANDING)
-    np.testing.assert_allclose(held_scale(inside), 0.1, rtol=0.05)
-    assert held_scale(before) > 0.2
+CLIP = optax.clip_by_global_norm(0.05)
+DECAY = 4 * TRACE / 420
 
 
-def test_a_rise_is_in_the_units_of_the_loss():
-    """A sum over examples in the place of their mean, or a loss that is scaled."""
-    found = held_scale(STANDING, lambda params: 9 * quadratic(params))
-    np.testing.assert_allclose(found, 0.1 / 3, rtol=0.05)
+def test_what_the_wrapped_optimizer_does_to_the_gradients_is_not_seen():
+    inside = CLIP, optax.add_decayed_weights(DECAY), optax.set_to_zero()
+    found = held_scale(wrapping(optimizer=optax.chain(*inside)))
+    np.testing.assert_allclose(found, 0.1, rtol=0.05)
+
+
+def test_clipping_before_smoothout_hides_the_rise():
+    assert held_scale(optax.chain(CLIP, STANDING)) > 0.2
 
 
 def test_weight_decay_counts_where_it_is_in_the_gradients():
-    decay = 4 * TRACE / 420
+    """Of one copy, the slope of the decay would hide the rise."""
 
     def decayed(params):
-        return quadratic(params) + 0.5 * decay * optax.tree.norm(params, squared=True)
+        return quadratic(params) + 0.5 * DECAY * optax.tree.norm(params, squared=True)
 
-    link = optax.add_decayed_weights(decay)
-    inside = wrapping(optimizer=optax.chain(link, optax.set_to_zero()))
-    np.testing.assert_allclose(held_scale(inside), 0.1, rtol=0.05)
-    # Of one copy, the slope of the decay would hide the rise.
     rise = hold(decayed, NOISE, 300, **PAIR)
     found = jnp.mean(rise.noise_scale[-100:])
     np.testing.assert_allclose(found, 0.1 / np.sqrt(5), rtol=0.05)
@@ -973,17 +1129,17 @@ def test_a_rise_that_is_no_number_of_at_least_zero_is_refused(given, error, mess
             make(NOISE, loss_rise=given)
 
 
-def test_a_schedule_that_gives_no_rise_is_refused_at_its_step():
-    def schedule(step):
-        return 0.1 - 0.2 * float(step)
-
-    optimizer = wrapping(loss_rise=schedule)
+@pytest.mark.parametrize("make", [wrapping, replacing])
+def test_a_schedule_that_gives_no_rise_is_refused_at_its_step(make):
+    optimizer = make(
+        optimizer=optax.identity(), loss_rise=lambda step: 0.1 - 0.2 * float(step)
+    )
+    params = jnp.ones(3)
+    state = optimizer.init(params)
+    if make is replacing:  # whose first update is at step 0
+        state = optax.tree.set(state, rise_step=jnp.int32(1))
     with pytest.raises(ValueError, match=r"loss_rise at step 1 must be .*got -0.1"):
-        user_step(optimizer, CENTRE, optimizer.init(CENTRE))
-    optimizer = replacing(loss_rise=schedule)
-    params, state = user_step(optimizer, CENTRE, optimizer.init(CENTRE))
-    with pytest.raises(ValueError, match=r"loss_rise at step 1 must be .*got -0.1"):
-        user_step(optimizer, params, state)
+        user_step(optimizer, params, state, jnp.sum)
 
 
 HELD_FUNCTION = smoothout_value_and_grad(quadratic, NOISE, loss_rise=RISE)
@@ -991,39 +1147,50 @@ STATE = init_loss_rise()
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [(KEY, STATE, CENTRE), (KEY, CENTRE, STATE), (CENTRE, STATE, KEY)],
-    ids=["key first", "state last", "parameters first"],
+    ("arguments", "message"),
+    [
+        ((KEY, STATE, CENTRE), r"rise must be the state that init_.* array of key"),
+        ((KEY, CENTRE, STATE), r"rise must be the state that init_.* array of key"),
+        ((CENTRE, STATE, KEY), r"rise must be the state that init_.* a dict of 2"),
+        ((STATE, CENTRE, KEY), r"key must be a single PRNG key.* a dict of 2"),
+        ((KEY, CENTRE), r"rise must be the state that init_.* array of key"),
+        ((STATE, CENTRE), r"key must be a single PRNG key.* a dict of 2"),
+    ],
+    ids=[
+        "key first",
+        "state last",
+        "parameters first",
+        "key last",
+        "no state",
+        "no key",
+    ],
 )
-def test_the_state_of_the_rise_comes_first(arguments):
-    with pytest.raises(TypeError, match="rise must be the state of the rise, as init_"):
+def test_a_state_or_key_that_is_not_in_its_place_is_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
         HELD_FUNCTION(*arguments)
+
+
+def test_the_state_of_a_rise_is_not_taken_for_a_key_where_none_is_held():
     plain = smoothout_value_and_grad(quadratic, NOISE)
     with pytest.raises(TypeError, match=r"key must be .*LossRiseState"):
         plain(STATE, KEY, CENTRE)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((KEY, CENTRE), "rise must be the state that init_loss_rise"),
-        ((STATE, CENTRE), "key must be a single PRNG key"),
-    ],
-    ids=["state", "key"],
+    ("name", "make"), [("smoothout", wrapping), ("smooth_gradients", replacing)]
 )
-def test_a_state_or_key_that_is_forgotten_is_named(arguments, message):
-    with pytest.raises(TypeError, match=message):
-        HELD_FUNCTION(*arguments)
-
-
-@pytest.mark.parametrize("make", [wrapping, replacing])
-@pytest.mark.parametrize(("here", "there"), [(None, RISE), (RISE, None)])
+@pytest.mark.parametrize(
+    ("made", "takes"),
+    [((None, "without"), (RISE, "with")), ((RISE, "with"), (None, "without"))],
+)
 def test_a_state_of_a_training_without_the_rise_or_with_it_is_refused(
-    make, here, there
+    name, make, made, takes
 ):
-    state = make(loss_rise=here).init(CENTRE)
-    with pytest.raises((TypeError, ValueError), match="loss_rise"):
-        user_step(make(loss_rise=there), CENTRE, state)
+    (before, was_made), (now, is_given) = made, takes
+    state = make(loss_rise=before).init(CENTRE)
+    message = f"state was made {was_made} loss_rise, but {name} is {is_given} it"
+    with pytest.raises(ValueError, match=message):
+        user_step(make(loss_rise=now), CENTRE, state)
 
 
 def test_per_example_gradients_have_no_rise():
@@ -1032,6 +1199,6 @@ def test_per_example_gradients_have_no_rise():
     grads = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), CENTRE)
     with (
         jax.numpy_rank_promotion("allow"),
-        pytest.raises(ValueError, match="updates must be gradients like params"),
+        pytest.raises(ValueError, match="loss_rise needs gradients like params"),
     ):
         jax.jit(optimizer.update)(grads, optimizer.init(CENTRE), CENTRE)
