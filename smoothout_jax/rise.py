@@ -94,7 +94,15 @@ class LossRise:
         growth = GROWTH ** (1 / self.copies)
         most = jnp.clip(growth * state.noise_scale, START, 1)
         scale = jnp.clip(jnp.sqrt(held), LEAST, most)
-        return state._replace(noise_scale=jnp.where(target > 0, scale, 0))
+        scale = jnp.where(target > 0, scale, 0)
+        # Noise that was stronger than the next counts as if it had been like it, or its
+        # rises would be remembered for too long.
+        old = state.noise_scale
+        weaker = (0 < scale) & (scale < old)
+        ratio = jnp.where(weaker, scale / jnp.where(weaker, old, 1), 1)
+        return state._replace(
+            noise_scale=scale, rise_weight=state.rise_weight * jnp.square(ratio)
+        )
 
     def is_due(self, state: LossRiseState) -> jax.Array:
         """Whether the next gradient should be looked at."""
@@ -107,14 +115,10 @@ class LossRise:
         A rise that is not finite was not seen.
         """
         square, curvature = jnp.square(state.noise_scale), state.rise_per_square
-        # A rise is the surer, the stronger its noise: its weight is the square of the
-        # scale. Noise that was stronger than this one's counts as if it had been like
-        # it, or its rises would be remembered for too long.
-        decay = DECAY ** (1 / self.copies)
-        most = square * decay / (1 - decay)
-        weight = decay * state.rise_weight
         seen = (square > 0) & jnp.isfinite(rise)
-        weight = jnp.where(seen, jnp.minimum(weight, most) + square, weight)
+        # A rise is the surer, the stronger its noise: its weight is the scale's square.
+        weight = DECAY ** (1 / self.copies) * state.rise_weight
+        weight += jnp.where(seen, square, 0)
         share = jnp.where(seen, 1 / jnp.where(seen, weight, 1), 0)
         target = self._now(state)
         rise = jnp.clip(
