@@ -98,7 +98,7 @@ class LossRise:
         # Noise that was stronger than the next counts as if it had been like it, or its
         # rises would be remembered for too long.
         old = state.noise_scale
-        weaker = (0 < scale) & (scale < old)
+        weaker = (scale > 0) & (scale < old)
         ratio = jnp.where(weaker, scale / jnp.where(weaker, old, 1), 1)
         return state._replace(
             noise_scale=scale, rise_weight=state.rise_weight * jnp.square(ratio)
