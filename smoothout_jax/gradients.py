@@ -23,7 +23,7 @@ from smoothout_jax._copies import Aux, Copies, Execution
 from smoothout_jax._execution import AxisNames
 from smoothout_jax._trees import Params
 from smoothout_jax.noise import Noise, Size
-from smoothout_jax.rise import LossRiseState
+from smoothout_jax.rise import LossRiseState, rise_first
 
 
 def smooth(
@@ -258,7 +258,8 @@ def smoothout_value_and_grad(
     ) -> Any:
         return mean(None, key, params, args, kwargs)[0]
 
-    def value_and_grad_held(
+    @rise_first
+    def held(
         rise: LossRiseState,
         key: jax.Array,
         params: Params,
@@ -266,11 +267,6 @@ def smoothout_value_and_grad(
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if not isinstance(rise, LossRiseState):
-            raise TypeError(
-                "rise must be the state of the rise, as init_loss_rise or the call"
-                f" before returned it; got {_checks.describe(rise)}"
-            )
         return mean(rise, key, params, args, kwargs)
 
-    return value_and_grad if loss_rise is None else value_and_grad_held
+    return value_and_grad if loss_rise is None else held

@@ -11,6 +11,8 @@ where s is the scale that the noise was multiplied by, s = √(δ / c) holds the
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,15 +25,16 @@ from smoothout_jax.noise import Noise, Size, at_step
 
 # Of the running means, a step.
 DECAY = 0.98
-# The scale of the first noise, and the steps in which it may grow to 1.
-START, WARMUP = 0.1, 50
-# Steps between two looks at the rise after those, since a look reads three trees.
-EVERY = 5
+# The scale of the first noise, and the factor by which it may grow in a step, so that
+# noise of a strength not seen before does not come at once.
+START, GROWTH = 0.1, 1.05
+# After so many steps only every fifth gradient is looked at: a look reads three trees.
+WARMUP, EVERY = 50, 5
 # So that a scale, however small, can be told from no noise.
 LEAST = 1e-12
-# Of the target: a rise counts as no more, so that one bad batch cannot silence the
-# noise for hundreds of steps.
-MOST_SEEN = 100
+# Of the target: no rise counts as less or more, so that one bad batch can neither set
+# the noise free nor silence it for hundreds of steps.
+LEAST_SEEN, MOST_SEEN = -10, 100
 
 
 class LossRiseState(NamedTuple):
@@ -40,10 +43,10 @@ class LossRiseState(NamedTuple):
     Attributes:
         noise_scale: the factor in [0, 1] that the noise in use is multiplied by.
         loss_rise_estimate: mean rise of the loss in the last steps, about 50 of them,
-            in the units of the loss.
+            in the units of the loss; none counts as more than 100 times the target.
         rise_per_square: mean of the rise over the square of the scale.
         rise_weight: weight of these means, the sum of the scales' squares.
-        rise_step: number of gradients observed, int32.
+        rise_step: number of gradients so far, int32.
     """
 
     noise_scale: jax.Array
@@ -88,8 +91,9 @@ class LossRise:
         """The state with the scale of the next noise."""
         target, curvature = self._now(state), state.rise_per_square
         held = jnp.where(curvature > target, target / jnp.abs(curvature), 1)
-        most = jnp.clip(state.rise_step / (WARMUP * self.copies), START, 1)
-        scale = jnp.clip(jnp.sqrt(held), LEAST, most.astype(jnp.float32))
+        growth = GROWTH ** (1 / self.copies)
+        most = jnp.clip(growth * state.noise_scale, START, 1)
+        scale = jnp.clip(jnp.sqrt(held), LEAST, most)
         return state._replace(noise_scale=jnp.where(target > 0, scale, 0))
 
     def is_due(self, state: LossRiseState) -> jax.Array:
@@ -112,9 +116,11 @@ class LossRise:
         seen = (square > 0) & jnp.isfinite(rise)
         weight = jnp.where(seen, jnp.minimum(weight, most) + square, weight)
         share = jnp.where(seen, 1 / jnp.where(seen, weight, 1), 0)
-        rise = jnp.where(seen, rise, 0)
-        most = MOST_SEEN * self._now(state)
-        excess = jnp.clip(rise, -most, most) - square * curvature
+        target = self._now(state)
+        rise = jnp.clip(
+            jnp.where(seen, rise, 0), LEAST_SEEN * target, MOST_SEEN * target
+        )
+        excess = rise - square * curvature
         estimate = state.loss_rise_estimate
         return state._replace(
             loss_rise_estimate=estimate + share * square * (rise - estimate),
@@ -124,9 +130,10 @@ class LossRise:
         )
 
     def _now(self, state: LossRiseState) -> jax.Array:
-        """The target of the step."""
+        """The target of the step; none where a schedule has lost its way."""
         step = state.rise_step // self.copies
-        return jnp.asarray(at_step("loss_rise", self.target, step), jnp.float32)
+        target = jnp.asarray(at_step("loss_rise", self.target, step), jnp.float32)
+        return jnp.where(jnp.isfinite(target), target, 0)
 
 
 def scaled_noise(noise: Noise, scale: jax.Array) -> Noise:
@@ -156,7 +163,40 @@ def rise_of(params: Params, perturbed: Params, grads: optax.Updates) -> jax.Arra
 
 
 def _dot(noisy, clean, grad) -> jax.Array:
+    if grad.shape != clean.shape:
+        raise ValueError(
+            "loss_rise needs gradients like params; got one of shape"
+            f" {grad.shape} for a parameter of shape {clean.shape}"
+        )
     wide = accumulator_dtype(clean.dtype)
     # As JAX has the gradient of a complex weight, without a conjugate.
     product = (noisy.astype(wide) - clean.astype(wide)) * grad.astype(wide)
     return jnp.sum(product.real).astype(jnp.float32)
+
+
+def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:
+    """Requires a state with the rise if it is held, and without if not."""
+    if (held is None) != (given is None):
+        made, takes = ("without", "with") if given is None else ("with", "without")
+        raise ValueError(
+            f"state was made {made} loss_rise, but {name} is {takes} it: take the state"
+            " from its own init"
+        )
+
+
+def rise_first(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function of (rise, key, params, …) say so if one is forgotten."""
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if args and not isinstance(args[0], LossRiseState):
+            raise TypeError(
+                "rise must be the state that init_loss_rise, or the call before,"
+                " returned, and come before key and params; got"
+                f" {_checks.describe(args[0])}"
+            )
+        if len(args) > 1:
+            _checks.prng_key(args[1], alone=len(args) == 2)
+        return fn(*args, **kwargs)
+
+    return checked

@@ -116,15 +116,16 @@ def cosine_schedule(
 
 
 def rise_schedule(
-    steps_per_epoch: int, *, loss_rise: float = 0.3, epochs: float = 30.0
+    steps_per_epoch: int, *, loss_rise: float = 0.15, epochs: float = 15.0
 ) -> optax.Schedule:
     """A rise of the loss that grows with the epochs: for `loss_rise`.
 
     Noise keeps a network from learning its images by heart, for which it needs epochs,
     and slows it down before. So the rise grows from 0, by default by 0.01 nats an
     epoch, in `epochs` of them but at least 200 steps, and stays. It suits networks
-    that are trained until they fit their images, with right or with wrong labels, and
-    does next to nothing in trainings of a few epochs.
+    that are trained until they fit their images, and does next to nothing in trainings
+    of a few epochs. Where many labels are wrong, `loss_rise=0.3, epochs=30` serves
+    better.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.
@@ -141,7 +142,7 @@ def rise_schedule(
         >>> from smoothout_jax import rise_schedule
         >>> schedule = rise_schedule(steps_per_epoch=100)
         >>> [f"{schedule(step):.2f}" for step in (0, 1000, 3000, 10_000)]
-        ['0.00', '0.10', '0.30', '0.30']
+        ['0.00', '0.10', '0.15', '0.15']
     """
     _checks.count(steps_per_epoch=steps_per_epoch)
     _checks.nonnegative(loss_rise=loss_rise, epochs=epochs)

@@ -53,6 +53,13 @@ MAKERS = {
     ),
 }
 UNKEPT = functools.partial(wrapping, keep_clean=False)
+# Of the loss: the noise given is the largest.
+HELD = {
+    "smoothout of 2, a rise": functools.partial(wrapping, num_copies=2, loss_rise=0.01),
+    "smooth_gradients, a rise": functools.partial(
+        replacing, num_copies=2, antithetic=True, loss_rise=0.01
+    ),
+}
 PAIRS = [
     *(
         (make, name, law)
@@ -60,14 +67,15 @@ PAIRS = [
         for name, law in (RELATIVE | ABSOLUTE).items()
     ),
     *(("unkept", name, law) for name, law in ABSOLUTE.items()),
+    *((make, "rising", ABSOLUTE["rising"]) for make in HELD),
 ]
 every_pair = pytest.mark.parametrize(
     ("make", "law"),
-    [((MAKERS | {"unkept": UNKEPT})[make], law) for make, _, law in PAIRS],
+    [((MAKERS | HELD | {"unkept": UNKEPT})[make], law) for make, _, law in PAIRS],
     ids=[f"{make}-{name}" for make, name, _ in PAIRS],
 )
 every_maker = pytest.mark.parametrize(
-    "make", [*MAKERS.values(), UNKEPT], ids=[*MAKERS, "unkept"]
+    "make", [*MAKERS.values(), UNKEPT, *HELD.values()], ids=[*MAKERS, "unkept", *HELD]
 )
 
 

@@ -30,7 +30,7 @@ from smoothout_jax.experiments.commands.compare import (
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.data.datasets import load
-from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.methods.table import METHODS, Context
 from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.options import read_settings
 from smoothout_jax.experiments.reporting.statistics import paired_difference
@@ -85,7 +85,7 @@ def test_methods_learn_and_are_timed(results, settings):
         assert outcome.test_accuracy.shape == (settings.seeds,)
         assert outcome.test_accuracy.min() > 0.8
         assert len(set(outcome.test_loss.tolist())) == settings.seeds
-        assert (results.seconds[name] > 0).all()
+        assert (results.training[name].seconds > 0).all()
     assert results.relative_time("sgd") == 1.0
 
 
@@ -148,6 +148,66 @@ def test_strengths_train_side_by_side(settings):
     weaker, ours = together.networks()
     chex.assert_trees_all_close(ours, alone.networks()[0], rtol=1e-4, atol=1e-6)
     assert optax.tree.norm(optax.tree.sub(ours[0], weaker[0])) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "strength", "rise", "largest"),
+    [
+        ({}, ("loss_rise", 0.15), True, 1.0),
+        ({"loss_rise": 0.1}, ("loss_rise", 0.1), True, 1.0),
+        ({"relative_radius": 0.4}, ("relative_radius", 0.4), False, 0.4),
+        ({"relative_radius": 0.4, "loss_rise": 0.1}, ("loss_rise", 0.1), True, 0.4),
+        ({"radius": 0.4}, ("loss_rise", 0.15), True, 1.0),
+    ],
+)
+def test_noise_is_held_by_the_rise_unless_its_size_is_given(
+    given, strength, rise, largest
+):
+    settings = CompareSettings(**given)
+    for name in ("adasmoothout", "adasmoothout-split", "two-sided", "mix"):
+        assert METHODS[name].strength_of(settings) == strength
+        assert METHODS[name].holds_rise(settings) is rise
+        assert METHODS[name].largest(settings) == largest
+
+
+def test_noise_is_fixed_where_the_name_says_so():
+    settings = CompareSettings(loss_rise=0.1, relative_radius=0.4)
+    for name in ("adasmoothout-fixed", "smoothout-fixed", "no-denoising", "sgd-split"):
+        assert not METHODS[name].holds_rise(settings)
+    assert METHODS["adasmoothout-fixed"].strength_of(settings)[1] == 0.4
+    assert METHODS["smoothout-fixed"].strength_of(settings)[1] == 0.1
+
+
+def test_the_rise_grows_over_epochs_and_by_the_schedule():
+    settings = CompareSettings(radius_schedule="cosine", rise_epochs=20)
+    context = Context(settings, 1000, METHODS["adasmoothout"], steps_per_epoch=20)
+    _, rise = context.noise_and_rise(0.2)
+    for step in (0, 100, 400, 1000):
+        cosine = (1 + 19 * (1 - np.cos(np.pi * step / 1000)) / 2) / 20
+        expected = 0.2 * cosine * min(1, step / 400)
+        assert float(rise(step)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_how_strong_noise_was_is_told_and_drawn(settings, tmp_path):
+    held = dataclasses.replace(
+        settings,
+        methods=("adasmoothout", "adasmoothout-fixed"),
+        relative_radius=None,
+        output=tmp_path,
+    )
+    results = compare(held)
+    training = results.training["adasmoothout"]
+    assert training.radius.shape == training.loss_rise.shape == (3, 20)
+    assert (training.radius > 0).all()
+    assert list(results.held) == ["adasmoothout"]
+    paths = write(results)
+    assert tmp_path / "noise.png" in paths
+    noise = json.loads((tmp_path / "results.json").read_text())["noise"]
+    assert noise["adasmoothout"]["radius"] == training.radius.tolist()
+    (column,) = (each for each in table(results).columns if each.header == "radius")
+    cells = list(column.cells)
+    assert cells == ["", f"{training.radius[:, -1].mean():.2g}", ""]
 
 
 def test_the_loss_curve_starts_from_the_trained_network(results):

@@ -1,5 +1,7 @@
 """What holds for any tree, mask, axis, dtype and number of copies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from smoothout_jax import gaussian, smoothout_value_and_grad, uniform
+from smoothout_jax import (
+    gaussian,
+    init_loss_rise,
+    smoothout_value_and_grad,
+    uniform,
+)
+from smoothout_jax.rise import LossRise
 
 # Draws of other keys than threefry's compile several times faster.
 KEY = jax.random.key(7, impl="unsafe_rbg")
@@ -92,3 +100,36 @@ def test_the_copies_rows_are_a_partition_of_the_batch(
     (_, parts), _ = fn(KEY, jnp.ones(2), jnp.arange(total * rows))
     assert parts.shape == (total, rows)
     np.testing.assert_array_equal(np.sort(parts, axis=None), np.arange(total * rows))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scales_of(copies, target, rises):
+    """The state at every gradient, of rises whatever the noise was."""
+    held = LossRise(target, copies)
+
+    def step(state, rise):
+        state = held.scaled(state)
+        return held.observed(state, rise), state
+
+    return jax.lax.scan(step, init_loss_rise(), rises)[1]
+
+
+@few_examples
+@given(
+    st.sampled_from([1, 3]),
+    st.floats(0, 2.0**10, width=32, allow_subnormal=False),
+    st.lists(
+        st.floats(width=32, allow_subnormal=False) | st.floats(-1, 1, width=32),
+        min_size=12,
+        max_size=12,
+    ),
+)
+def test_whatever_the_gradients_are_the_scale_is_a_number_of_at_most_one(
+    copies, target, rises
+):
+    state = scales_of(copies, jnp.float32(target), jnp.array(rises, jnp.float32))
+    assert jnp.all(jnp.isfinite(state.rise_per_square))
+    assert jnp.all((state.noise_scale > 0) == (target > 0))
+    steps = np.arange(len(rises)) / (50 * copies)
+    assert jnp.all(state.noise_scale <= np.float32(1.0001) * np.clip(steps, 0.1, 1))
+    np.testing.assert_array_equal(state.rise_step, np.arange(len(rises)))

@@ -4,6 +4,7 @@ import collections
 import csv
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from smoothout_jax.experiments.training.trainer import Trainer
 SMALL = (
     "--steps 40 --evaluate-every 5 --train-size 100 --batch-size 20 --network f1"
     " --hidden-sizes 16 --shift 1 --flip --checkpoint-minutes 0"
-    " --method adasmoothout-split --relative-radius 0.2 --copies 2"
+    " --method adasmoothout-split --rise-epochs 2 --loss-rise 0.1 --copies 2"
 )
 
 TINY = {"train_size": 40, "batch_size": 20, "steps": 4}
@@ -79,6 +80,7 @@ def test_a_run_learns_and_writes_what_it_did(whole, capsys):
     assert sorted(path.name for path in whole.iterdir()) == [
         "checkpoints",
         "log.csv",
+        "noise.png",
         "settings.json",
         "tensorboard",
     ]
@@ -93,7 +95,61 @@ def test_a_run_learns_and_writes_what_it_did(whole, capsys):
     for name, value in found.items():
         assert float(rows[-1][name]) == pytest.approx(value, rel=1e-6)
     (events,) = (whole / "tensorboard").iterdir()
-    assert b"test/accuracy" in events.read_bytes()
+    for tag in (b"test/accuracy", b"radius", b"loss/rise"):
+        assert tag in events.read_bytes()
+
+
+def test_the_log_says_how_strong_the_noise_was(whole):
+    held = load_trainer(whole)
+    radius, rise = (float(lines(whole)[-1][name]) for name in ("radius", "loss rise"))
+    assert 0 < rise < 0.1
+    assert 0.05 < radius < 1
+    assert (radius, rise) == pytest.approx(tuple(v[0] for v in held.noise()), rel=1e-6)
+
+
+def load_trainer(run):
+    """The trainer of a run, at its last checkpoint."""
+    settings = load_checkpoint(run).settings
+    trainer = Trainer(METHODS[settings.method], Task(settings), settings.all_seeds)
+    path = checkpoints.path_of(run, steps_of(run)[-1])
+    trees = checkpoints.load_trees(path, state=trainer.state.trees())
+    trainer.restore(type(trainer.state)(**trees["state"]))
+    return trainer
+
+
+@pytest.mark.parametrize("method", ["smoothout", "adasmoothout", "gaussian", "mix"])
+def test_noise_of_any_method_goes_on_to_the_same_bits_half_way(method, tmp_path):
+    settings = TrainSettings(method=method, hidden_sizes=(8,), network="f1", **TINY)
+    whole, half = (
+        Trainer(METHODS[method], Task(settings), settings.all_seeds) for _ in range(2)
+    )
+    whole.advance(0, 4)
+    half.advance(0, 2)
+    checkpoints.save_checkpoint(tmp_path / "half", {}, state=half.state.trees())
+    trees = checkpoints.load_trees(tmp_path / "half", state=half.state.trees())
+    half.restore(type(half.state)(**trees["state"]))
+    half.advance(2, 4)
+    chex.assert_trees_all_equal(half.state.trees(), whole.state.trees())
+    assert half.noise().radius[0] > 0
+
+
+def test_a_log_without_the_noise_is_gone_on_with(whole, tmp_path):
+    """As versions wrote it that did not measure the noise."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "40")
+    log = run / "log.csv"
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    old = [name for name in rows[0] if name not in ("radius", "loss rise")]
+    with log.open("w", newline="") as file:
+        writer = csv.DictWriter(file, old, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    cli.main(["train", "--resume", "--output", str(run)])
+    first, *_, last = lines(run)
+    assert first == lines(whole)[0] | {"radius": "", "loss rise": ""}
+    assert last == lines(whole)[-1]
 
 
 def test_the_settings_written_repeat_the_run(whole, tmp_path):
@@ -182,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     message = refused(capsys, *options, "--output", tmp_path)
     assert "the loss is nan at step" in message
     assert f"the last good checkpoint is {tmp_path}/checkpoints/0" in message
-    assert "Lower the learning_rate (1e+30) or relative_radius (0.2)" in message
+    assert "Lower the learning_rate (1e+30) or loss_rise (0.1)" in message
     assert steps_of(tmp_path) == [0]
 
 

@@ -12,7 +12,7 @@ from smoothout_jax._copies import Copies, Execution
 from smoothout_jax._execution import AxisNames
 from smoothout_jax._trees import Params
 from smoothout_jax.noise import Noise, Size
-from smoothout_jax.rise import LossRiseState, init_loss_rise
+from smoothout_jax.rise import LossRiseState, init_loss_rise, require_rise
 from smoothout_jax.transforms.state import (
     NO_PARAMS,
     fold,
@@ -136,6 +136,7 @@ def smooth_gradients(
         if grad_fn is None:
             raise ValueError(NO_GRAD_FN)
         key_data, step, rise = state
+        require_rise("smooth_gradients", loss_rise, rise)
 
         def value_and_grad(params, copy):
             return (None, _checked_grads(grad_fn(params, copy), params)), None

@@ -10,7 +10,7 @@ import optax
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise
 from smoothout_jax.noise import Noise, Size
-from smoothout_jax.rise import LossRise, init_loss_rise, rise_of
+from smoothout_jax.rise import LossRise, init_loss_rise, require_rise, rise_of
 from smoothout_jax.transforms.following import fingerprint, rounded
 from smoothout_jax.transforms.state import (
     NO_PARAMS,
@@ -160,6 +160,7 @@ class _Wrapper:
                 "state must be the state of smoothout, as its init or update returned"
                 f" it; got {_checks.describe(state)}"
             )
+        require_rise("smoothout", self.rise, state.smoothout_rise)
         clean, state = self._step(updates, state, params, extra_args)
         if self.rise is not None and state.smoothout_rise is not None:
             held = self.rise.scaled(state.smoothout_rise)
