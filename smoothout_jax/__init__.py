@@ -9,8 +9,9 @@ import importlib
 from typing import Any
 
 from smoothout_jax import _deprecated
+from smoothout_jax.filters import flax_filters, haiku_filters, stacked
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
-from smoothout_jax.masks import exclude
+from smoothout_jax.masks import exclude, only
 from smoothout_jax.noise import Noise, gaussian, uniform
 from smoothout_jax.rise import LossRiseState, init_loss_rise
 from smoothout_jax.schedules import (
@@ -37,14 +38,18 @@ __all__ = [
     "anneal_schedule",
     "cosine_schedule",
     "exclude",
+    "flax_filters",
     "gaussian",
+    "haiku_filters",
     "init_loss_rise",
+    "only",
     "rise_schedule",
     "smooth",
     "smooth_gradients",
     "smoothout",
     "smoothout_eval_params",
     "smoothout_value_and_grad",
+    "stacked",
     "tanh_schedule",
     "uniform",
 ]

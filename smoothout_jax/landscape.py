@@ -23,6 +23,7 @@ from smoothout_jax import _checks
 from smoothout_jax._grid import Landscape as Landscape
 from smoothout_jax._grid import evaluate_grid
 from smoothout_jax._trees import Params, accumulator_dtype, map_leaves, require_like
+from smoothout_jax.filters import FilterAxis
 from smoothout_jax.masks import Mask
 from smoothout_jax.noise import RelativeTo, gaussian
 from smoothout_jax.sharpness.objective import (
@@ -50,7 +51,7 @@ def filter_normalized_direction(
     params: Params,
     *,
     relative_to: RelativeTo = "filter",
-    filter_axis: int = -1,
+    filter_axis: FilterAxis = -1,
     mask: Mask | None = None,
 ) -> Params:
     """A random direction, each filter of which has the norm of the network's own.
@@ -64,7 +65,7 @@ def filter_normalized_direction(
         params: the parameters.
         relative_to: `"filter"`; `"layer"` for the norms of whole leaves; `"weight"` for
             normal entries times each weight's size; `None` for normal entries.
-        filter_axis: axis of the output channels, -1 for Flax and Haiku, 0 for Equinox.
+        filter_axis: the axes that number the filters, as for `uniform`.
         mask: which leaves move, by Optax's convention: `exclude("bias", "Norm")` holds
             biases and norm layers, as Li et al. do.
 

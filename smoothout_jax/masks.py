@@ -1,5 +1,6 @@
 """Where noise is added: masks of the leaves, by their paths."""
 
+import operator
 import re
 import warnings
 from collections.abc import Callable
@@ -41,32 +42,72 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
         >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
         {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
     """
+    return _matching("exclude", patterns, operator.not_)
+
+
+def only(*patterns: str) -> Callable[[Params], Params]:
+    """Masks out all but the leaves whose path matches a pattern: the rest of `exclude`.
+
+    Args:
+        *patterns: one or more regular expressions, as for `exclude`.
+
+    Returns:
+        A function from parameters to a tree of booleans, `True` where a pattern
+        matches.
+
+    Raises:
+        TypeError: if a pattern is not a string.
+        ValueError: if there is no pattern, or one is not a regular expression.
+
+    Example:
+        >>> from smoothout_jax import only
+        >>> params = {"Dense_0": {"bias": 1.0, "kernel": 2.0}}
+        >>> only("kernel$")(params)
+        {'Dense_0': {'bias': False, 'kernel': True}}
+    """
+    return _matching("only", patterns, bool)
+
+
+def _matching(
+    name: str, patterns: tuple[str, ...], choose: Callable[[bool], bool]
+) -> Callable[[Params], Params]:
+    """A function from parameters to whether a leaf that matches, or not, is chosen."""
     if not patterns:
-        raise ValueError("exclude needs at least one pattern, got none")
+        raise ValueError(f"{name} needs at least one pattern, got none")
+    check_patterns(name, patterns)
+
+    def mask(params: Params) -> Params:
+        paths = leaf_names(params)
+        warn_of_unmatched(name, patterns, paths)
+        chosen = [choose(any(re.search(p, path) for p in patterns)) for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+    return mask
+
+
+def check_patterns(name: str, patterns: tuple[str, ...]) -> None:
+    """Requires regular expressions."""
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"patterns of exclude must be strings, got {pattern!r}")
+            raise TypeError(f"patterns of {name} must be strings, got {pattern!r}")
         try:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"pattern {pattern!r} of exclude is not a valid regular expression:"
+                f"pattern {pattern!r} of {name} is not a valid regular expression:"
                 f" {error}"
             ) from error
 
-    def mask(params: Params) -> Params:
-        paths = leaf_names(params)
-        for pattern in patterns:
-            if not any(re.search(pattern, path) for path in paths):
-                warnings.warn(
-                    f"exclude: pattern {pattern!r} matches no parameter; the paths"
-                    f" begin with {paths[:3]}",
-                    stacklevel=2,
-                )
-        kept = [not any(re.search(p, path) for p in patterns) for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(params), kept)
 
-    return mask
+def warn_of_unmatched(name: str, patterns: tuple[str, ...], paths: list[str]) -> None:
+    """Warns of patterns that match no path: they are most often misspelt."""
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            warnings.warn(
+                f"{name}: pattern {pattern!r} matches no parameter; the paths begin"
+                f" with {paths[:3]}",
+                stacklevel=3,
+            )
 
 
 def mask_leaves(mask: Mask | None, params: Params) -> list[bool]:

@@ -32,6 +32,13 @@ from smoothout_jax._random import random_like, real_or_complex
 from smoothout_jax._resolution import warn_if_lost
 from smoothout_jax._sharding import place_like
 from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax.filters import (
+    FilterAxis,
+    Numbering,
+    check_filter_axis,
+    number,
+    raw_axes,
+)
 from smoothout_jax.masks import Mask, check_noisy, mask_leaves
 
 Size = float | jax.Array | optax.Schedule
@@ -52,7 +59,7 @@ def uniform(
     radius: Size,
     *,
     relative_to: RelativeTo = None,
-    filter_axis: int = -1,
+    filter_axis: FilterAxis = -1,
     one_axis: OneAxis = "weight",
     mask: Mask | None = None,
     bits: int = 8,
@@ -79,8 +86,13 @@ def uniform(
             fraction of the norm it is relative to. A number of at least 0, a traced
             scalar, or an Optax schedule of the step.
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
-        filter_axis: the axis of output channels, where one index is one filter: -1 for
-            Flax and Haiku, 0 for Equinox.
+        filter_axis: the axis, or tuple of axes, whose indices number the filters, all
+            that makes one output: -1 for Flax's dense layers and convolutions, 0 for
+            Equinox. For networks of several kinds, a mapping from patterns of the path
+            to axes (regular expressions; the first that is found counts, and where none
+            is, -1), or a function of the parameters to a tree of axes, such as
+            `flax_filters`, `haiku_filters` and `stacked`. A layer stacked by a scan is
+            a layer of its own where `stacked` says so.
         one_axis: what noise relative to filters means for a leaf of one axis, such as
             a bias or the scales of a norm layer: `"weight"` makes each weight a filter,
             as SmoothOut's authors do; `"layer"` makes the whole leaf one filter, as
@@ -100,8 +112,8 @@ def uniform(
         leaf's range, or when the mask does not fit the parameters.
 
     Raises:
-        TypeError: if `radius` is not a number or function, or `filter_axis` is not an
-            integer.
+        TypeError: if `radius` is not a number or function, or `filter_axis` is none of
+            those.
         ValueError: if `radius` is negative or not finite, or an option is unknown.
 
     Example:
@@ -135,7 +147,7 @@ def gaussian(
     std: Size,
     *,
     relative_to: RelativeTo = None,
-    filter_axis: int = -1,
+    filter_axis: FilterAxis = -1,
     one_axis: OneAxis = "weight",
     mask: Mask | None = None,
     normalize: bool = False,
@@ -153,7 +165,7 @@ def gaussian(
         std: standard deviation, in the units of the weights or relative to a norm. A
             number of at least 0, a traced scalar, or an Optax schedule of the step.
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
-        filter_axis: the axis of output channels, as for `uniform`.
+        filter_axis: the axes that number the filters, as for `uniform`.
         one_axis: as for `uniform`; LPF-SGD's is `"layer"`.
         mask: which leaves get noise, as for `uniform`.
         normalize: whether the noise of each filter, or layer, is scaled to a norm of
@@ -163,8 +175,8 @@ def gaussian(
         The noise function; it raises as that of `uniform` does.
 
     Raises:
-        TypeError: if `std` is not a number or function, or `filter_axis` is not an
-            integer.
+        TypeError: if `std` is not a number or function, or `filter_axis` is none of
+            those for `uniform`.
         ValueError: if `std` is negative or not finite, an option is unknown, or
             `normalize` is asked of noise that is not relative to a filter or layer.
 
@@ -213,7 +225,7 @@ class _Noise:
         name: the name of the argument that scales it.
         size: the value of that argument.
         relative_to: as in `uniform`, like the three that follow.
-        filter_axis: the axis of output channels.
+        filter_axis: the axes that number the filters.
         one_axis: what a leaf of one axis is relative to.
         mask: which leaves get noise.
         normalize: whether a sample is divided by its own norm over the filter or layer.
@@ -224,7 +236,7 @@ class _Noise:
     name: str
     size: Size
     relative_to: RelativeTo
-    filter_axis: int
+    filter_axis: FilterAxis
     one_axis: OneAxis
     mask: Mask | None
     normalize: bool
@@ -235,11 +247,7 @@ class _Noise:
         _checks.choice(
             (None, "weight", "filter", "layer"), relative_to=self.relative_to
         )
-        if isinstance(self.filter_axis, bool) or not isinstance(self.filter_axis, int):
-            raise TypeError(
-                "filter_axis must be an integer, got"
-                f" {_checks.describe(self.filter_axis)}"
-            )
+        check_filter_axis(self.filter_axis)
         _checks.choice(get_args(OneAxis), one_axis=self.one_axis)
         if self.one_axis == "layer" and self.relative_to != "filter":
             raise ValueError(
@@ -256,11 +264,13 @@ class _Noise:
         noisy = self._noisy(params, leaves)
         chosen = list(itertools.compress(leaves, noisy))
         drawn = iter(random_like(self.law, key, chosen, self.bits))
+        rows = zip(leaf_names(params), leaves, noisy, self._axes(params), strict=True)
         noises = []
-        for path, leaf, is_noisy in zip(leaf_names(params), leaves, noisy, strict=True):
+        for path, leaf, is_noisy, axes in rows:
             if is_noisy:
                 warn_if_lost(leaf, path, self.name, scale, self.relative_to)
-                noises.append(self._scaled(next(drawn), leaf, path, scale))
+                axes = self._norm_axes(axes, leaf.shape, path)
+                noises.append(self._scaled(next(drawn), leaf, axes, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
         return jax.tree.unflatten(structure, noises)
@@ -280,34 +290,37 @@ class _Noise:
         check_noisy(params, leaves, noisy)
         return noisy
 
-    def _scaled(self, drawn, leaf, path: str, scale) -> jax.Array:
+    def _axes(self, params: Params) -> list[Any]:
+        """The axes of each leaf's filters, as they were given, if they count."""
+        if self.relative_to == "filter" or (
+            self.relative_to == "layer" and callable(self.filter_axis)
+        ):
+            return raw_axes(self.filter_axis, params)
+        return [None] * len(jax.tree.leaves(params))
+
+    def _norm_axes(self, axes: Any, shape, path: str) -> tuple[int, ...]:
+        """The axes over which the norm that noise is relative to is taken."""
+        if self.relative_to not in ("filter", "layer"):
+            return ()
+        if self.relative_to == "layer":
+            kept = axes.layers if isinstance(axes, Numbering) else ()
+        else:
+            kept, layers = number(axes, shape, path)
+            if self.one_axis == "layer" and len(shape) - len(layers) == 1:
+                kept = layers
+        return tuple(axis for axis in range(len(shape)) if axis not in kept)
+
+    def _scaled(self, drawn, leaf, axes: tuple[int, ...], scale) -> jax.Array:
         """A sample of unit size, scaled as the leaf has it."""
         weight = jax.lax.stop_gradient(leaf).astype(drawn.dtype)
         factor = jnp.asarray(scale, jnp.finfo(drawn.dtype).dtype)
         if self.relative_to == "weight":
             factor *= jnp.abs(weight)
         elif self.relative_to is not None:
-            axes = _norm_axes(
-                self.relative_to, leaf.ndim, self.filter_axis, self.one_axis, path
-            )
             factor *= _norm(weight, axes)
             if self.normalize:
                 factor /= _norm(drawn, axes)
         return place_like(leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype))
-
-
-def _norm_axes(
-    relative_to, ndim: int, filter_axis: int, one_axis: str, path: str
-) -> tuple[int, ...]:
-    """The axes over which the norm that noise is relative to is taken."""
-    if relative_to == "layer" or ndim == 0 or (ndim == 1 and one_axis == "layer"):
-        return tuple(range(ndim))
-    if not -ndim <= filter_axis < ndim:
-        raise ValueError(
-            f"filter_axis={filter_axis} is out of range for parameter"
-            f" {path!r} of {ndim} axes; mask it out or choose another axis"
-        )
-    return tuple(axis for axis in range(ndim) if axis != filter_axis % ndim)
 
 
 def _norm(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -1,0 +1,237 @@
+"""Which weights make one filter: the axes of a leaf whose indices number its filters.
+
+A filter is all that makes one output: the column of a dense kernel, the weights of one
+channel of a convolution, those of one unit of an attention head, a token's row of an
+embedding. The norms that noise is relative to are taken over a leaf's other axes::
+
+    parameter                                              filter_axis
+    dense kernel of Flax or Haiku, (inputs, outputs)       -1
+    convolution of theirs, (…, inputs, outputs)            -1
+    attention, (inputs, heads, head size)                  (-2, -1)
+    embedding, (tokens, features)                          0
+    any of Equinox, (outputs, inputs, …)                   0
+    dense layers stacked by a scan, (layers, in, out)      (0, -1)
+
+Networks of several kinds name them by path, or by a function of the parameters, as
+`flax_filters` and `haiku_filters` are; `stacked` adds the axis of stacked layers.
+"""
+
+import operator
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from smoothout_jax import _checks
+from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax.masks import check_patterns, warn_of_unmatched
+
+Axes = int | tuple[int, ...]
+FilterAxis = Axes | Mapping[str, Axes] | Callable[[Params], Any]
+
+LAST = -1
+
+
+class Numbering(NamedTuple):
+    """The axes of a leaf that number its filters, counted from 0.
+
+    Attributes:
+        filters: all of them.
+        layers: those of them that number stacked layers.
+    """
+
+    filters: tuple[int, ...]
+    layers: tuple[int, ...] = ()
+
+
+def flax_filters(params: Params) -> Params:
+    """The axes of the filters of Flax's layers, Linen's and NNX's, by path.
+
+    Attention's queries, keys and values, (inputs, heads, head size), have a filter for
+    each unit of each head, and embeddings one for each token; all else has one for each
+    index of the last axis. Of transposed convolutions with `transpose_kernel=True`,
+    whose outputs come before their inputs, it knows nothing: name them in a mapping.
+
+    Args:
+        params: the parameters.
+
+    Returns:
+        A tree like the parameters of axes: a `filter_axis`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from smoothout_jax import flax_filters, uniform
+        >>> params = {"query": {"kernel": jnp.ones((8, 2, 4))}}
+        >>> print(flax_filters(params))
+        {'query': {'kernel': (-2, -1)}}
+        >>> noise = uniform(0.5, relative_to="filter", filter_axis=flax_filters)
+    """
+    axes = {r"(^|/)(query|key|value)/(kernel|bias)$": (-2, -1), r"(^|/)embedding$": 0}
+    return _tree(params, _by_path(axes, leaf_names(params)))
+
+
+def haiku_filters(params: Params) -> Params:
+    """The axes of the filters of Haiku's layers, by path.
+
+    Transposed convolutions, (…, outputs, inputs), have a filter for each index of the
+    last axis but one, and embeddings one for each token; all else has one for each
+    index of the last axis.
+
+    Args:
+        params: the parameters.
+
+    Returns:
+        A tree like the parameters of axes: a `filter_axis`.
+    """
+    axes = {r"transpose[^/]*/w$": -2, r"(^|/)embeddings$": 0}
+    return _tree(params, _by_path(axes, leaf_names(params)))
+
+
+def stacked(
+    filter_axis: FilterAxis, *patterns: str, axis: int = 0
+) -> Callable[[Params], Params]:
+    """The filters of layers that a scan or `vmap` has stacked.
+
+    Every layer keeps filters, and norms, of its own, with `relative_to="layer"` too.
+
+    Args:
+        filter_axis: the axes of the filters of one layer, as for `uniform`.
+        *patterns: regular expressions, searched for in the paths of the leaves that
+            are stacked, such as `"^layers/"`; without any, all of them are.
+        axis: the axis along which they are stacked, counted from 0.
+
+    Returns:
+        A function of the parameters to a tree of axes: a `filter_axis`.
+
+    Raises:
+        TypeError, ValueError: if an axis or a pattern is not one; from the function, if
+            a stacked leaf has no such axis.
+
+    Example:
+        >>> from smoothout_jax import flax_filters, stacked, uniform
+        >>> filters = stacked(flax_filters, "^layers/")
+        >>> noise = uniform(0.5, relative_to="filter", filter_axis=filters)
+    """
+    check_filter_axis(filter_axis)
+    check_patterns("stacked", patterns)
+    if operator.index(axis) < 0:
+        raise ValueError(f"axis must be at least 0, got {axis}")
+
+    def axes_of(params: Params) -> Params:
+        paths = leaf_names(params)
+        warn_of_unmatched("stacked", patterns, paths)
+        leaves = map(jnp.asarray, jax.tree.leaves(params))
+        rows = zip(raw_axes(filter_axis, params), leaves, paths, strict=True)
+        return _tree(
+            params,
+            [
+                _with_layers(axes, leaf.shape, path, axis)
+                if not patterns or any(re.search(p, path) for p in patterns)
+                else axes
+                for axes, leaf, path in rows
+            ],
+        )
+
+    return axes_of
+
+
+def _with_layers(axes, shape, path: str, axis: int) -> Numbering:
+    """The numbering of a stacked leaf from that of one of its layers."""
+    if len(shape) <= axis:
+        raise ValueError(
+            f"stacked: parameter {path!r} of shape {shape} has no axis {axis} of layers"
+        )
+    inner = number(axes, shape[:axis] + shape[axis + 1 :], path)
+
+    def shifted(one):
+        return tuple(each + (each >= axis) for each in one)
+
+    layers = (axis, *shifted(inner.layers))
+    return Numbering((axis, *shifted(inner.filters)), layers)
+
+
+def check_filter_axis(filter_axis: FilterAxis) -> None:
+    """Requires an axis, a tuple of axes, a mapping from patterns, or a function."""
+    if isinstance(filter_axis, Mapping):
+        check_patterns("filter_axis", tuple(filter_axis))
+        for pattern, axes in filter_axis.items():
+            _require_axes(f"filter_axis[{pattern!r}]", axes)
+    elif not callable(filter_axis):
+        _require_axes("filter_axis", filter_axis)
+
+
+def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
+    """The axes of each leaf's filters, as they were given."""
+    if isinstance(filter_axis, Mapping):
+        paths = leaf_names(params)
+        warn_of_unmatched("filter_axis", tuple(filter_axis), paths)
+        return _by_path(filter_axis, paths)
+    if callable(filter_axis):
+        tree = filter_axis(params)
+        try:
+            return jax.tree.structure(params).flatten_up_to(tree)
+        except ValueError as error:
+            raise ValueError(
+                "filter_axis must make a tree of axes like params, but made"
+                f" {_checks.describe(tree)}"
+            ) from error
+    if filter_axis == LAST and _is_of_equinox(params):
+        warnings.warn(
+            "params is a module of Equinox, whose outputs come first, and noise is"
+            " relative to the filters of its last axis: pass filter_axis=0, or (-1,) if"
+            " its outputs come last",
+            stacklevel=2,
+        )
+    return [filter_axis] * len(jax.tree.leaves(params))
+
+
+def number(axes: Any, shape: tuple[int, ...], path: str) -> Numbering:
+    """The axes of a leaf, counted from 0; raises unless it has them."""
+    if isinstance(axes, Numbering) or not shape:
+        return axes if isinstance(axes, Numbering) else Numbering(())
+    _require_axes(f"filter_axis of {path!r}", axes)
+    given = axes if isinstance(axes, tuple) else (axes,)
+    if not all(-len(shape) <= axis < len(shape) for axis in given):
+        raise ValueError(
+            f"filter_axis={axes} is out of range for parameter {path!r} of"
+            f" {len(shape)} axes, shape {shape}; mask it out or choose another axis"
+        )
+    filters = tuple(axis % len(shape) for axis in given)
+    if len({*filters}) < len(filters):
+        raise ValueError(
+            f"filter_axis={axes} names an axis of {path!r}, of shape {shape}, twice"
+        )
+    return Numbering(filters)
+
+
+def _require_axes(name: str, axes: Any) -> None:
+    if isinstance(axes, Numbering):
+        return
+    for axis in axes if isinstance(axes, tuple) else (axes,):
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise TypeError(
+                f"{name} must be an integer or a tuple of integers, got"
+                f" {_checks.describe(axes)}"
+            )
+
+
+def _by_path(axes: Mapping[str, Axes], paths: list[str]) -> list[Axes]:
+    """The axes of the first pattern that each path matches, by default the last."""
+    return [
+        next((each for p, each in axes.items() if re.search(p, path)), LAST)
+        for path in paths
+    ]
+
+
+def _tree(params: Params, leaves: list[Any]) -> Params:
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _is_of_equinox(params: Params) -> bool:
+    def is_module(node):
+        return any(each.__module__.startswith("equinox.") for each in type(node).mro())
+
+    return any(map(is_module, jax.tree.leaves(params, is_leaf=is_module)))
