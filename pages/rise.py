@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pages.source import DOCS, ROOT
+from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.reporting.figures import save_figure
 from smoothout_jax.experiments.reporting.formats import with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
@@ -61,23 +62,23 @@ def read() -> list[Case]:
 
 def page(cases: list[Case]) -> str:
     """The page."""
-    fits = [case for case in cases if case.fits]
-    others = [case for case in cases if not case.fits]
-    return (
-        "\n\n".join(
-            [
-                (ROOT / "pages" / "rise.md").read_text().rstrip(),
-                "![Test accuracy minus SGD's](rise/gains.png)",
-                "## Where SGD fits its images",
-                table(fits),
-                verdict(fits),
-                "## Where it does not",
-                table(others),
-                verdict(others),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        (ROOT / "pages" / "rise.md").read_text().rstrip(),
+        "![Test accuracy minus SGD's](rise/gains.png)",
+        "## Where SGD fits its images",
+        *_group([case for case in cases if case.fits]),
+        "## Where it does not",
+        *_group([case for case in cases if not case.fits]),
+    ]
+    there = {case.name for case in cases}
+    plan = EXPERIMENTS["loss-rise"]["cpu"]
+    if missing := [case.name for case in plan if case.name not in there]:
+        parts += ["## Not run yet", f"{_listed(missing)}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _group(cases: list[Case]) -> list[str]:
+    return [table(cases), verdict(cases)] if cases else ["No case yet."]
 
 
 def table(cases: list[Case]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from pages import costs, eigenvalues, readme, scaling
+from pages import costs, eigenvalues, readme, rise, scaling
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,7 +60,13 @@ def test_the_page_of_scaling_is_that_of_the_committed_counts():
     assert scaling.page(scaling.committed()) == (ROOT / "docs/scaling.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/results.md"])
+def test_the_page_of_the_rise_is_that_of_the_committed_results():
+    assert rise.page(rise.read()) == (ROOT / "docs/rise.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", "docs/results.md", "docs/rise.md"]
+)
 def test_links_and_pictures_exist(page):
     path = ROOT / page
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
