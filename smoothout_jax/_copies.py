@@ -29,7 +29,8 @@ from smoothout_jax._trees import Params, add_noise
 from smoothout_jax.noise import Noise, Size
 from smoothout_jax.rise import LossRise, LossRiseState, rise_of, scaled_noise
 
-Aux = Literal["mean", "stack", "first", "clean"]
+AuxName = Literal["mean", "stack", "first", "clean"]
+Aux = AuxName | Callable[[Any], Any]
 Execution = Literal["auto", "vmap", "scan", "unroll"]
 
 
@@ -54,7 +55,8 @@ class Copies:
     def __post_init__(self):
         _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
         _checks.count(num_copies=self.num_copies)
-        _checks.choice(get_args(Aux), aux=self.aux)
+        if not callable(self.aux):
+            _checks.choice(get_args(AuxName), aux=self.aux)
         _checks.choice(get_args(Execution), execution=self.execution)
         self._check_clean_weight()
         self._check_argnums()
@@ -66,7 +68,8 @@ class Copies:
                 f" num_copies={self.num_copies}"
             )
         if self.aux != "mean" and not self.has_aux:
-            raise ValueError(f"aux={self.aux!r} needs has_aux=True")
+            name = "a function" if callable(self.aux) else repr(self.aux)
+            raise ValueError(f"aux={name} needs has_aux=True")
         if self.loss_rise is not None:
             LossRise(self.loss_rise)
 
@@ -216,7 +219,7 @@ class Copies:
         copies = Copy(self._keys(key), self._signs(), self._weights(), own)
 
         # The auxiliary outputs of a single copy may be anything, as without copies.
-        alone = self.total == 1 and self.aux != "stack"
+        alone = self.total == 1 and self.aux != "stack" and not callable(self.aux)
         alone = alone and self.axis_name is None and self.spmd_axis_name is None
         # What is averaged as the gradients are travels with them.
         together = alone or self.aux == "mean"
@@ -237,7 +240,9 @@ class Copies:
             self.chunk_size,
             self.spmd_axis_name,
         )
-        if not together:
+        if callable(self.aux):
+            aux = self.aux(stacked)
+        elif not together:
             picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[picked], stacked)
         if self.axis_name is not None:

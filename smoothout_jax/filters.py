@@ -144,7 +144,7 @@ def _with_layers(axes, shape, path: str, axis: int) -> Numbering:
         raise ValueError(
             f"stacked: parameter {path!r} of shape {shape} has no axis {axis} of layers"
         )
-    inner = number(axes, shape[:axis] + shape[axis + 1 :], path)
+    inner = numbering(axes, shape[:axis] + shape[axis + 1 :], path)
 
     def shifted(one):
         return tuple(each + (each >= axis) for each in one)
@@ -188,7 +188,7 @@ def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
     return [filter_axis] * len(jax.tree.leaves(params))
 
 
-def number(axes: Any, shape: tuple[int, ...], path: str) -> Numbering:
+def numbering(axes: Any, shape: tuple[int, ...], path: str) -> Numbering:
     """The axes of a leaf, counted from 0; raises unless it has them."""
     if isinstance(axes, Numbering) or not shape:
         return axes if isinstance(axes, Numbering) else Numbering(())

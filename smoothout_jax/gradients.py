@@ -156,7 +156,9 @@ def smoothout_value_and_grad(
         aux: `"mean"` averages the copies' auxiliary outputs (floating ones, weighted
             as the gradients are), `"stack"` stacks them along a new leading axis, the
             clean copy last, `"first"` takes those of copy 0, `"clean"` those of the
-            clean copy: the choice for BatchNorm's statistics.
+            clean copy: the choice for BatchNorm's statistics. A function gets the
+            stacked outputs, and its result is taken: for states that count in integers
+            beside their means, as Haiku's and Equinox's BatchNorm do.
         execution: how the copies run; the results are the same to rounding. `"vmap"`
             runs them together, in the memory of all; `"scan"` one after another, in
             the memory of one; `"unroll"` likewise but without a loop, which compiles
@@ -169,7 +171,8 @@ def smoothout_value_and_grad(
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
             (or `jax.vmap`): each device draws noise of its own, and the value, the
             gradients and `"mean"` or `"clean"` auxiliary outputs are averaged over the
-            axis. `"stack"` and `"first"` stay each device's own.
+            axis. `"stack"`, `"first"` and what a function makes of them stay each
+            device's own.
         spmd_axis_name: name, or names, of the mesh axis that the copies are laid over
             under `jax.jit`, with the mesh set by `jax.set_mesh`; as many copies as
             devices, or a multiple. The copies run together, each where its devices

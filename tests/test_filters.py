@@ -11,13 +11,25 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import flax_filters, gaussian, haiku_filters, stacked, uniform
+from smoothout_jax import (
+    by_path,
+    exclude,
+    flax_filters,
+    gaussian,
+    haiku_filters,
+    only,
+    smoothout,
+    smoothout_value_and_grad,
+    stacked,
+    uniform,
+)
 from smoothout_jax._trees import leaf_names
-from smoothout_jax.filters import number, raw_axes
+from smoothout_jax.filters import numbering, raw_axes
 
 KEY = jax.random.key(0)
 
@@ -299,7 +311,7 @@ def test_a_filter_is_the_weights_that_one_output_depends_on(name):
             continue
         seen += 1
         shape = counts.shape[1:]
-        filters = number(given, shape, path).filters
+        filters = numbering(given, shape, path).filters
         rest = tuple(axis for axis in range(len(shape)) if axis not in filters)
         # One row for each filter: the units that its weights count for.
         by_filter = np.moveaxis(
@@ -354,7 +366,7 @@ def test_stacked_layers_get_the_noise_of_each_alone():
     for name, leaf, few, many in zip(
         names, jax.tree.leaves(one), alone, together, strict=True
     ):
-        single = number(few, leaf.shape, name).filters
+        single = numbering(few, leaf.shape, name).filters
         assert set(many.filters) == {0, *(axis + 1 for axis in single)}
         assert many.layers == (0,)
 
@@ -442,3 +454,114 @@ def test_axes_may_be_given_in_any_order_and_counted_from_either_end():
     ]
     for first, second in itertools.pairwise(draws):
         np.testing.assert_array_equal(first, second)
+
+
+def groups():
+    return {
+        "embed": {"embedding": jax.random.normal(KEY, (5, 4))},
+        "head": {"kernel": jax.random.normal(KEY, (4, 3)), "bias": ones(3)},
+        "steps": jnp.array(7),
+    }
+
+
+def test_groups_of_parameters_get_noise_of_their_own():
+    params = groups()
+    noise = by_path(
+        {
+            "embedding": uniform(0.1, relative_to="filter", filter_axis=0),
+            "kernel|embed": uniform(0.3, relative_to="filter"),
+        }
+    )
+    added = noise(KEY, params)
+    for leaf, drawn, axis, radius in (
+        (params["embed"]["embedding"], added["embed"]["embedding"], 1, 0.1),
+        (params["head"]["kernel"], added["head"]["kernel"], 0, 0.3),
+    ):
+        sizes = jnp.linalg.norm(drawn, axis=axis) / jnp.linalg.norm(leaf, axis=axis)
+        np.testing.assert_allclose(sizes, radius, rtol=1e-5)
+    assert not added["head"]["bias"].any()
+    assert added["steps"] == 0
+
+
+def test_groups_of_one_shape_get_different_noise():
+    params = {"a": ones(8), "b": ones(8)}
+    added = by_path({"a": uniform(0.1), "b": uniform(0.1)})(KEY, params)
+    assert not (added["a"] == added["b"]).any()
+
+
+def test_the_noise_of_groups_may_follow_the_step_and_hold_a_rise():
+    params = {"a": ones(40), "b": ones(40)}
+    noise = by_path({"a": uniform(lambda step: 0.1 * step), "b": uniform(0.1)})
+    assert not noise(KEY, params, 0)["a"].any()
+    assert abs(noise(KEY, params, 2)["a"]).max() > 0.15
+    optimizer = smoothout(optax.sgd(0.1), noise, key=0, loss_rise=0.1)
+    state = optimizer.init(params)
+    _, state = optimizer.update(params, state, params)
+    assert optax.tree.get(state, "noise_scale") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("noises", "error", "message"),
+    [
+        ({}, ValueError, "by_path needs at least one pattern"),
+        ({"a": 0.1}, TypeError, r"noises\['a'\] must be a function, such as uniform"),
+        ({1: uniform(0.1)}, TypeError, "patterns of by_path must be strings, got 1"),
+    ],
+)
+def test_groups_without_a_noise_are_refused(noises, error, message):
+    with pytest.raises(error, match=message):
+        by_path(noises)
+
+
+def test_groups_that_hold_statistics_or_nothing_are_refused():
+    with pytest.raises(ValueError, match="BatchNorm's statistics"):
+        by_path({"": uniform(0.1)})(KEY, {"batch_stats": {"var": ones(2)}})
+    with (
+        pytest.warns(UserWarning, match="by_path: pattern 'kernal' matches no"),
+        pytest.raises(ValueError, match="leaves none"),
+    ):
+        by_path({"kernal": uniform(0.1)})(KEY, {"kernel": ones(2)})
+
+
+def test_only_is_the_rest_of_exclude():
+    params = groups()
+    chosen = jax.tree.leaves(only("kernel$", "embed")(params))
+    assert chosen == [
+        not each for each in jax.tree.leaves(exclude("kernel$", "embed")(params))
+    ]
+    assert chosen == [True, False, True, False]
+    with pytest.warns(UserWarning, match="only: pattern 'kernal' matches no parameter"):
+        only("kernal")(params)
+    with pytest.raises(ValueError, match="only needs at least one pattern, got none"):
+        only()
+
+
+@pytest.mark.parametrize("execution", ["vmap", "scan", "unroll"])
+@pytest.mark.parametrize("num_copies", [1, 3])
+def test_a_function_says_what_becomes_of_auxiliary_outputs(num_copies, execution):
+    """Of a state that counts in integers beside its mean."""
+
+    def loss(w, x):
+        return jnp.sum(w * x), {"mean": x.mean(), "count": jnp.int32(5)}
+
+    value_and_grad = smoothout_value_and_grad(
+        loss,
+        uniform(0.1),
+        num_copies=num_copies,
+        batch_argnums=1,
+        has_aux=True,
+        aux=lambda stacked: {
+            "mean": stacked["mean"].mean(0),
+            "count": stacked["count"][0],
+        },
+        execution=execution,
+    )
+    (_, aux), _ = value_and_grad(KEY, ones(1), jnp.arange(6.0))
+    assert aux["count"] == 5
+    assert aux["count"].dtype == jnp.int32
+    assert aux["mean"] == pytest.approx(2.5)
+
+
+def test_a_function_of_auxiliary_outputs_needs_some():
+    with pytest.raises(ValueError, match="aux=a function needs has_aux=True"):
+        smoothout_value_and_grad(jnp.sum, uniform(0.1), aux=lambda stacked: stacked)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from smoothout_jax import _checks, uniform
+from smoothout_jax import _checks, flax_filters, uniform
 from smoothout_jax.experiments.options import Settings, option
 from smoothout_jax.sharpness import (
     expected_sharpness,
@@ -34,7 +34,9 @@ class Measure(NamedTuple):
 
 
 def _expected(settings):
-    noise = uniform(settings.noise_radius, relative_to="filter")
+    noise = uniform(
+        settings.noise_radius, relative_to="filter", filter_axis=flax_filters
+    )
     return _estimated(
         expected_sharpness,
         noise=noise,

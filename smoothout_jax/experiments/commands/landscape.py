@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 from matplotlib.figure import Figure
 
-from smoothout_jax import exclude
+from smoothout_jax import exclude, flax_filters
 from smoothout_jax.experiments.commands.trained import (
     Checkpoint,
     TrainedSettings,
@@ -251,7 +251,9 @@ def _directions(settings, task, params, stats, number: int) -> list[Any]:
     relative_to = None if settings.relative_to == "none" else settings.relative_to
     mask = exclude(*settings.exclude) if settings.exclude else None
     return [
-        filter_normalized_direction(key, params, relative_to=relative_to, mask=mask)
+        filter_normalized_direction(
+            key, params, relative_to=relative_to, filter_axis=flax_filters, mask=mask
+        )
         for key in keys
     ]
 

@@ -13,6 +13,7 @@ import optax
 
 from smoothout_jax import (
     exclude,
+    flax_filters,
     gaussian,
     smoothout,
     smoothout_eval_params,
@@ -73,7 +74,9 @@ class Context:
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
         """Uniform noise."""
         mask = exclude("BatchNorm") if self.batch_norm else None
-        return uniform(size, relative_to=relative_to, mask=mask)
+        return uniform(
+            size, relative_to=relative_to, filter_axis=flax_filters, mask=mask
+        )
 
     def relative(self, size: Size) -> Noise:
         """Uniform noise relative to each filter."""
@@ -81,7 +84,9 @@ class Context:
 
     def gaussian(self, size: Size) -> Noise:
         """LPF-SGD's noise, which BatchNorm's parameters get too."""
-        return gaussian(size, relative_to="filter", one_axis="layer")
+        return gaussian(
+            size, relative_to="filter", filter_axis=flax_filters, one_axis="layer"
+        )
 
     def silence(self, size: Size) -> Noise:
         """No noise."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from smoothout_jax import exclude, uniform
+from smoothout_jax import exclude, flax_filters, uniform
 from smoothout_jax._extras import progress
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer, stack
@@ -103,6 +103,7 @@ class Measurement:
         self._noise = uniform(
             noise_radius,
             relative_to="filter",
+            filter_axis=flax_filters,
             mask=exclude("BatchNorm") if task.batch_norm else None,
         )
 
@@ -125,7 +126,7 @@ class Measurement:
             loss_curve(
                 loss,
                 params,
-                filter_normalized_direction(key, params),
+                filter_normalized_direction(key, params, filter_axis=flax_filters),
                 DISTANCES,
                 batches=batches,
             ).values["loss"]
