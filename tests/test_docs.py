@@ -72,6 +72,8 @@ def check_training(lines):
             assert float(right[1]) > 90
         if loss := re.fullmatch("loss (.*)", line):
             assert float(loss[1]) < 0.5
+        if nats := re.fullmatch("(.*) nats a character", line):
+            assert float(nats[1]) < 3.1
 
 
 def test_every_recipe_shows_what_it_reached():
