@@ -217,8 +217,8 @@ def smoothout_value_and_grad(
         >>> rise = init_loss_rise()
         >>> for key in jax.random.split(jax.random.key(0), 100):
         ...     (value, grads), rise = value_and_grad(rise, key, params, x, y)
-        >>> print(f"{rise.noise_scale:.2f} {rise.loss_rise_estimate:.1f}")
-        0.32 0.1
+        >>> print(f"{rise.noise_scale:.1f} {rise.loss_rise_estimate:.1f}")
+        0.3 0.1
 
     References:
         Wen et al., 2018: SmoothOut and Stochastic SmoothOut.

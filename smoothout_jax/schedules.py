@@ -122,10 +122,11 @@ def rise_schedule(
 
     Noise keeps a network from learning its images by heart, for which it needs epochs,
     and slows it down before. So the rise grows from 0, by default by 0.01 nats an
-    epoch, in `epochs` of them but at least 200 steps, and stays. It suits networks
-    that are trained until they fit their images, and does next to nothing in trainings
-    of a few epochs. Where many labels are wrong, `loss_rise=0.3, epochs=30` serves
-    better.
+    epoch, in `epochs` of them but at least 200 steps, and stays. It suits trainings
+    that go on for many epochs after the network fits its images, and does next to
+    nothing in those of a few; between, where training ends as soon as the images are
+    fitted, a third of it is safer. Where many labels are wrong,
+    `loss_rise=0.3, epochs=30` serves better. It is meant for cross entropy.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.

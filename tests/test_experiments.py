@@ -34,6 +34,7 @@ from smoothout_jax.experiments.methods.table import METHODS, Context
 from smoothout_jax.experiments.networks import MLP
 from smoothout_jax.experiments.options import read_settings
 from smoothout_jax.experiments.reporting.statistics import paired_difference
+from smoothout_jax.experiments.training.comparison import Training
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
@@ -350,7 +351,7 @@ def test_the_table_fits_a_terminal_of_80_columns(results):
     [
         (
             "--methods sgd adam",
-            "methods must be one of 'sgd', 'smoothout', 'adasmoothout', 'sam', 'msam",
+            "methods must be one of 'sgd', 'smoothout', 'adasmoothout', 'smoothout-fi",
         ),
         (
             "--methods smoothout-split --copies 3",
@@ -420,9 +421,13 @@ def test_help_names_every_setting_and_its_default(capsys):
     shown = capsys.readouterr().out
     for option in ("--seeds", "--batch-size", "--relative-radius", "--output"):
         assert option in shown
-    assert "(default: 0.1)" in shown
+    assert "(default: 0.3)" in shown
 
 
 def test_relative_time_compares_rounds_of_one_load(settings):
     seconds = {"sgd": np.array([1.0, 5.0, 2.0]), "sam": np.array([2.0, 10.0, 4.2])}
-    assert Results(settings, {}, {}, seconds).relative_time("sam") == 2.0
+    training = {
+        name: Training(each, np.arange(3), np.empty(0), np.empty(0))
+        for name, each in seconds.items()
+    }
+    assert Results(settings, {}, {}, training).relative_time("sam") == 2.0

@@ -200,18 +200,8 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
             "loss_rise": mean_and_error(outcome.loss_rise),
             "relative_step_time": results.relative_time(name),
         }
-        | _noise_at_end(results.training[name])
+        | results.training[name].noise_at_end
         for name, outcome in results.outcomes.items()
-    }
-
-
-def _noise_at_end(training: Training) -> dict[str, float]:
-    """Size of the noise and rise of the loss, mean of the seeds, if that is held."""
-    if not training.radius.size:
-        return {}
-    return {
-        "radius": float(training.radius[:, -1].mean()),
-        "held_loss_rise": float(training.loss_rise[:, -1].mean()),
     }
 
 

@@ -23,7 +23,6 @@ from smoothout_jax.experiments.commands.compare import (
     compare,
     summary,
 )
-from smoothout_jax.experiments.methods.settings import LARGEST
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.plans import (
@@ -38,8 +37,8 @@ from smoothout_jax.experiments.reporting.tables import terminal_table
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
-# Given, so that noise is of a fixed size, which the trials then choose.
-_FIXED_SIZES: dict[str, Any] = LARGEST
+# Any will do: where the size of the noise is given, it is fixed, and the trials choose.
+_FIXED_SIZES: dict[str, Any] = {"radius": 0.1, "relative_radius": 0.5, "std": 0.05}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

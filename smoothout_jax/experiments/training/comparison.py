@@ -34,6 +34,16 @@ class Training(NamedTuple):
     radius: np.ndarray
     loss_rise: np.ndarray
 
+    @property
+    def noise_at_end(self) -> dict[str, float]:
+        """Size of the noise and rise of the loss, means of the seeds, if it is held."""
+        if not self.radius.size:
+            return {}
+        return {
+            "radius": float(self.radius[:, -1].mean()),
+            "held_loss_rise": float(self.loss_rise[:, -1].mean()),
+        }
+
 
 def train_in_turns(trainers: Mapping[str, Trainer]) -> dict[str, Training]:
     """Trains methods in turns, so that all are timed under the same load.
