@@ -129,7 +129,7 @@ def _listed(names: list[str]) -> str:
 
 
 def picture(cases: list[Case]) -> Figure:
-    """Gains of both, case by case."""
+    """Gains of both, case by case; beyond 10 on a logarithmic scale."""
     figure = Figure(figsize=(8, 0.45 * len(cases) + 1.2), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(cases))[::-1]
@@ -150,7 +150,9 @@ def picture(cases: list[Case]) -> Figure:
     names = [f"{case.name}{'' if case.fits else ' (does not fit)'}" for case in cases]
     axes.set_yticks(places, names, fontsize=8)
     axes.set_xlabel("test accuracy minus SGD's, %, with 95 % interval")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xticks([-50, -20, -10, -5, 0, 5, 10], [-50, -20, -10, -5, 0, 5, 10])
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
