@@ -920,7 +920,7 @@ def test_a_traced_size_that_is_no_real_scalar_is_an_error(law, name, size):
         (uniform, {"filter_axis": "0"}, TypeError),
         (uniform, {"filter_axis": None}, TypeError),
         (uniform, {"filter_axis": True}, TypeError),
-        (gaussian, {"filter_axis": (0, 1)}, TypeError),
+        (gaussian, {"filter_axis": (0, 1.0)}, TypeError),
     ],
     ids=spelled,
 )
