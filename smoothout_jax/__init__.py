@@ -11,8 +11,9 @@ from typing import Any
 from smoothout_jax import _deprecated
 from smoothout_jax.filters import flax_filters, haiku_filters, stacked
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
+from smoothout_jax.groups import by_path
 from smoothout_jax.masks import exclude, only
-from smoothout_jax.noise import Noise, by_path, gaussian, uniform
+from smoothout_jax.noise import Noise, gaussian, uniform
 from smoothout_jax.rise import LossRiseState, init_loss_rise
 from smoothout_jax.schedules import (
     anneal_schedule,

@@ -11,6 +11,8 @@ import optax
 
 from smoothout_jax import _checks
 
+# The rise of the loss in the end, in nats, and the epochs in which it grows to that.
+LOSS_RISE, RISE_EPOCHS = 0.15, 15.0
 # So that the rise does not overtake the training of large batches.
 LEAST_RISE_STEPS = 200
 
@@ -116,7 +118,7 @@ def cosine_schedule(
 
 
 def rise_schedule(
-    steps_per_epoch: int, *, loss_rise: float = 0.15, epochs: float = 15.0
+    steps_per_epoch: int, *, loss_rise: float = LOSS_RISE, epochs: float = RISE_EPOCHS
 ) -> optax.Schedule:
     """A rise of the loss that grows with the epochs: for `loss_rise`.
 
@@ -148,7 +150,8 @@ def rise_schedule(
     _checks.count(steps_per_epoch=steps_per_epoch)
     _checks.nonnegative(loss_rise=loss_rise, epochs=epochs)
     steps = max(epochs * steps_per_epoch, LEAST_RISE_STEPS)
-    return lambda step: loss_rise * jnp.minimum(_real(step) / steps, 1.0)
+    growth = optax.linear_schedule(0.0, loss_rise, round(steps))
+    return lambda step: growth(_real(step))
 
 
 def _real(step) -> jax.Array:

@@ -14,14 +14,12 @@ from smoothout_jax import (
 )
 from smoothout_jax.experiments.options import option
 from smoothout_jax.experiments.regime import RegimeSettings
-from smoothout_jax.schedules import LEAST_RISE_STEPS
+from smoothout_jax.schedules import LEAST_RISE_STEPS, LOSS_RISE, RISE_EPOCHS
 
 # A strength is a number, or traced: several then train side by side in one program.
 Strength = Any
 # How many times its first value a noise that rises along a cosine reaches.
 GROWTH = 20
-# The rise of the training loss, in nats, that noise may cost unless its size is given.
-LOSS_RISE = 0.15
 # The largest noise, where the rise decides how strong it is.
 LARGEST = {"radius": 0.3, "relative_radius": 1.0, "std": 0.1}
 # The noise of the methods that know no other way, unless its size is given.
@@ -42,7 +40,7 @@ class MethodSettings(RegimeSettings):
         f" it is; by default {LOSS_RISE}, unless the size of the noise is given",
     )
     rise_epochs: float = option(
-        15.0,
+        RISE_EPOCHS,
         "epochs in which that rise grows from 0, but at least"
         f" {LEAST_RISE_STEPS} steps",
     )

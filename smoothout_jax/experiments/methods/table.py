@@ -23,7 +23,6 @@ from smoothout_jax.experiments.methods import rivals
 from smoothout_jax.experiments.methods.settings import (
     FIXED,
     LARGEST,
-    LOSS_RISE,
     MethodSettings,
     Strength,
     growing_rise,
@@ -36,6 +35,7 @@ from smoothout_jax.experiments.regime import (
     update_rule,
 )
 from smoothout_jax.noise import Noise, RelativeTo, Size
+from smoothout_jax.schedules import LOSS_RISE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,11 +194,24 @@ def _no_denoising(context, strength, key):
     return optax.chain(context.optimizer(), rivals.staying_noise(noise, key))
 
 
-# SmoothOut around the optimizer.
-_WRAPPED: dict[str, Any] = {
-    "transform": _smoothout,
-    "eval_params": smoothout_eval_params,
-}
+# SmoothOut around the optimizer, and AdaSmoothOut, which differs in its noise.
+_SMOOTHOUT = Method(
+    label="SmoothOut",
+    color="#56b4e9",
+    help="uniform noise in every weight",
+    strength="radius",
+    noise=Context.uniform,
+    transform=_smoothout,
+    eval_params=smoothout_eval_params,
+)
+_ADASMOOTHOUT = dataclasses.replace(
+    _SMOOTHOUT,
+    label="AdaSmoothOut",
+    color="#0072b2",
+    help="noise relative to every filter",
+    strength="relative_radius",
+    noise=Context.relative,
+)
 # Options of the split methods, where each copy takes its part of the batch.
 _SPLIT: dict[str, Any] = {
     "copies": lambda settings: {"num_copies": settings.copies},
@@ -215,40 +228,22 @@ METHODS = {
         strength="learning_rate",
         transform=_sgd,
     ),
-    "smoothout": Method(
-        label="SmoothOut",
-        color="#56b4e9",
-        help="uniform noise in every weight",
-        strength="radius",
-        noise=Context.uniform,
-        **_WRAPPED,
-    ),
-    "adasmoothout": Method(
-        label="AdaSmoothOut",
-        color="#0072b2",
-        help="noise relative to every filter",
-        strength="relative_radius",
-        noise=Context.relative,
-        **_WRAPPED,
-    ),
-    "smoothout-fixed": Method(
+    "smoothout": _SMOOTHOUT,
+    "adasmoothout": _ADASMOOTHOUT,
+    "smoothout-fixed": dataclasses.replace(
+        _SMOOTHOUT,
         label="SmoothOut, fixed",
         color="#a6d8f5",
-        help=f"the same with a fixed radius, by default {FIXED['radius']}",
-        strength="radius",
-        noise=Context.uniform,
+        help=f"{_SMOOTHOUT.help}, of a fixed radius, by default {FIXED['radius']}",
         fixed=True,
-        **_WRAPPED,
     ),
-    "adasmoothout-fixed": Method(
+    "adasmoothout-fixed": dataclasses.replace(
+        _ADASMOOTHOUT,
         label="AdaSmoothOut, fixed",
         color="#6699cc",
-        help="noise relative to every filter, with a fixed radius, by default"
+        help=f"{_ADASMOOTHOUT.help}, of a fixed radius, by default"
         f" {FIXED['relative_radius']}",
-        strength="relative_radius",
-        noise=Context.relative,
         fixed=True,
-        **_WRAPPED,
     ),
     "sam": Method(
         label="SAM",
