@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothout_jax import anneal_schedule, cosine_schedule, tanh_schedule, uniform
+from smoothout_jax import (
+    anneal_schedule,
+    cosine_schedule,
+    rise_schedule,
+    tanh_schedule,
+    uniform,
+)
 
 STEPS = np.array([0, 1, 7, 20, 39, 40, 41, 1000])
 ARGUMENTS = {
@@ -172,3 +178,41 @@ def test_a_traced_transition_is_an_error(schedule):
         TypeError, match=r"^transition_steps must be .* got a traced array"
     ):
         jax.jit(lambda steps: with_arguments(schedule, transition_steps=steps)(3))(40)
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "options", "step", "rise"),
+    [
+        (100, {}, 0, 0.0),
+        (100, {}, 750, 0.075),
+        (100, {}, 5000, 0.15),
+        (1, {}, 100, 0.075),  # fifteen steps are too few: 200 at least
+        (1, {}, 200, 0.15),
+        (10, {"loss_rise": 0.3, "epochs": 30}, 100, 0.1),
+        (10, {"loss_rise": 0.3, "epochs": 0}, 100, 0.15),
+    ],
+)
+def test_the_rise_grows_with_the_epochs_but_not_within_200_steps(
+    steps_per_epoch, options, step, rise
+):
+    schedule = rise_schedule(steps_per_epoch, **options)
+    for each in (step, jnp.int32(step)):
+        assert float(schedule(each)) == pytest.approx(rise, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"steps_per_epoch": 0}, ValueError, "steps_per_epoch must be at least 1"),
+        ({"steps_per_epoch": 2.5}, TypeError, "steps_per_epoch must be a Python integ"),
+        (
+            {"steps_per_epoch": 1, "loss_rise": -1},
+            ValueError,
+            "loss_rise must be finite",
+        ),
+        ({"steps_per_epoch": 1, "epochs": -1}, ValueError, "epochs must be finite"),
+    ],
+)
+def test_a_rise_that_cannot_grow_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        rise_schedule(**arguments)
