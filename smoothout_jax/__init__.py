@@ -9,7 +9,12 @@ import importlib
 from typing import Any
 
 from smoothout_jax import _deprecated
-from smoothout_jax.filters import flax_filters, haiku_filters, stacked
+from smoothout_jax.filters import (
+    equinox_filters,
+    flax_filters,
+    haiku_filters,
+    stacked,
+)
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
 from smoothout_jax.groups import by_path
 from smoothout_jax.masks import exclude, only
@@ -39,6 +44,7 @@ __all__ = [
     "anneal_schedule",
     "by_path",
     "cosine_schedule",
+    "equinox_filters",
     "exclude",
     "flax_filters",
     "gaussian",

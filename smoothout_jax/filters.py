@@ -7,13 +7,14 @@ embedding. The norms that noise is relative to are taken over a leaf's other axe
     parameter                                              filter_axis
     dense kernel of Flax or Haiku, (inputs, outputs)       -1
     convolution of theirs, (…, inputs, outputs)            -1
-    attention, (inputs, heads, head size)                  (-2, -1)
+    attention of Flax, (inputs, heads, head size)          (-2, -1)
     embedding, (tokens, features)                          0
     any of Equinox, (outputs, inputs, …)                   0
     dense layers stacked by a scan, (layers, in, out)      (0, -1)
 
 Networks of several kinds name them by path, or by a function of the parameters, as
-`flax_filters` and `haiku_filters` are; `stacked` adds the axis of stacked layers.
+`flax_filters`, `equinox_filters` and `haiku_filters` are; `stacked` adds the axis of
+stacked layers.
 """
 
 import operator
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, leaf_names
@@ -51,9 +53,12 @@ def flax_filters(params: Params) -> Params:
     """The axes of the filters of Flax's layers, Linen's and NNX's, by path.
 
     Attention's queries, keys and values, (inputs, heads, head size), have a filter for
-    each unit of each head, and embeddings one for each token; all else has one for each
-    index of the last axis. Of transposed convolutions with `transpose_kernel=True`,
-    whose outputs come before their inputs, it knows nothing: name them in a mapping.
+    each unit of each head; where they are dense layers, (inputs, outputs), for each
+    output. Embeddings, of tokens, of positions or of classes, have one for each row:
+    leaves whose name ends in `embed`, `embedding` or `embeddings`, or is `position`.
+    All else has one for each index of the last axis. It cannot know of transposed
+    convolutions with `transpose_kernel=True`, whose outputs come before their inputs,
+    or of outputs of several axes outside attention: name those in a mapping.
 
     Args:
         params: the parameters.
@@ -69,8 +74,15 @@ def flax_filters(params: Params) -> Params:
         {'query': {'kernel': (-2, -1)}}
         >>> noise = uniform(0.5, relative_to="filter", filter_axis=flax_filters)
     """
-    axes = {r"(^|/)(query|key|value)/(kernel|bias)$": (-2, -1), r"(^|/)embedding$": 0}
-    return _tree(params, _by_path(axes, leaf_names(params)))
+    attention = r"(^|/)(query|key|value)/"
+    return _by_rank(
+        params,
+        {
+            attention + "kernel$": (3, (-2, -1)),
+            attention + "bias$": (2, (-2, -1)),
+            r"embed(dings?)?$|(^|/)position$": (2, -2),
+        },
+    )
 
 
 def haiku_filters(params: Params) -> Params:
@@ -86,8 +98,20 @@ def haiku_filters(params: Params) -> Params:
     Returns:
         A tree like the parameters of axes: a `filter_axis`.
     """
-    axes = {r"transpose[^/]*/w$": -2, r"(^|/)embeddings$": 0}
-    return _tree(params, _by_path(axes, leaf_names(params)))
+    return _by_rank(params, {r"transpose[^/]*/w$|(^|/)embeddings$": (2, -2)})
+
+
+def equinox_filters(params: Params) -> Params:
+    """The axes of the filters of Equinox's layers: the first, that of their outputs.
+
+    Args:
+        params: the parameters.
+
+    Returns:
+        A tree like the parameters of axes: a `filter_axis`, which `stacked` takes for
+        layers that `equinox.filter_vmap` has made.
+    """
+    return _tree(params, [0] * len(jax.tree.leaves(params)))
 
 
 def stacked(
@@ -98,7 +122,8 @@ def stacked(
     Every layer keeps filters, and norms, of its own, with `relative_to="layer"` too.
 
     Args:
-        filter_axis: the axes of the filters of one layer, as for `uniform`.
+        filter_axis: the axes of the filters of one layer, as for `uniform`; a function
+            gets the shapes and dtypes of one layer.
         *patterns: regular expressions, searched for in the paths of the leaves that
             are stacked, such as `"^layers/"`; without any, all of them are.
         axis: the axis along which they are stacked, counted from 0.
@@ -123,34 +148,43 @@ def stacked(
     def axes_of(params: Params) -> Params:
         paths = leaf_names(params)
         warn_of_unmatched("stacked", patterns, paths)
-        leaves = map(jnp.asarray, jax.tree.leaves(params))
-        rows = zip(raw_axes(filter_axis, params), leaves, paths, strict=True)
+        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
+        chosen = [not patterns or any(re.search(p, n) for p in patterns) for n in paths]
+        layer = [
+            _of_one_layer(leaf, path, axis) if its else leaf
+            for leaf, path, its in zip(leaves, paths, chosen, strict=True)
+        ]
+        given = raw_axes(filter_axis, _tree(params, layer))
+        rows = zip(given, layer, paths, chosen, strict=True)
         return _tree(
             params,
             [
-                _with_layers(axes, leaf.shape, path, axis)
-                if not patterns or any(re.search(p, path) for p in patterns)
-                else axes
-                for axes, leaf, path in rows
+                _with_layers(numbering(axes, leaf.shape, path), axis) if its else axes
+                for axes, leaf, path, its in rows
             ],
         )
 
     return axes_of
 
 
-def _with_layers(axes, shape, path: str, axis: int) -> Numbering:
-    """The numbering of a stacked leaf from that of one of its layers."""
-    if len(shape) <= axis:
+def _of_one_layer(leaf: jax.Array, path: str, axis: int) -> jax.ShapeDtypeStruct:
+    """What is known of one of the layers of a stacked leaf: shape and dtype."""
+    if leaf.ndim <= axis:
         raise ValueError(
-            f"stacked: parameter {path!r} of shape {shape} has no axis {axis} of layers"
+            f"stacked: parameter {path!r} of shape {leaf.shape} has no axis {axis} of"
+            " layers"
         )
-    inner = numbering(axes, shape[:axis] + shape[axis + 1 :], path)
+    shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+
+def _with_layers(layer: Numbering, axis: int) -> Numbering:
+    """The numbering of a stacked leaf from that of one of its layers."""
 
     def shifted(one):
         return tuple(each + (each >= axis) for each in one)
 
-    layers = (axis, *shifted(inner.layers))
-    return Numbering((axis, *shifted(inner.filters)), layers)
+    return Numbering((axis, *shifted(layer.filters)), (axis, *shifted(layer.layers)))
 
 
 def check_filter_axis(filter_axis: FilterAxis) -> None:
@@ -181,8 +215,8 @@ def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
     if filter_axis == LAST and _is_of_equinox(params):
         warnings.warn(
             "params is a module of Equinox, whose outputs come first, and noise is"
-            " relative to the filters of its last axis: pass filter_axis=0, or (-1,) if"
-            " its outputs come last",
+            " relative to the filters of its last axis: pass"
+            " filter_axis=equinox_filters, or (-1,) if its outputs come last",
             stacklevel=2,
         )
     return [filter_axis] * len(jax.tree.leaves(params))
@@ -224,6 +258,20 @@ def _by_path(axes: Mapping[str, Axes], paths: list[str]) -> list[Axes]:
         next((each for p, each in axes.items() if re.search(p, path)), LAST)
         for path in paths
     ]
+
+
+def _by_rank(params: Params, axes: Mapping[str, tuple[int, Axes]]) -> Params:
+    """The axes of the first pattern that a path matches and whose rank its leaf has."""
+
+    def find(path, leaf):
+        found = (
+            each
+            for p, (rank, each) in axes.items()
+            if np.ndim(leaf) >= rank and re.search(p, path)
+        )
+        return next(found, LAST)
+
+    return _tree(params, list(map(find, leaf_names(params), jax.tree.leaves(params))))
 
 
 def _tree(params: Params, leaves: list[Any]) -> Params:

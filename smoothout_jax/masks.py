@@ -18,7 +18,7 @@ Mask = Any
 
 
 def exclude(*patterns: str) -> Callable[[Params], Params]:
-    """Masks out the leaves whose path matches a pattern, such as BatchNorm's.
+    """Masks out the leaves whose path matches a pattern, such as those of norm layers.
 
     A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
     the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,

@@ -91,8 +91,8 @@ def uniform(
             Equinox. For networks of several kinds, a mapping from patterns of the path
             to axes (regular expressions; the first that is found counts, and where none
             is, -1), or a function of the parameters to a tree of axes, such as
-            `flax_filters`, `haiku_filters` and `stacked`. A layer stacked by a scan is
-            a layer of its own where `stacked` says so.
+            `flax_filters`, `equinox_filters`, `haiku_filters` and `stacked`. A layer
+            stacked by a scan is a layer of its own where `stacked` says so.
         one_axis: what noise relative to filters means for a leaf of one axis, such as
             a bias or the scales of a norm layer: `"weight"` makes each weight a filter,
             as SmoothOut's authors do; `"layer"` makes the whole leaf one filter, as

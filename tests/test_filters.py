@@ -1,27 +1,19 @@
-"""The filters of a network: the weights that make one output, found by differentiating.
-
-An output unit is a channel, the unit of an attention head, or what an embedding makes
-of a token. The weights that it depends on, which its gradient shows, are one filter.
-"""
+"""The axes of filters: how they are given, and the noise that they make."""
 
 import itertools
 
 import equinox as eqx
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
-from flax import nnx
 
 from smoothout_jax import (
     by_path,
     exclude,
     flax_filters,
     gaussian,
-    haiku_filters,
     only,
     smoothout,
     smoothout_value_and_grad,
@@ -29,6 +21,7 @@ from smoothout_jax import (
     uniform,
 )
 from smoothout_jax._trees import leaf_names
+from smoothout_jax.experiments.networks import ViT
 from smoothout_jax.filters import numbering, raw_axes
 
 KEY = jax.random.key(0)
@@ -40,291 +33,11 @@ def as_frameworks_compute():
         yield
 
 
-def randomized(params):
-    """Parameters without zeros, which would hide what depends on them."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(KEY, len(leaves))
-    pairs = zip(keys, leaves, strict=True)
-    return jax.tree.unflatten(
-        structure, [0.1 + 0.1 * jax.random.uniform(k, jnp.shape(p)) for k, p in pairs]
-    )
-
-
-def linen(module, *inputs, of=None):
-    """Parameters, and a function of them to the outputs of a layer, or one inside."""
-    params = module.init(KEY, *inputs)["params"]
-
-    def outputs(params):
-        if of is None:
-            return module.apply({"params": params}, *inputs)
-        _, seen = module.apply({"params": params}, *inputs, capture_intermediates=True)
-        return seen["intermediates"][of]["__call__"][0]
-
-    return params, outputs
-
-
-def nnx_layer(module, *inputs, of=None):
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-
-    def outputs(params):
-        layer = nnx.merge(graph, params, rest)
-        return (layer if of is None else getattr(layer, of))(*inputs)
-
-    return params, outputs
-
-
-def equinox(module, *inputs, of=None):
-    params, static = eqx.partition(module, eqx.is_inexact_array)
-
-    def outputs(params):
-        layer = eqx.combine(params, static)
-        return (layer if of is None else getattr(layer, of))(*inputs)
-
-    return params, outputs
-
-
-def haiku(make, *inputs):
-    network = hk.without_apply_rng(hk.transform(lambda *inputs: make()(*inputs)))
-    return network.init(KEY, *inputs), lambda params: network.apply(params, *inputs)
-
-
 def ones(*shape):
     return jnp.ones(shape)
 
 
-RNGS = nnx.Rngs(0)
-X, TOKENS = ones(4, 3), jnp.arange(5)
-LINE, SQUARE = ones(1, 7, 4), ones(1, 5, 5, 4)
-STATE = (ones(2, 3), ones(2, 3))
-LAST, HEADS, FIRST = (-1,), (-2, -1), (0,)
-
-# Layer: parameters and outputs; its filters; the axes of the outputs that number units.
-LAYERS = {
-    "linen Dense": (lambda: linen(nn.Dense(2), X), -1, LAST),
-    "linen DenseGeneral": (
-        lambda: linen(nn.DenseGeneral((2, 3)), X),
-        {"kernel|bias": (-2, -1)},
-        HEADS,
-    ),
-    "linen DenseGeneral of two axes": (
-        lambda: linen(nn.DenseGeneral(2, axis=(-2, -1)), X),
-        -1,
-        LAST,
-    ),
-    "linen Conv of lines": (lambda: linen(nn.Conv(3, (2,)), LINE), -1, LAST),
-    "linen Conv": (lambda: linen(nn.Conv(3, (2, 2)), SQUARE), -1, LAST),
-    "linen grouped Conv": (
-        lambda: linen(nn.Conv(6, (2, 2), feature_group_count=2), SQUARE),
-        -1,
-        LAST,
-    ),
-    "linen ConvLocal": (
-        lambda: linen(nn.ConvLocal(3, (2,), padding="VALID"), LINE),
-        {"kernel|bias": (0, -1)},
-        HEADS,
-    ),
-    "linen ConvTranspose": (
-        lambda: linen(nn.ConvTranspose(3, (2, 2)), SQUARE),
-        -1,
-        LAST,
-    ),
-    "linen transposed ConvTranspose": (
-        lambda: linen(nn.ConvTranspose(3, (2, 2), transpose_kernel=True), SQUARE),
-        {"kernel": -2},
-        LAST,
-    ),
-    "linen Einsum": (
-        lambda: linen(nn.Einsum((3, 2, 5), "nx,xhd->nhd"), X),
-        {"kernel|bias": (-2, -1)},
-        HEADS,
-    ),
-    "linen Embed": (lambda: linen(nn.Embed(5, 3), TOKENS), flax_filters, FIRST),
-    "linen query of attention": (
-        lambda: linen(
-            nn.MultiHeadDotProductAttention(2, qkv_features=6), X, of="query"
-        ),
-        flax_filters,
-        HEADS,
-    ),
-    "linen output of attention": (
-        lambda: linen(nn.MultiHeadDotProductAttention(2, qkv_features=6), X, of="out"),
-        flax_filters,
-        LAST,
-    ),
-    "linen LSTMCell": (
-        lambda: linen(Carry(nn.LSTMCell(3)), STATE, ones(2, 4)),
-        -1,
-        LAST,
-    ),
-    "linen OptimizedLSTMCell": (
-        lambda: linen(Carry(nn.OptimizedLSTMCell(3)), STATE, ones(2, 4)),
-        -1,
-        LAST,
-    ),
-    "linen GRUCell": (
-        lambda: linen(Carry(nn.GRUCell(3)), ones(2, 3), ones(2, 4)),
-        -1,
-        LAST,
-    ),
-    "linen LayerNorm": (
-        lambda: linen(nn.LayerNorm(), ones(2, 3).at[0].set(2)),
-        -1,
-        LAST,
-    ),
-    "nnx Linear": (lambda: nnx_layer(nnx.Linear(3, 2, rngs=RNGS), X), -1, LAST),
-    "nnx LinearGeneral": (
-        lambda: nnx_layer(nnx.LinearGeneral(3, (2, 5), rngs=RNGS), X),
-        {"kernel|bias": (-2, -1)},
-        HEADS,
-    ),
-    "nnx Conv": (
-        lambda: nnx_layer(nnx.Conv(4, 3, (2, 2), rngs=RNGS), SQUARE),
-        -1,
-        LAST,
-    ),
-    "nnx ConvTranspose": (
-        lambda: nnx_layer(nnx.ConvTranspose(4, 3, (2, 2), rngs=RNGS), SQUARE),
-        -1,
-        LAST,
-    ),
-    "nnx transposed ConvTranspose": (
-        lambda: nnx_layer(
-            nnx.ConvTranspose(4, 3, (2, 2), transpose_kernel=True, rngs=RNGS), SQUARE
-        ),
-        {"kernel": -2},
-        LAST,
-    ),
-    "nnx Einsum": (
-        lambda: nnx_layer(nnx.Einsum("nx,xhd->nhd", (3, 2, 5), (2, 5), rngs=RNGS), X),
-        {"kernel|bias": (-2, -1)},
-        HEADS,
-    ),
-    "nnx Embed": (
-        lambda: nnx_layer(nnx.Embed(5, 3, rngs=RNGS), TOKENS),
-        flax_filters,
-        FIRST,
-    ),
-    "nnx key of attention": (
-        lambda: nnx_layer(
-            nnx.MultiHeadAttention(2, 3, 6, decode=False, rngs=RNGS), X, of="key"
-        ),
-        flax_filters,
-        HEADS,
-    ),
-    "equinox Linear": (
-        lambda: equinox(eqx.nn.Linear(3, 2, key=KEY), ones(3)),
-        0,
-        FIRST,
-    ),
-    "equinox Conv2d": (
-        lambda: equinox(eqx.nn.Conv2d(4, 3, 2, key=KEY), ones(4, 5, 5)),
-        0,
-        FIRST,
-    ),
-    "equinox grouped Conv1d": (
-        lambda: equinox(eqx.nn.Conv1d(4, 6, 2, groups=2, key=KEY), ones(4, 7)),
-        0,
-        FIRST,
-    ),
-    "equinox ConvTranspose1d": (
-        lambda: equinox(eqx.nn.ConvTranspose1d(4, 3, 2, key=KEY), ones(4, 7)),
-        0,
-        FIRST,
-    ),
-    "equinox Embedding": (
-        lambda: equinox(Each(eqx.nn.Embedding(5, 3, key=KEY)), TOKENS),
-        0,
-        FIRST,
-    ),
-    "equinox query of attention": (
-        lambda: equinox(
-            eqx.nn.MultiheadAttention(2, 6, key=KEY), ones(6), of="query_proj"
-        ),
-        0,
-        FIRST,
-    ),
-    "haiku Linear": (lambda: haiku(lambda: hk.Linear(2), X), haiku_filters, LAST),
-    "haiku Conv2D": (
-        lambda: haiku(lambda: hk.Conv2D(3, 2), SQUARE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku Conv2DTranspose": (
-        lambda: haiku(lambda: hk.Conv2DTranspose(3, 2), SQUARE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku Embed": (
-        lambda: haiku(lambda: hk.Embed(5, 3), TOKENS),
-        haiku_filters,
-        FIRST,
-    ),
-}
-
-
-class Carry(nn.Module):
-    """What a recurrent cell carries on: the last of its states."""
-
-    cell: nn.Module
-
-    def __call__(self, carry, inputs):
-        carry, _ = self.cell(carry, inputs)
-        return carry[0] if isinstance(carry, tuple) else carry
-
-
-class Each(eqx.Module):
-    """A layer of single inputs, for several."""
-
-    layer: eqx.Module
-
-    def __call__(self, inputs):
-        return jax.vmap(self.layer)(inputs)
-
-
-def units_of(outputs, params, axes):
-    """For each leaf, the units that each weight counts for: (units, *shape)."""
-
-    def sums(params):
-        found = outputs(params)
-        kept = {axis % found.ndim for axis in axes}
-        rest = tuple(axis for axis in range(found.ndim) if axis not in kept)
-        # Each element counts differently, so that none cancels another.
-        weights = 1 + jax.random.uniform(KEY, found.shape)
-        return jnp.sum(jnp.sin(found) * weights, rest).ravel()
-
-    return jax.tree.map(lambda leaf: np.abs(leaf) > 1e-9, jax.jacrev(sums)(params))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_filter_is_the_weights_that_one_output_depends_on(name):
-    make, filter_axis, axes = LAYERS[name]
-    params, outputs = make()
-    params = randomized(params)
-    numbered = raw_axes(filter_axis, params)
-    counted = jax.tree.leaves(units_of(outputs, params, axes))
-    rows = zip(leaf_names(params), numbered, counted, strict=True)
-    seen = 0
-    for path, given, counts in rows:
-        if "output of" in name and "out/" not in path:
-            continue
-        if not counts.any():  # of another part of the layer
-            continue
-        seen += 1
-        shape = counts.shape[1:]
-        filters = numbering(given, shape, path).filters
-        rest = tuple(axis for axis in range(len(shape)) if axis not in filters)
-        # One row for each filter: the units that its weights count for.
-        by_filter = np.moveaxis(
-            counts, [axis + 1 for axis in filters], range(len(filters))
-        )
-        by_filter = by_filter.reshape(
-            *(shape[axis] for axis in filters), len(counts), -1
-        ).reshape(-1, len(counts), max(1, np.prod([shape[a] for a in rest], dtype=int)))
-        assert (by_filter == by_filter[..., :1]).all(), path  # all alike
-        units = by_filter[..., 0]
-        assert (units.sum(1) == 1).all(), path  # of one unit
-        assert len(np.unique(units, axis=0)) == len(units), path  # and of it alone
-    assert seen
+X = ones(4, 3)
 
 
 def test_relative_noise_of_every_head_is_the_same():
@@ -369,6 +82,58 @@ def test_stacked_layers_get_the_noise_of_each_alone():
         single = numbering(few, leaf.shape, name).filters
         assert set(many.filters) == {0, *(axis + 1 for axis in single)}
         assert many.layers == (0,)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "filters"),
+    [
+        ("query/kernel", (4, 6), (1,)),  # a dense layer, as in BERT
+        ("query/bias", (6,), (0,)),
+        ("query/kernel", (4, 2, 3), (1, 2)),
+        ("query/bias", (2, 3), (0, 1)),
+        ("prequery/kernel", (4, 2, 3), (2,)),
+        ("embedding", (5, 3), (0,)),
+        ("position_embeddings", (1, 5, 3), (1,)),
+        ("encoder/pos_embedding", (1, 5, 3), (1,)),
+        ("position", (1, 5, 3), (1,)),
+        ("mask_embed", (3,), (0,)),
+        ("embedding/kernel", (5, 3), (1,)),
+    ],
+)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_the_filters_of_flax_follow_name_and_rank(path, shape, filters, axis):
+    """Of one layer, and of three that are stacked."""
+    axes = flax_filters
+    if axis is not None:
+        axes = stacked(flax_filters, axis=axis)
+        shape = (*shape[:axis], 3, *shape[axis:])
+        filters = (axis, *(each + (each >= axis) for each in filters))
+    tree = {path: ones(*shape)}
+    assert numbering(raw_axes(axes, tree)[0], shape, path).filters == filters
+
+
+def test_the_vision_transformer_of_the_command_knows_its_filters():
+    network = ViT(1, 12, 10)
+    images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    params = jax.eval_shape(network.init, KEY, images)["params"]
+    axes = zip(leaf_names(params), raw_axes(flax_filters, params), strict=True)
+    found = {path: each for path, each in axes if each != -1}
+    attention = "MultiHeadDotProductAttention_0/"
+    of_heads = {
+        f"{attention}{part}/{leaf}": (-2, -1)
+        for part in ("query", "key", "value")
+        for leaf in ("kernel", "bias")
+    }
+    assert found == {"position": -2} | of_heads
+
+
+def test_a_function_of_stacked_layers_sees_one_of_them():
+    def of_matrices(params):
+        return jax.tree.map(lambda leaf: -2 if leaf.ndim == 2 else -1, params)
+
+    tree = {"layers": {"kernel": ones(3, 4, 2), "bias": ones(3, 2)}, "out": ones(4, 2)}
+    found = raw_axes(stacked(of_matrices, "^layers/"), tree)
+    assert found == [((0, 1), (0,)), ((0, 1), (0,)), -2]
 
 
 def test_the_first_pattern_found_counts_and_the_rest_have_the_last_axis():
