@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.core
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.random import threefry2x32_p
 from jax.interpreters import partial_eval
 
 
@@ -56,11 +55,3 @@ def reads_its_input(fn: Callable[[Any], Any], value: Any) -> bool:
     jaxpr = jax.make_jaxpr(fn)(value).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return any(used)
-
-
-def threefry2x32(key_0, key_1, x, y) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 of 20 rounds, as the device computes it best.
-
-    Successor: `jax.random.bits`, which numbers its words by shape and not by place.
-    """
-    return threefry2x32_p.bind(key_0, key_1, x, y)

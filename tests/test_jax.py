@@ -7,15 +7,6 @@ import pytest
 
 from smoothout_jax import _jax
 
-WORDS = jnp.arange(6, dtype=jnp.uint32).reshape(2, 3)
-
-
-def test_noise_is_drawn_by_the_threefry_of_jax_random():
-    key = jax.random.key(3)
-    key_data = jax.random.key_data(key)
-    first, second = _jax.threefry2x32(*key_data, jnp.zeros_like(WORDS), WORDS)
-    np.testing.assert_array_equal(first ^ second, jax.random.bits(key, WORDS.shape))
-
 
 def test_noise_that_depends_on_the_parameters_is_told_from_noise_that_does_not():
     assert _jax.reads_its_input(lambda tree: tree["w"] * 2, {"w": jnp.ones(2)})

@@ -199,7 +199,7 @@ def test_levels_are_evenly_spaced_about_zero_and_equally_likely(
 def test_outermost_levels_are_opposite_and_strictly_inside(monkeypatch, bits, radius):
     def level_of(word):
         monkeypatch.setattr(
-            _random, "_words", lambda key, group, shape: jnp.full(shape, word)
+            _random, "_words", lambda key, group, start, shape: jnp.full(shape, word)
         )
         return uniform(radius, bits=bits)(KEY, jnp.ones(2))
 
