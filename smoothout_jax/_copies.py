@@ -6,6 +6,7 @@ class that holds the options, checked, and averages any function over the copies
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -25,6 +26,7 @@ from smoothout_jax._execution import (
     require_inexact,
 )
 from smoothout_jax._jax import is_traced
+from smoothout_jax._sharding import axis_of_rows
 from smoothout_jax._trees import Params, add_noise
 from smoothout_jax.noise import Noise, Size
 from smoothout_jax.rise import LossRise, LossRiseState, rise_of, scaled_noise
@@ -212,6 +214,7 @@ class Copies:
         """
         _checks.prng_key(key)
         own = self._own_args(args)
+        laid_over = self.spmd_axis_name or self._axis_of_batch(params, args)
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
@@ -220,7 +223,7 @@ class Copies:
 
         # The auxiliary outputs of a single copy may be anything, as without copies.
         alone = self.total == 1 and self.aux != "stack" and not callable(self.aux)
-        alone = alone and self.axis_name is None and self.spmd_axis_name is None
+        alone = alone and self.axis_name is None and laid_over is None
         # What is averaged as the gradients are travels with them.
         together = alone or self.aux == "mean"
 
@@ -236,9 +239,9 @@ class Copies:
         (result, aux), stacked = average(
             Run(functools.partial(self._perturb, step), call, params),
             copies,
-            self._how(),
+            "vmap" if laid_over is not None else self._how(),
             self.chunk_size,
-            self.spmd_axis_name,
+            laid_over,
         )
         if callable(self.aux):
             aux = self.aux(stacked)
@@ -271,8 +274,6 @@ class Copies:
 
     def _how(self) -> Literal["vmap", "scan", "unroll"]:
         """How the copies run, `"auto"` decided; one copy needs no loop."""
-        if self.spmd_axis_name is not None:
-            return "vmap"
         if self.total == 1:
             return "unroll"
         if self.execution != "auto":
@@ -282,6 +283,23 @@ class Copies:
         if jax.default_backend() != "cpu" and self.batch_argnums:
             return "vmap"
         return "unroll" if self.total <= MAX_UNROLLED else "scan"
+
+    def _axis_of_batch(self, params: Params, args: Sequence[Any]) -> AxisNames:
+        """The mesh axis to lay the copies over, where the mesh says so.
+
+        One after another, copies of a split batch that lies along an axis would each
+        send their gradients; laid over it, they move the batch, and send them once.
+        """
+        batch = [args[argnum - 1] for argnum in self.batch_argnums]
+        axis = axis_of_rows(batch, params)
+        if axis is None or self.execution != "auto" or self.axis_name is not None:
+            return None
+        mesh = jax.sharding.get_abstract_mesh()
+        devices = math.prod(mesh.shape.get(name, 0) for name in np.ravel(axis))
+        moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
+        if self.chunk_size is not None or not devices or self.total % devices:
+            return None
+        return axis if moved < (self.total - 1) * sent else None
 
     def _perturb(self, step: Any, params: Params, copy: Copy) -> Params:
         """The parameters of one copy."""
@@ -344,6 +362,10 @@ def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
             f" {shape} needs a leading axis with one slice for each of {total} copies"
         )
     return leaf
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(jnp.shape(leaf)) * jnp.result_type(leaf).itemsize
 
 
 def _signed(sign, noise: jax.Array) -> jax.Array:

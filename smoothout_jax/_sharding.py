@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from smoothout_jax._jax import is_traced
@@ -41,3 +42,26 @@ def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
     if explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
         return noise
     return jax.lax.with_sharding_constraint(noise, leaf.sharding)
+
+
+def axis_of_rows(batch: Any, params: Any) -> Any:
+    """The explicit axes that all rows of a batch lie along, if no parameter does.
+
+    A name or a tuple of names; `None` where they differ, or none is known.
+    """
+    leaves = list(map(explicit_sharding, jax.tree.leaves(batch)))
+    if not leaves or None in leaves or not all(leaf.spec for leaf in leaves):
+        return None
+    axes = {leaf.spec[0] for leaf in leaves}
+    used = {name for leaf in jax.tree.leaves(params) for name in _axes_of(leaf)}
+    axis = axes.pop()
+    if axes or axis is None or used & {axis, *np.ravel(axis)}:
+        return None
+    return axis
+
+
+def _axes_of(leaf) -> set[str]:
+    """The names of the explicit axes that a leaf lies along."""
+    sharding = explicit_sharding(leaf)
+    parts = sharding.spec if sharding is not None else ()
+    return {str(name) for part in parts if part is not None for name in np.ravel(part)}

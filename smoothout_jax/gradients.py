@@ -165,7 +165,11 @@ def smoothout_value_and_grad(
             longest. `"auto"` takes `"unroll"` up to 16 copies, then `"scan"`: on CPU
             convolutions are many times slower in a loop or under `"vmap"`, as
             docs/performance shows. On accelerators, copies of a split batch, which
-            fit in the memory of one plain step, take `"vmap"`; this is unmeasured.
+            fit in the memory of one plain step, take `"vmap"`; this is unmeasured. On
+            a mesh of explicit axes, copies of a split batch whose rows lie along one
+            that the parameters do not are laid over it, as by `spmd_axis_name`, if
+            their number allows and the batch is smaller than the gradients would be:
+            the batch is moved, and the gradients are sent once.
         chunk_size: number of copies vmapped together inside a scan; it divides the
             number of copies. Implies `execution="scan"`.
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
