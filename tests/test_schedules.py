@@ -184,10 +184,11 @@ def test_a_traced_transition_is_an_error(schedule):
     ("steps_per_epoch", "options", "step", "rise"),
     [
         (100, {}, 0, 0.0),
-        (100, {}, 750, 0.075),
-        (100, {}, 5000, 0.15),
-        (1, {}, 100, 0.075),  # fifteen steps are too few: 200 at least
-        (1, {}, 200, 0.15),
+        (100, {}, 2500, 0.075),
+        (100, {}, 10_000, 0.3),
+        (100, {}, 50_000, 0.3),
+        (1, {}, 100, 0.15),  # a hundred steps are too few: 200 at least
+        (1, {}, 200, 0.3),
         (10, {"loss_rise": 0.3, "epochs": 30}, 100, 0.1),
         (10, {"loss_rise": 0.3, "epochs": 0}, 100, 0.15),
     ],

@@ -128,7 +128,7 @@ _FEW = _cases(
 )
 
 
-def _held(*groups: tuple[Case, ...]) -> tuple[Case, ...]:
+def _held(*groups: tuple[Case, ...], **trials: tuple[float, ...]) -> tuple[Case, ...]:
     """Cases in which the rise of the loss stands against five fixed radii."""
     return tuple(
         dataclasses.replace(
@@ -136,7 +136,7 @@ def _held(*groups: tuple[Case, ...]) -> tuple[Case, ...]:
             label=f"{case.data}, {case.training['train_size']} images, {case.name},"
             f" {case.training['steps']} steps",
             methods=("sgd", "adasmoothout", "adasmoothout-fixed"),
-            trials={"relative_radius": (0.05, 0.1, 0.2, 0.4, 0.8)},
+            trials={"relative_radius": (0.05, 0.1, 0.2, 0.4, 0.8)} | trials,
             holds_rise=True,
         )
         for cases in groups
@@ -163,6 +163,18 @@ _RISE = _held(
     _cases("mnist1d", "cnet", {100: (200, 1)}, (), (2000, 500), (5, 1), width=8),
     _cases("cifar10", "cnet", {128: (100, 1)}, (), (3000, 600), (5, 1), width=8),
 )  # fmt: skip
+# Convolutional networks with the time to fit, at learning rates below the edge of what
+# their training bears.
+_RISE += _held(
+    _cases("digits", "cnet", {50: (1000, 1)}, (), (500, 150), (8, 2), width=8),
+    _cases("digits", "cnet", {0: (300, 1)}, (), (500, 150), (5, 1), width=8),
+    _cases(
+        "digits", "resnet", {50: (1000, 1)}, (), (500, 150), (5, 2), depth=8, width=8
+    ),
+    _cases("mnist1d", "cnet", {100: (2000, 1)}, (), (2000, 500), (5, 2), width=8),
+    _cases("mnist1d", "cnet", {1000: (400, 1)}, (), (2000, 500), (5, 1), width=8),
+    learning_rate=(0.01, 0.03, 0.1, 0.3),
+)
 _FULL_1D = {100: (4000, 4), 1000: (4000, 8), 0: (4000, 8)}
 _CROPS = {"shift": 4, "flip": True, "weight_decay": 5e-4}
 
