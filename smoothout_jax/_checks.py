@@ -47,6 +47,17 @@ def nonnegative(**values: Any) -> None:
             )
 
 
+def floating(**values: Any) -> None:
+    """Requires real floating dtypes."""
+    for name, value in values.items():
+        try:
+            is_real = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+        except TypeError:
+            raise TypeError(f"{name} must be a dtype, got {describe(value)}") from None
+        if not is_real:
+            raise ValueError(f"{name} must be a floating dtype, got {describe(value)}")
+
+
 def positive(**values: Any) -> None:
     """Requires real, finite numbers above zero, known to Python."""
     for name, value in values.items():

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._execution import (
@@ -53,6 +54,7 @@ class Copies:
     axis_name: AxisNames = None
     spmd_axis_name: AxisNames = None
     loss_rise: Size | None = None
+    compute_dtype: Any = None
 
     def __post_init__(self):
         _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
@@ -74,6 +76,8 @@ class Copies:
             raise ValueError(f"aux={name} needs has_aux=True")
         if self.loss_rise is not None:
             LossRise(self.loss_rise)
+        if self.compute_dtype is not None:
+            _checks.floating(compute_dtype=self.compute_dtype)
 
     def _check_clean_weight(self):
         if is_traced(self.clean_weight):
@@ -175,6 +179,7 @@ class Copies:
         Returns:
             The mean, the auxiliary outputs, and the next state of the rise.
         """
+        fn = self._widening(fn, params)
         if self.loss_rise is None or rise is None:
             return *self.mean(fn, key, params, args, step), None
         held = LossRise(self.loss_rise)
@@ -301,6 +306,17 @@ class Copies:
             return None
         return axis if moved < (self.total - 1) * sent else None
 
+    def _widening(self, fn, params: Params):
+        """The function, with its gradients in the dtypes of the parameters."""
+        if self.compute_dtype is None:
+            return fn
+
+        def widened(perturbed, *args):
+            (value, grads), aux = fn(perturbed, *args)
+            return (value, optax.tree.cast_like(grads, params)), aux
+
+        return widened
+
     def _perturb(self, step: Any, params: Params, copy: Copy) -> Params:
         """The parameters of one copy."""
         # Without a step of ours, the noise may have one bound by functools.partial.
@@ -308,7 +324,15 @@ class Copies:
         noise = self.noise(copy.key, params, *steps)
         if self.antithetic or self.clean_weight:
             noise = jax.tree.map(functools.partial(_signed, copy.sign), noise)
-        return keep(add_noise(params, noise))
+        perturbed = add_noise(params, noise)
+        if self.compute_dtype is not None:
+            perturbed = jax.tree.map(self._computing, perturbed)
+        return keep(perturbed)
+
+    def _computing(self, leaf: jax.Array) -> jax.Array:
+        """A leaf in the dtype in which the network computes."""
+        is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf, self.compute_dtype) if is_real else leaf
 
     def _own_args(self, args) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""

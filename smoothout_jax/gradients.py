@@ -41,6 +41,7 @@ def smooth(
     chunk_size: int | None = None,
     axis_name: AxisNames = None,
     spmd_axis_name: AxisNames = None,
+    compute_dtype: Any = None,
 ) -> Callable[..., Any]:
     """The function averaged over noise in its parameters: f_a, estimated.
 
@@ -59,6 +60,7 @@ def smooth(
         chunk_size: number of copies vmapped together inside a scan.
         axis_name: the axis of devices that each draw noise of their own.
         spmd_axis_name: the mesh axis that the copies are laid over.
+        compute_dtype: the dtype that the function gets perturbed parameters in.
 
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
@@ -90,6 +92,7 @@ def smooth(
         chunk_size=chunk_size,
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
+        compute_dtype=compute_dtype,
     )
     _checks.loss(fun=fun)
 
@@ -121,6 +124,7 @@ def smoothout_value_and_grad(
     axis_name: AxisNames = None,
     spmd_axis_name: AxisNames = None,
     loss_rise: Size | None = None,
+    compute_dtype: Any = None,
 ) -> Callable[..., Any]:
     """Value and gradient averaged over perturbed copies of the parameters.
 
@@ -188,6 +192,10 @@ def smoothout_value_and_grad(
             is known of it is a state, which the function then takes first and returns
             last: `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`,
             beginning with `init_loss_rise()`.
+        compute_dtype: the dtype that the loss gets real floating parameters in, such as
+            `jnp.bfloat16`, where it computes in half precision from parameters in
+            float32: they are perturbed in their own dtype, rounded once, and written
+            once. Gradients come back in the dtypes of the parameters.
 
     Returns:
         The function `fn(key, params, *args, **kwargs)` to `(value, grads)`, or
@@ -244,6 +252,7 @@ def smoothout_value_and_grad(
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
         loss_rise=loss_rise,
+        compute_dtype=compute_dtype,
     )
     _checks.loss(fun=fun)
     plain = jax.value_and_grad(fun, has_aux=has_aux)

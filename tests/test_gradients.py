@@ -14,7 +14,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import erf
 
-from smoothout_jax import exclude, gaussian, smooth, smoothout_value_and_grad, uniform
+from smoothout_jax import (
+    exclude,
+    gaussian,
+    init_loss_rise,
+    smooth,
+    smooth_gradients,
+    smoothout_value_and_grad,
+    uniform,
+)
 
 KEY = jax.random.key(1805, impl="unsafe_rbg")  # which compiles fastest
 KEYS = jax.random.split(jax.random.key(7898), 4096)
@@ -394,6 +402,78 @@ def test_float64_is_exact_to_its_own_rounding(execution):
         expected = plain_loop(quartic, NOISE, KEY, params, num_copies=3)
         assert params.dtype == jnp.float64
         assert_same(compiled(fn)(KEY, params), expected, rtol=1e-14)
+
+
+def half_loss(params, x):
+    """A loss that casts its parameters, if they are not yet cast."""
+    half = jax.tree.map(lambda p: jnp.asarray(p, "bfloat16"), params)
+    return jnp.sum(jnp.tanh(x @ half["kernel"] + half["bias"]).astype("float32"))
+
+
+@every_execution
+@pytest.mark.parametrize(
+    "options", [{}, {"clean_weight": 0.5}, {"antithetic": True}], ids=str
+)
+def test_parameters_in_the_dtype_of_the_network_are_those_that_the_loss_would_cast(
+    execution, options
+):
+    x = BATCH["x"].astype("bfloat16")
+
+    def narrow(params, x):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+        return half_loss(params, x)
+
+    options |= {"num_copies": 4}
+    expected = compiled(average(half_loss, execution, **options))(KEY, PARAMS, x)
+    fn = average(narrow, execution, compute_dtype=jnp.bfloat16, **options)
+    assert_same(compiled(fn)(KEY, PARAMS, x), expected, rtol=1e-2)
+
+
+def test_only_real_floating_parameters_take_the_dtype_of_the_network():
+    params = {"w": jnp.ones(3), "z": jnp.ones(3, "complex64"), "n": jnp.int32(3)}
+    seen = {}
+
+    def look(tree):
+        seen.update({name: leaf.dtype.name for name, leaf in tree.items()})
+        return tree["w"].sum()
+
+    smooth(look, NOISE, compute_dtype="float16")(KEY, params)
+    assert seen == {"w": "float16", "z": "complex64", "n": "int32"}
+
+
+def test_the_rise_and_a_link_of_a_chain_know_the_dtype_of_the_network():
+    params, rise = {"w": jnp.ones(300)}, init_loss_rise()
+
+    def loss(params, copy=0):
+        assert params["w"].dtype == jnp.bfloat16
+        return jnp.sum(jnp.square(params["w"].astype("float32")))
+
+    fn = smoothout_value_and_grad(
+        loss, uniform(0.5), loss_rise=0.1, compute_dtype="bfloat16"
+    )
+    step = compiled(fn)
+    for seed in range(20):
+        (_, grads), rise = step(rise, jax.random.key(seed), params)
+    assert grads["w"].dtype == jnp.float32
+    # A rise of 0.1 of a sum of 300 squares: 100 a² = 0.1.
+    assert 0.5 * float(rise.noise_scale) == pytest.approx(0.0316, rel=0.15)
+    link = smooth_gradients(uniform(0.1), key=0, compute_dtype="bfloat16")
+    update = functools.partial(link.update, grad_fn=jax.grad(loss))
+    updates, _ = update(params, link.init(params), params)
+    assert updates["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "message"),
+    [
+        ("int32", ValueError, "compute_dtype must be a floating dtype, got 'int32'"),
+        ("narrow", TypeError, "compute_dtype must be a dtype, got 'narrow'"),
+        (3.0, TypeError, "compute_dtype must be a dtype, got 3.0"),
+    ],
+)
+def test_what_no_network_computes_in_is_refused(dtype, error, message):
+    with pytest.raises(error, match=message):
+        smoothout_value_and_grad(half_loss, NOISE, compute_dtype=dtype)
 
 
 @every_execution

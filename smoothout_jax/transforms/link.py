@@ -54,6 +54,7 @@ def smooth_gradients(
     axis_name: AxisNames = None,
     spmd_axis_name: AxisNames = None,
     loss_rise: Size | None = None,
+    compute_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradients by gradients averaged over perturbed copies.
 
@@ -75,6 +76,7 @@ def smooth_gradients(
         axis_name: the axis of devices that each draw noise of their own.
         spmd_axis_name: the mesh axis that the copies are laid over.
         loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`.
+        compute_dtype: the dtype that `grad_fn` gets perturbed parameters in.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` raises a `ValueError`
@@ -113,6 +115,7 @@ def smooth_gradients(
         axis_name=axis_name,
         spmd_axis_name=spmd_axis_name,
         loss_rise=loss_rise,
+        compute_dtype=compute_dtype,
     )
     key = _checks.key_or_seed(key)
 
