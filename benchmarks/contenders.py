@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
+from smoothout_jax.rise import WARMUP
 
 LEARNING_RATE = 1e-3
 RADIUS = 0.01
@@ -188,6 +189,18 @@ def sam() -> Contender:
     return by_optimizer("optax.contrib.sam", lambda key: optimizer, expected)
 
 
+def held(noise_label: str, noise: Any) -> Contender:
+    """`smoothout` that holds the rise, beyond the steps in which it looks at each."""
+    contender = wrapped(noise_label, noise, loss_rise=0.1)
+
+    def init(params, key):
+        params, state = contender.init(params, key)
+        return params, optax.tree.set(state, rise_step=jnp.int32(WARMUP))
+
+    label = f"{contender.label}, rise held"
+    return dataclasses.replace(contender, init=init, label=label)
+
+
 def wrapped(noise_label: str, noise: Any, **options: Any) -> Contender:
     """`smoothout` around SGD."""
 
@@ -196,9 +209,8 @@ def wrapped(noise_label: str, noise: Any, **options: Any) -> Contender:
         clean = optimizer_state.clean_params
         return _descend(clean, jax.jit(jax.grad(loss))(perturbed, batch))
 
-    held = ", rise held" if options else ""
     return by_optimizer(
-        f"smoothout around SGD, {noise_label}, M = 1{held}",
+        f"smoothout around SGD, {noise_label}, M = 1",
         lambda key: smoothout(optax.sgd(LEARNING_RATE), noise, key=key, **options),
         expected,
     )
@@ -249,7 +261,7 @@ def contenders() -> dict[str, Contender]:
         "uniform": averaged("uniform", uniform_noise),
         "filter": averaged("relative to filter", relative),
         "smoothout": wrapped("uniform", uniform_noise),
-        "held": wrapped("uniform", uniform_noise, loss_rise=0.1),
+        "held": held("uniform", uniform_noise),
         "split": averaged("uniform", uniform_noise, 4, split=True),
         "whole": averaged("uniform", uniform_noise, 4),
         "vmap_split": vmapped(4, split=True),

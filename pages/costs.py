@@ -41,7 +41,9 @@ def page(results: Mapping[str, Any]) -> str:
     """The page of all tables."""
     sections = [
         "# What smoothing costs",
-        f"{measured_on(results)} `python -m benchmarks` repeats it.",
+        f"{measured_on(results)} `python -m benchmarks` repeats it. No accelerator has"
+        " been measured yet: `python -m benchmarks.accelerator` takes nine minutes on"
+        " one.",
         "Steps are whole training steps with SGD in float32, with donated buffers and"
         " fresh batches, interleaved with the plain step in one process; ratios are of"
         " medians, with the quartiles of the ratios within a round. Compilation"
