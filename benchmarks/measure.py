@@ -1,5 +1,6 @@
 """Runs the contenders on a problem, checked first, and gathers their figures."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import optax
 
 from benchmarks.contenders import Contender, clean_params, plain, uniform_by_leaf
-from benchmarks.problems import Problem
+from benchmarks.problems import Problem, mlp
 from benchmarks.timing import compile_seconds, interleaved
-from smoothout_jax import uniform
+from smoothout_jax import _random, uniform
+from smoothout_jax.transforms.following import fingerprint
 
 NUM_BATCHES = 4
 
@@ -97,7 +99,9 @@ def check(problem, contender, compiled, state, batches) -> None:
 
 def measure_noise(rounds: int) -> list[dict[str, Any]]:
     """Seconds to perturb parameters, beside those of adding one to them."""
+    of_mlp = jax.eval_shape(mlp().init, jax.random.key(0))
     trees = {
+        "the MLP's 1.46 M weights": [leaf.shape for leaf in jax.tree.leaves(of_mlp)],
         "10 M weights in one leaf": [(2500, 4000)],
         "10 M weights in 200 leaves": [(250, 200)] * 200,
         "1 M weights": [(1000, 1000)],
@@ -110,15 +114,23 @@ def measure_noise(rounds: int) -> list[dict[str, Any]]:
         uniform(0.3, relative_to="filter", bits=8)
     )
     ways["jax.random.uniform by leaf"] = perturb_by(uniform_by_leaf)
+    ways["random words alone, 8 bits"] = random_words
+    ways["fingerprint"] = lambda key, params: fingerprint(params)
     return [
         {
             "label": label,
-            "parameters": sum(a * b for a, b in shapes),
+            "parameters": sum(map(math.prod, shapes)),
             "leaves": len(shapes),
             "seconds": _perturbation_seconds(ways, shapes, rounds),
         }
         for label, shapes in trees.items()
     ]
+
+
+def random_words(key: jax.Array, params: Any) -> jax.Array:
+    """The words that noise of 8 bits is made of, in rows of 256."""
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return _random._words(key, group=0, start=0, shape=(-(-weights // 1024), 256))
 
 
 def perturb_by(noise: Callable) -> Callable:

@@ -390,6 +390,17 @@ def test_noise_is_uncorrelated_between(draws, bits):
     assert_uncorrelated([np.ravel(sample) for sample in samples])
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_noise_is_uncorrelated_at_every_lag(bits):
+    """Within words, between words, and between rows of words."""
+    size = 2**20
+    drawn = np.asarray(uniform(1.0, bits=bits)(KEY, jnp.ones(size)), np.float64)
+    spectrum = np.abs(np.fft.rfft(drawn, 2 * size)) ** 2
+    lags = np.fft.irfft(spectrum)[1:5000] / np.sum(drawn**2)
+    # The largest of 5,000 standard normal numbers is rarely above 5.
+    assert np.abs(lags).max() < 5.5 / np.sqrt(size)
+
+
 @every_noise
 def test_equal_keys_draw_equal_noise_and_unequal_keys_do_not(noise):
     params = network()
