@@ -154,11 +154,11 @@ def test_strengths_train_side_by_side(settings):
 @pytest.mark.parametrize(
     ("given", "strength", "rise", "largest"),
     [
-        ({}, ("loss_rise", 0.3), True, 1.0),
+        ({}, ("loss_rise", 0.15), True, 1.0),
         ({"loss_rise": 0.1}, ("loss_rise", 0.1), True, 1.0),
         ({"relative_radius": 0.4}, ("relative_radius", 0.4), False, 0.4),
         ({"relative_radius": 0.4, "loss_rise": 0.1}, ("loss_rise", 0.1), True, 0.4),
-        ({"radius": 0.4}, ("loss_rise", 0.3), True, 1.0),
+        ({"radius": 0.4}, ("loss_rise", 0.15), True, 1.0),
     ],
 )
 def test_noise_is_held_by_the_rise_unless_its_size_is_given(

@@ -185,10 +185,10 @@ def test_a_traced_transition_is_an_error(schedule):
     [
         (100, {}, 0, 0.0),
         (100, {}, 2500, 0.075),
-        (100, {}, 10_000, 0.3),
-        (100, {}, 50_000, 0.3),
-        (1, {}, 100, 0.15),  # a hundred steps are too few: 200 at least
-        (1, {}, 200, 0.3),
+        (100, {}, 5000, 0.15),
+        (100, {}, 50_000, 0.15),
+        (1, {}, 100, 0.075),  # fifty steps are too few: 200 at least
+        (1, {}, 200, 0.15),
         (10, {"loss_rise": 0.3, "epochs": 30}, 100, 0.1),
         (10, {"loss_rise": 0.3, "epochs": 0}, 100, 0.15),
     ],
