@@ -4,8 +4,9 @@
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smoothout_jax.experiments.options import Settings
 
@@ -26,6 +27,20 @@ class Command(NamedTuple):
     description: str
     reads_settings: bool = False
     resumes: bool = False
+
+
+class Report(NamedTuple):
+    """What the function `run` of a command returns.
+
+    Attributes:
+        table: the table to print, or several; `None` for none.
+        paths: the paths written.
+        fault: why the command failed all the same; empty if it did not.
+    """
+
+    table: Any
+    paths: list[Path]
+    fault: str = ""
 
 
 COMMANDS = {

@@ -1,0 +1,114 @@
+"""The folder that a command writes to: one process at a time, and no leftovers."""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.options import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not locked
+    fcntl: Any = None
+
+LOCK = ".smoothout.lock"
+# What a process leaves that ended while it wrote, or deleted, a file or a checkpoint.
+LEFTOVERS = (
+    ".unfinished-*",
+    "checkpoints/*.going",
+    "checkpoints/.unfinished-*",
+    "checkpoints/*.orbax-checkpoint-tmp*",
+)
+
+
+def prepare_folder(path: Path) -> None:
+    """Creates a folder, and checks that files can be written to it.
+
+    Raises:
+        OSError: if not.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+        pass
+
+
+@contextlib.contextmanager
+def held(path: Path, command: str) -> Iterator[None]:
+    """Keeps other processes from a folder, and removes what earlier ones left there.
+
+    The lock is that of the operating system on a file that names the process, so that
+    it is free once the process is gone, however that ended.
+
+    Raises:
+        InputError: if another process holds the folder.
+    """
+    lock = path / LOCK
+    file = _acquire(lock)
+    if file is None:
+        raise InputError(
+            f"output {path} is in use by {_holder(lock)}: wait for it, or give another"
+            " --output"
+        )
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    holder = {"process": os.getpid(), "machine": platform.node(), "command": command}
+    with contextlib.suppress(OSError):  # on a full disk
+        file.write(json.dumps(holder | {"since": now}))
+        file.flush()
+    for pattern in LEFTOVERS:
+        for leftover in path.glob(pattern):
+            _remove(leftover)
+
+    def release() -> None:
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.close()
+
+    with interruptions.before_the_end(release):
+        yield
+
+
+def _acquire(lock: Path) -> TextIO | None:
+    """Opens and locks the file; `None` if another process has locked it."""
+    while True:
+        file = lock.open("a+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            pass
+        # The process that held it may have deleted it in the meantime.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                file.truncate(0)
+                return file
+        file.close()
+
+
+def _holder(lock: Path) -> str:
+    try:
+        told = json.loads(lock.read_text())
+        place = "" if told["machine"] == platform.node() else f" on {told['machine']}"
+        return (
+            f"process {told['process']}{place} (smoothout {told['command']}, since"
+            f" {told['since']})"
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
