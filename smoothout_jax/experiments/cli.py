@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = failures.of_the_machine(error)
         if message is None:
             raise
-        _exit(failures.STATUS, message)
+        _exit(failures.STATUS, f"{message}; {interruptions.line()}")
 
 
 def run_process() -> None:

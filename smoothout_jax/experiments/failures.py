@@ -17,10 +17,7 @@ FULL_TEXTS = tuple(map(os.strerror, FULL))
 def of_the_machine(error: BaseException) -> str | None:
     """What a failure of the machine is; `None` if it is a fault of the program."""
     if is_full(error):
-        return (
-            f"cannot write{_where(error)}: {_reason(error)}; make room and run the"
-            " command again"
-        )
+        return f"cannot write{_where(error)}: {_reason(error)}"
     if isinstance(error, BrokenPipeError):
         return "nobody reads the output any more"
     if isinstance(error, OSError) and error.strerror:

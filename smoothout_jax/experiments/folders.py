@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +24,7 @@ LOCK = ".smoothout.lock"
 # What a process leaves that ended while it wrote, or deleted, a file or a checkpoint.
 LEFTOVERS = (
     ".unfinished-*",
+    "*.orbax-checkpoint-tmp*",
     "checkpoints/*.going",
     "checkpoints/.unfinished-*",
     "checkpoints/*.orbax-checkpoint-tmp*",
@@ -62,11 +64,10 @@ def held(path: Path, command: str) -> Iterator[None]:
     with contextlib.suppress(OSError):  # on a full disk
         file.write(json.dumps(holder | {"since": now}))
         file.flush()
-    for pattern in LEFTOVERS:
-        for leftover in path.glob(pattern):
-            _remove(leftover)
+    _tidy(path)
 
     def release() -> None:
+        _tidy(path)
         lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             file.close()
@@ -107,8 +108,14 @@ def _holder(lock: Path) -> str:
         return "another process"
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _tidy(path: Path) -> None:
+    for pattern in LEFTOVERS:
+        for leftover in path.glob(pattern):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+            # Threads of Orbax may still write to it when their command has failed.
+            for _ in range(20):
+                shutil.rmtree(leftover, ignore_errors=True)
+                if not leftover.exists():
+                    break
+                time.sleep(0.05)

@@ -19,7 +19,7 @@ from typing import NoReturn
 from smoothout_jax import _files
 
 STATUS = 130
-PATIENCE = 2.0
+PATIENCE = 1.0
 NUMBERS = signal.SIGINT, signal.SIGTERM
 
 

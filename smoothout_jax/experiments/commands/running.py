@@ -1,6 +1,7 @@
 """One run of `smoothout train`, from its first step or from a checkpoint."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,7 +130,20 @@ class Run:
         """Sets what the run says if it is interrupted."""
         interruptions.advise(
             f"interrupted at step {self._step} of {self._task.steps}; to continue:"
-            f" smoothout train --resume --output {self._settings.output}"
+            f" smoothout train --resume{self._machine}"
+        )
+
+    @property
+    def _machine(self) -> str:
+        """The options of a run that its settings.json does not hold."""
+        settings = self._settings
+        options = {"output": settings.output, "mesh": settings.mesh}
+        if settings.data_dir != type(settings).data_dir:
+            options["data-dir"] = settings.data_dir
+        return "".join(
+            f" --{name} {shlex.quote(str(value))}"
+            for name, value in options.items()
+            if value is not None
         )
 
     def _picture(self) -> list[Path]:

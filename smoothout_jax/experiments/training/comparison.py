@@ -20,8 +20,6 @@ from smoothout_jax.sharpness import expected_sharpness
 
 ROUNDS = 20
 SECONDS_BETWEEN_SAVES = 60.0
-# Training that took less is not kept until its networks are measured.
-SECONDS_KEPT = 5.0
 DISTANCES = np.linspace(-1.5, 1.5, 31)
 
 
@@ -59,8 +57,8 @@ def train_in_turns(
 
     Args:
         trainers: the trainers, by name.
-        kept: where training is kept when it is interrupted, and each minute; what is
-            there already is continued.
+        kept: where training is kept each minute, in the end and when it is interrupted;
+            what is there already is continued.
 
     Returns:
         How each went, by name.
@@ -69,7 +67,7 @@ def train_in_turns(
     done, earlier = kept.restore(trainers) if kept is not None else (0, {})
     seen: dict[str, list[Any]] = {name: earlier.get(name, []) for name in trainers}
     turns = list(itertools.product(range(rounds), trainers.items()))
-    began = saved = time.monotonic()
+    saved = time.monotonic()
     for turn, (_, trainer) in turns[done : done + len(trainers)]:
         interruptions.check()
         trainer.prepare(*_ends(trainer, turn, rounds))
@@ -83,11 +81,8 @@ def train_in_turns(
             if number == len(trainers):
                 whole = sum(rows[0][0] * trainers[n].steps for n, rows in seen.items())
                 announce("training", whole * (rounds - 1) / rounds)
-            last = number == len(turns)
-            wait = SECONDS_KEPT if last else SECONDS_BETWEEN_SAVES
-            if kept is not None and (
-                interrupted() or time.monotonic() - (began if last else saved) > wait
-            ):
+            late = time.monotonic() - saved > SECONDS_BETWEEN_SAVES
+            if kept is not None and (interrupted() or late or number == len(turns)):
                 kept.save(trainers, number, seen)
                 saved = time.monotonic()
             if interrupted():
