@@ -60,7 +60,8 @@ COMMANDS = {
         "Trains SGD, SmoothOut, AdaSmoothOut and SAM on a data set, by default"
         " scikit-learn's digits, from the same seeds; prints a table and writes"
         " settings.json, results.csv, results.json, accuracy.png, landscape.png and a"
-        " checkpoint of each method.",
+        " checkpoint of each method. Interrupted, it keeps the training that is done;"
+        " the same command continues it.",
         reads_settings=True,
     ),
     "evidence": Command(
@@ -68,22 +69,25 @@ COMMANDS = {
         "repeat an experiment of the results page",
         "Tries the same number of strengths for each method on held-out training"
         " images, compares all methods at their best on the test images, and writes"
-        " EXPERIMENT-FORM.json.",
+        " EXPERIMENT-FORM.json. Interrupted, it keeps the cases and trials that are"
+        " done; the same command continues with the rest.",
     ),
     "sharpness": Command(
         "SharpnessSettings",
         "measure how flat the minima of checkpoints are",
         "Measures the sharpness of every network of the checkpoints, prints a table"
         " with the rank correlation of each measure with the test error, and writes"
-        " sharpness.csv, sharpness.json and the spectral density of the Hessian.",
+        " sharpness.csv, sharpness.json and the spectral density of the Hessian."
+        " Interrupted, it keeps the networks that are measured; the same command"
+        " continues with the rest.",
     ),
     "landscape": Command(
         "LandscapeSettings",
         "draw the loss around networks, or between two",
         "Draws the training loss on a plane or line through a network of each"
         " checkpoint, or loss and accuracy on the line between two, as PNG and PDF, and"
-        " writes the arrays behind the pictures; an interrupted run resumes"
-        " from them.",
+        " writes the arrays behind the pictures. Interrupted, it keeps the points that"
+        " are done; the same command continues from them.",
     ),
 }
 
