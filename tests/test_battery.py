@@ -48,7 +48,7 @@ def write(folder, part="train", **changed):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(standard_promotion, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     return write(write(folder), "test")
 
@@ -581,25 +581,41 @@ def interrupt(moment, words, output):
     return ended(running, 2 if moment == "twice" else 1)
 
 
-@pytest.fixture(scope="module")
-def interrupted(checkpoint, data, tmp_path_factory):
-    """What every command said when it was interrupted, and where it wrote."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    moments = [
-        (command, moment)
-        for command in COMMANDS
-        for moment in ("import", "compilation", "work")
-    ] + [("train", "twice")]
+def fill(command, words, output):
+    """Runs a command whose files must not be longer than 500 bytes."""
+    short = {"compare": ["--steps", "4"], "landscape": ["--points", "3"]}
+    words = [*words, *short.get(command, [])]
+    running = process(*words, output=output, limit=500)
+    _, err = running.communicate(timeout=300)
+    return err, running.returncode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def background(request, checkpoint, data, tmp_path_factory):
+    """Processes beside the other tests: what they say, and where they write."""
+    mine = (item for item in request.session.items if item.path == request.path)
+    if not any(item.get_closest_marker("slow") for item in mine):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("background")
+    moments = [(c, m) for c in COMMANDS for m in ("import", "compilation", "work")]
     with ThreadPoolExecutor(2) as pool:
-        told = {
-            (command, moment): pool.submit(
-                interrupt,
-                moment,
-                words_of(command, checkpoint, data),
-                folder / f"{command}-{moment}",
-            )
-            for command, moment in moments
-        }
+        told = {}
+        for command, moment in [*moments, ("train", "twice")]:
+            words = words_of(command, checkpoint, data)
+            output = folder / f"{command}-{moment}"
+            told[command, moment] = pool.submit(interrupt, moment, words, output)
+        for command in COMMANDS:
+            words = words_of(command, checkpoint, data)
+            output = folder / f"{command}-full"
+            told[command, "full"] = pool.submit(fill, command, words, output)
+        yield folder, told
+
+
+@pytest.fixture(scope="module")
+def interrupted(background):
+    """What every command said when it was interrupted, and where it wrote."""
+    folder, told = background
     return folder, {key: each.result() for key, each in told.items()}
 
 
@@ -631,6 +647,7 @@ def spied(monkeypatch, module, name):
     return calls
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(interrupted):
     """To the same bits, wherever it was; at the second interruption it ends at once."""
     folder, told = interrupted
@@ -709,33 +726,14 @@ def test_a_run_that_goes_on_is_not_joined_by_another(tmp_path, capsys):
     ended(running)
 
 
-@pytest.fixture(scope="module")
-def overfull(checkpoint, data, tmp_path_factory):
-    """What every command said when no file might be longer than 500 bytes."""
-    folder = tmp_path_factory.mktemp("overfull")
-
-    def fill(command):
-        words = words_of(command, checkpoint, data)
-        if command == "compare":
-            words += ["--steps", "4"]
-        if command == "landscape":
-            words += ["--points", "3"]
-        running = process(*words, output=folder / command, limit=500)
-        _, err = running.communicate(timeout=300)
-        return err, running.returncode
-
-    with ThreadPoolExecutor(2) as pool:
-        return folder, dict(zip(COMMANDS, pool.map(fill, COMMANDS), strict=True))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_is_told(command, overfull):
-    folder, told = overfull
-    line = checked(*told[command])
+def test_a_full_disk_is_told(command, interrupted):
+    folder, told = interrupted
+    line = checked(*told[command, "full"])
     assert "cannot write: File too large" in line
-    assert not list((folder / command).rglob("*unfinished-*"))
-    assert not list((folder / command).rglob("*-tmp"))
+    assert not list((folder / f"{command}-full").rglob("*unfinished-*"))
+    assert not list((folder / f"{command}-full").rglob("*-tmp"))
 
 
 @pytest.mark.slow
