@@ -8,16 +8,21 @@ from typing import Any
 
 from smoothout_jax import _checks
 
+# Files being written, to delete if the process ends at once.
+UNFINISHED: set[Path] = set()
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which replaces `path` once all went well."""
     unfinished = path.with_name(f".unfinished-{path.name}")
+    UNFINISHED.add(unfinished)
     try:
         yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+        UNFINISHED.discard(unfinished)
 
 
 def check_writable(path: Any) -> Path:

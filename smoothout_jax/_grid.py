@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,18 @@ def evaluate_grid(
 
     keep((0,) * done.ndim, first)
     saved = time.monotonic()
-    for index in progress("points", np.argwhere(~done)):
-        where = tuple(index)
-        keep(where, evaluate([axis[i] for axis, i in zip(points, where, strict=True)]))
-        if path and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+    try:
+        for index in progress("points", np.argwhere(~done)):
+            where = tuple(index)
+            coordinates = [axis[i] for axis, i in zip(points, where, strict=True)]
+            keep(where, evaluate(coordinates))
+            if path and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                _write(path, landscape, done, fingerprint)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        if path:
             _write(path, landscape, done, fingerprint)
-            saved = time.monotonic()
+        raise
     if path:
         _write(path, landscape, done, fingerprint)
     return landscape
@@ -148,12 +155,22 @@ def _read(path: Path) -> tuple[Landscape, np.ndarray, str]:
             arrays = dict(archive)
         done, fingerprint = arrays.pop("done"), str(arrays.pop("fingerprint"))
         note = str(arrays.pop("note"))
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        points = tuple(arrays.pop(f"points {i}") for i in range(done.ndim))
+        values = {name.removeprefix("values "): array for name, array in arrays.items()}
+        if {done.shape} != {_shape(points), *(v.shape for v in values.values())}:
+            raise ValueError("its arrays differ in shape")
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
             f"{path} is not a landscape, or is damaged: {error}"
         ) from error
-    points = tuple(arrays.pop(f"points {i}") for i in range(done.ndim))
-    values = {name.removeprefix("values "): array for name, array in arrays.items()}
     return Landscape(points, values, note), done, fingerprint
 
 

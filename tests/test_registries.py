@@ -119,7 +119,7 @@ STEPS = (
     ("methods",),
     ("regime", "models"),
     ("data", "networks"),
-    ("options",),
+    ("failures", "folders", "interruptions", "options", "progress"),
 )
 LEVELS = {name: level for level, names in enumerate(STEPS) for name in names}
 PREFIX = "smoothout_jax.experiments."

@@ -472,7 +472,8 @@ def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
     class TrainingError(Exception):
         """Ends the comparison where training would begin."""
 
-    def train(trainers):
+    def train(trainers, kept):
+        del kept
         steps.update({name: trainer.steps for name, trainer in trainers.items()})
         raise TrainingError
 

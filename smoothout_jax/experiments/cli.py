@@ -1,23 +1,31 @@
 """The command `smoothout`: parses options, and reports errors in one line."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
+
+import jax
 
 from smoothout_jax import __version__
 from smoothout_jax._extras import require
+from smoothout_jax.experiments import failures, interruptions
 from smoothout_jax.experiments.commands import COMMANDS, load
+from smoothout_jax.experiments.folders import held, prepare_folder
 from smoothout_jax.experiments.options import (
     InputError,
     Kind,
     Settings,
-    prepare_folder,
+    folder,
     read_settings,
 )
+from smoothout_jax.experiments.progress import shown
 
 EXTRA = (
     "flax",
@@ -31,13 +39,63 @@ EXTRA = (
 SETTINGS_FILE = "settings.json"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that reports errors in one line, without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Reports an error, and where to look."""
+        _exit(failures.STATUS, f"{message}; see {self.prog} --help")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
         arguments: the words after `smoothout`; by default those of the command line.
+
+    Raises:
+        SystemExit: with 2, after one line on the standard error, if it cannot do what
+            it was told to; with 130 if it was interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    interruptions.reset()
+    try:
+        _main(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        _exit(error.status, str(error))
+    except KeyboardInterrupt:
+        _exit(interruptions.STATUS, interruptions.line())
+    except Exception as error:
+        message = failures.of_the_machine(error)
+        if message is None:
+            raise
+        _exit(failures.STATUS, f"{message}; {interruptions.line()}")
+
+
+def run_process() -> None:
+    """Runs the command as a process of its own.
+
+    After an error or an interruption, the process ends without waiting for what JAX and
+    Orbax still do in their threads.
+    """
+    interruptions.install()
+    warnings.showwarning = _show_warning
+    failures.silence_threads()
+    status: Any = 0
+    try:
+        main()
+        sys.stdout.flush()
+    except SystemExit as end:
+        status = end.code or 0
+    except BrokenPipeError:  # such as of `smoothout train | head`
+        status = failures.STATUS
+    if status and not jax.distributed.is_initialized():
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _main(arguments: Sequence[str]) -> None:
     parser, subparsers = _parsers()
     name = next((word for word in arguments if word in COMMANDS), None)
     if name is None:  # help, version, or an error
@@ -51,20 +109,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     del options["command"]
     try:
         settings, resume = _settings(settings_class, options)
-        prepare_folder(settings.output)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"output: cannot write to {error.filename}: {error.strerror}")
+        subparsers[name].error(str(error))
     try:
+        prepare_folder(settings.output)
+    except OSError as error:
+        raise InputError(
+            f"output: cannot write to {error.filename}: {error.strerror}"
+        ) from error
+    if settings.several_processes:
         _run(module, settings, **resume)
-    except InputError as error:
-        parser.exit(error.status, f"smoothout: error: {error}\n")
+        return
+    with held(settings.output, name):
+        _run(module, settings, **resume)
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _exit(status: int, message: str) -> NoReturn:
+    interruptions.say(message)
+    raise SystemExit(status)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Shows warnings of this package in one line, and no others."""
+    del lineno, file, line
+    if issubclass(category, UserWarning) and "smoothout_jax" in Path(filename).parts:
+        text = " ".join(str(message).splitlines())
+        print(f"smoothout: warning: {text}", file=sys.stderr)
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of the commands by name, without their options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="smoothout",
         description="Flat minima by SmoothOut: the evidence, on real data.",
     )
@@ -116,6 +193,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> No
     give them.
     """
     kind = Kind.of(field)
+    type = _path if kind.type is Path else kind.type
     help = field.metadata["help"].replace("%", "%%")
     options: dict[str, Any] = {"metavar": field.metadata["metavar"]}
     if kind.several:
@@ -123,7 +201,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> No
     elif kind.choices:
         options["choices"] = tuple(kind.choices)
     if field.default is dataclasses.MISSING:
-        parser.add_argument(field.name, type=kind.type, help=help, **options)
+        parser.add_argument(field.name, type=type, help=help, **options)
         return
     shown = field.default
     if isinstance(shown, tuple):
@@ -136,8 +214,15 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> No
     if kind.type is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
-        options["type"] = kind.type
+        options["type"] = type
     parser.add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def _path(text: str) -> Path:
+    try:
+        return folder(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _settings(
@@ -160,13 +245,16 @@ def _default_output(settings_class: type[Settings]) -> Path:
 def _run(module: ModuleType, settings: Settings, **options: bool) -> None:
     from rich.console import Console
 
-    table, paths = module.run(settings, **options)
+    with shown():
+        report = module.run(settings, **options)
     console = Console()
-    if table is not None:
-        console.print(table)
-    for path in paths:
-        console.print(f"wrote {path}", soft_wrap=True)
+    if report.table is not None:
+        console.print(report.table)
+    for path in report.paths:
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
+    if report.fault:
+        raise InputError(report.fault)
 
 
 if __name__ == "__main__":
-    main()
+    run_process()

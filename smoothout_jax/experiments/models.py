@@ -37,6 +37,7 @@ class Model(NamedTuple):
         dimensions: accepted numbers of dimensions of an image, its channels apart;
             `None` for images of any shape.
         patch: what the sides of an image must be a multiple of.
+        least: how many pixels each side of an image must have at least.
     """
 
     help: str
@@ -48,6 +49,7 @@ class Model(NamedTuple):
     width: int | None = None
     dimensions: tuple[int, ...] | None = None
     patch: int = 1
+    least: int = 1
 
     def check_images(self, name: str, shape: tuple[int, ...], data: str) -> None:
         """Requires a shape of images, (…, channels), that the network accepts.
@@ -66,6 +68,8 @@ class Model(NamedTuple):
             needed = f"images of {accepted} dimensions, with channels"
         elif any(side % self.patch for side in shape[:-1]):
             needed = f"images with a multiple of {self.patch} pixels on each side"
+        elif any(side < self.least for side in shape[:-1]):
+            needed = f"images with at least {self.least} pixels on each side"
         else:
             return
         raise InputError(
@@ -91,6 +95,7 @@ MODELS = {
         lambda settings, classes, norm: CNet(settings.channels, classes, norm),
         width=64,
         dimensions=(1, 2, 3),
+        least=4,
     ),
     "resnet": Model(
         "a residual network",

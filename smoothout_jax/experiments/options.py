@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -94,6 +93,11 @@ class Settings:
                 for each in value if kind.several else (value,):
                     _checks.choice(tuple(kind.choices), **{field.name: each})
 
+    @property
+    def several_processes(self) -> bool:
+        """Whether several processes share the output folder."""
+        return False
+
     def _set(self, **values: Any) -> None:
         """Fills in defaults that depend on other settings."""
         for name, value in values.items():
@@ -124,22 +128,22 @@ class Settings:
         return cls(**values, **machine)
 
 
+def folder(text: str) -> Path:
+    """The path of a file or folder, which has a name.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not text:
+        raise ValueError("a path must not be empty; give . for the current folder")
+    return Path(text)
+
+
 def check_not_negative(**values: int) -> None:
     """Requires integers of at least zero."""
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"{name} must be at least 0, got {value}")
-
-
-def prepare_folder(path: Path) -> None:
-    """Creates a folder, and checks that files can be written to it.
-
-    Raises:
-        OSError: if not.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-        pass
 
 
 def read_settings(path: Path, settings_class: type[Settings]) -> dict[str, Any]:
@@ -186,5 +190,9 @@ def _from_json(path: Path, field: dataclasses.Field, value: Any) -> Any:
             raise InputError(
                 f"settings {path}: {field.name} must be {kinds}, got {value!r}"
             )
-    converted = tuple(kind(each) for each in values)
+    convert = folder if kind is Path else kind
+    try:
+        converted = tuple(convert(each) for each in values)
+    except (OverflowError, ValueError) as error:
+        raise InputError(f"settings {path}: {field.name}: {error}") from error
     return converted if several else converted[0]

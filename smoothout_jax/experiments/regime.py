@@ -77,10 +77,14 @@ class RegimeSettings(Settings):
         if self.steps is None and self.epochs is None:
             self._set(steps=1000)
         _checks.count(**self._given("steps", "batch_size", "base_batch_size"))
-        _checks.nonnegative(**self._given("learning_rate", "momentum", "weight_decay"))
-        _checks.positive(**self._given("epochs", "clip_norm"))
+        _checks.nonnegative(**self._given("weight_decay"))
+        _checks.positive(**self._given("learning_rate", "epochs", "clip_norm"))
         check_not_negative(shift=self.shift)
+        for name, value in self._given("steps").items():
+            if value >= 2**31:
+                raise ValueError(f"{name} must be below 2³¹, got {value}")
         for name, values in (
+            ("momentum", (self.momentum,)),
             ("warmup", (self.warmup,)),
             ("milestones", self.milestones),
         ):

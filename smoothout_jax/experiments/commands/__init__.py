@@ -4,8 +4,9 @@
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smoothout_jax.experiments.options import Settings
 
@@ -28,6 +29,20 @@ class Command(NamedTuple):
     resumes: bool = False
 
 
+class Report(NamedTuple):
+    """What the function `run` of a command returns.
+
+    Attributes:
+        table: the table to print, or several; `None` for none.
+        paths: the paths written.
+        fault: why the command failed all the same; empty if it did not.
+    """
+
+    table: Any
+    paths: list[Path]
+    fault: str = ""
+
+
 COMMANDS = {
     "train": Command(
         "TrainSettings",
@@ -45,7 +60,8 @@ COMMANDS = {
         "Trains SGD, SmoothOut, AdaSmoothOut and SAM on a data set, by default"
         " scikit-learn's digits, from the same seeds; prints a table and writes"
         " settings.json, results.csv, results.json, accuracy.png, landscape.png and a"
-        " checkpoint of each method.",
+        " checkpoint of each method. Interrupted, it keeps the training that is done;"
+        " the same command continues it.",
         reads_settings=True,
     ),
     "evidence": Command(
@@ -53,22 +69,25 @@ COMMANDS = {
         "repeat an experiment of the results page",
         "Tries the same number of strengths for each method on held-out training"
         " images, compares all methods at their best on the test images, and writes"
-        " EXPERIMENT-FORM.json.",
+        " EXPERIMENT-FORM.json. Interrupted, it keeps the cases and trials that are"
+        " done; the same command continues with the rest.",
     ),
     "sharpness": Command(
         "SharpnessSettings",
         "measure how flat the minima of checkpoints are",
         "Measures the sharpness of every network of the checkpoints, prints a table"
         " with the rank correlation of each measure with the test error, and writes"
-        " sharpness.csv, sharpness.json and the spectral density of the Hessian.",
+        " sharpness.csv, sharpness.json and the spectral density of the Hessian."
+        " Interrupted, it keeps the networks that are measured; the same command"
+        " continues with the rest.",
     ),
     "landscape": Command(
         "LandscapeSettings",
         "draw the loss around networks, or between two",
         "Draws the training loss on a plane or line through a network of each"
         " checkpoint, or loss and accuracy on the line between two, as PNG and PDF, and"
-        " writes the arrays behind the pictures; an interrupted run resumes"
-        " from them.",
+        " writes the arrays behind the pictures. Interrupted, it keeps the points that"
+        " are done; the same command continues from them.",
     ),
 }
 

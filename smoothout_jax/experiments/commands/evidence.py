@@ -8,21 +8,24 @@ on the test images, which played no part in the choice.
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.table import Table
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
+from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.commands import Report
 from smoothout_jax.experiments.commands.compare import (
     CompareSettings,
     Results,
     compare,
     summary,
 )
+from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.plans import (
@@ -31,12 +34,14 @@ from smoothout_jax.experiments.plans import (
     TRIALS,
     Case,
 )
-from smoothout_jax.experiments.reporting.formats import with_error
+from smoothout_jax.experiments.reporting.formats import json_text, with_error
 from smoothout_jax.experiments.reporting.provenance import provenance
-from smoothout_jax.experiments.reporting.tables import terminal_table
+from smoothout_jax.experiments.reporting.tables import terminal_tables
+from smoothout_jax.experiments.training.kept import remove_kept
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
+EQUAL = "equal_updates"
 # Any will do: where the size of the noise is given, it is fixed, and the trials choose.
 _FIXED_SIZES: dict[str, Any] = {"radius": 0.1, "relative_radius": 0.5, "std": 0.05}
 
@@ -82,38 +87,83 @@ class EvidenceSettings(Settings):
         return EXPERIMENTS[self.experiment][self.form]
 
 
-def run(settings: EvidenceSettings) -> tuple[Table, list[Path]]:
+def run(settings: EvidenceSettings) -> Report:
     """Runs `smoothout evidence`: the table to print, and the path written."""
     path = settings.output / f"{settings.experiment}-{settings.form}.json"
     document = _read(path, settings)
-    for case in settings.plan:
-        chosen = not settings.cases or case.name in settings.cases
-        if chosen and case.name not in document["cases"]:
-            document["cases"][case.name] = examine(case, settings.data_dir)
-            with whole_file(path) as unfinished:
-                unfinished.write_text(json.dumps(document, indent=1) + "\n")
-    return _table(document), [path]
+    chosen = [
+        case
+        for case in settings.plan
+        if not settings.cases or case.name in settings.cases
+    ]
+    for case in chosen:
+        if case.name in document["cases"]:
+            continue
+        trials = Unfinished(settings.output / "unfinished.json", case.to_json())
+        interruptions.advise(partial(_interrupted, document, chosen, trials))
+        document["cases"][case.name] = examine(
+            case, settings.data_dir, trials, settings.output
+        )
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json_text(document))
+        trials.remove()
+        remove_kept(settings.output)
+    return Report(_tables(document), [path], _fault(document))
 
 
-def examine(case: Case, data_dir: Path) -> dict[str, Any]:
-    """Tries strengths and compares the methods; the results, as JSON holds them."""
+def _interrupted(document: dict[str, Any], chosen: list[Case], trials: Unfinished):
+    done = sum(case.name in document["cases"] for case in chosen)
+    if not done and not trials:
+        return "interrupted: nothing was done yet"
+    return (
+        f"interrupted: {done} of {len(chosen)} cases and the trials of"
+        f" {sum(name in METHODS for name in trials)} methods of the next are done; to"
+        " continue, run the same command again"
+    )
+
+
+def _fault(document: dict[str, Any]) -> str:
+    """Which methods diverged; empty if none did."""
+    told = [
+        f"{METHODS[name].label} diverged in {case}"
+        for case, found in document["cases"].items()
+        for name, row in found["equal_updates"]["summary"].items()
+        if "diverged" in row
+    ]
+    return "; ".join(told)
+
+
+def examine(
+    case: Case, data_dir: Path, kept: Unfinished, output: Path
+) -> dict[str, Any]:
+    """Tries strengths and compares the methods; the results, as JSON holds them.
+
+    Args:
+        case: the case.
+        data_dir: the folder of the data sets.
+        kept: what is done of it, the trials by method; the rest is added.
+        output: the folder where unfinished training is kept.
+    """
     began = time.monotonic()
-    trials = try_strengths(case, data_dir)
+    trials = try_strengths(case, data_dir, kept)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
     settings = dataclasses.replace(
-        case_settings(case, data_dir, held_out=False), learning_rate=chosen["sgd"]
+        case_settings(case, data_dir, held_out=False),
+        learning_rate=chosen["sgd"],
+        output=output,
     )
-    results = compare(settings, chosen, curves=False)
+    if EQUAL not in kept:
+        kept[EQUAL] = _to_json(compare(settings, chosen, curves=False))
     twice = tuple(name for name in case.methods if METHODS[name].gradients == 2)
-    fair = results
+    fair = kept[EQUAL]
     if twice:
         halved = dataclasses.replace(settings, methods=twice, equal_gradients=True)
-        fair = compare(halved, chosen, curves=False)
+        fair = _to_json(compare(halved, chosen, curves=False))
     return provenance() | {
         "settings": settings.to_json(),
         "trials": trials,
-        "equal_updates": _to_json(results),
-        "equal_gradients": _to_json(fair),
+        EQUAL: kept[EQUAL],
+        "equal_gradients": fair,
         "minutes": (time.monotonic() - began) / 60,
     }
 
@@ -136,19 +186,20 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
     )
 
 
-def try_strengths(case: Case, data_dir: Path) -> dict[str, Any]:
+def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any]:
     """Accuracy on held-out images at each strength, and the best, by method."""
     settings = case_settings(case, data_dir, held_out=True)
-    trials = {"sgd": _try("sgd", Task(settings), case)}
-    best = dataclasses.replace(settings, learning_rate=trials["sgd"]["chosen"])
-    task = Task(best)
-    others = [name for name in settings.methods if name != "sgd"]
+    if "sgd" not in kept:
+        kept["sgd"] = _try("sgd", Task(settings), case)
+    best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
+    others = [name for name in settings.methods if name not in kept]
+    task = Task(best) if others else None
     for name in progress("trials", others):
-        trials[name] = _try(name, task, case)
-    return trials
+        kept[name] = _try(name, task, case)
+    return {name: kept[name] for name in ("sgd", *settings.methods)}
 
 
-def _try(name: str, task: Task, case: Case) -> dict[str, Any]:
+def _try(name: str, task: Any, case: Case) -> dict[str, Any]:
     setting, default = METHODS[name].strength_of(task.settings)
     if setting == "loss_rise":
         return {"strengths": [default], "accuracies": [], "chosen": default}
@@ -165,8 +216,8 @@ def _try(name: str, task: Task, case: Case) -> dict[str, Any]:
         [task.evaluate(*network)["test accuracy"] for network in trainer.networks()],
         (len(strengths), len(seeds)),
     )
-    # Of equally good strengths, the weakest.
-    best = int(accuracies.mean(1).argmax())
+    # Of equally good strengths, the weakest; one that diverges has no accuracy.
+    best = int(np.nan_to_num(accuracies.mean(1), nan=-1.0).argmax())
     return {
         "strengths": strengths,
         "accuracies": accuracies.tolist(),
@@ -196,23 +247,28 @@ def _read(path: Path, settings: EvidenceSettings) -> dict[str, Any]:
         }
     try:
         document = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    for name in document.get("cases", {}):
-        if plan.get(name) != document["plan"].get(name):
-            raise InputError(
-                f"{path} holds case {name!r} of another plan; give another --output"
-            )
+        for name, case in document["cases"].items():
+            if plan.get(name) != document["plan"][name]:
+                raise InputError(
+                    f"{path} holds case {name!r} of another plan; give another --output"
+                )
+            _ = case["trials"], case[EQUAL]["summary"]["sgd"]
+    except InputError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged, or not of smoothout evidence: {error!r}; move it away,"
+            " or give another --output"
+        ) from error
     return document | {"plan": plan}
 
 
-def _table(document: dict[str, Any]) -> Table:
-    return terminal_table(
+def _tables(document: dict[str, Any]) -> Any:
+    return terminal_tables(
         f"{document['experiment']}, {document['form']} form: test accuracy (%) minus"
         " SGD's",
         _cells(document["cases"]),
         header=("", *document["cases"]),
-        wrap=True,
     )
 
 
@@ -229,6 +285,9 @@ def _cell(case: dict[str, Any], name: str) -> str:
     summary = case["equal_updates"]["summary"]
     if name not in summary:
         return ""
+    if "diverged" in summary[name]:
+        return "diverged"
     if name == "sgd":
         return with_error(summary[name]["test_accuracy"])
-    return f"{summary[name]['difference_to_sgd'][0]:+.2f}"
+    difference = summary[name]["difference_to_sgd"]
+    return "" if difference is None else f"{difference[0]:+.2f}"

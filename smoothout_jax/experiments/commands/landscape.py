@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from matplotlib.figure import Figure
 
 from smoothout_jax import exclude, flax_filters
+from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.commands import Report
 from smoothout_jax.experiments.commands.trained import (
     Checkpoint,
+    Tasks,
     TrainedSettings,
     colors,
 )
 from smoothout_jax.experiments.options import InputError, check_not_negative, option
 from smoothout_jax.experiments.reporting.figures import save_figure
-from smoothout_jax.experiments.training.task import UNITS, Task
+from smoothout_jax.experiments.training.task import UNITS
 from smoothout_jax.landscape import (
     direction_between,
     filter_normalized_direction,
@@ -98,7 +102,13 @@ class LandscapeSettings(TrainedSettings):
                 raise ValueError(f"points must be at least 2, got {number}")
         if self.exclude:
             exclude(*self.exclude)  # raises if one is not a regular expression
+            if self.kind == "between" or self.directions != "random":
+                raise ValueError("exclude applies to random directions only")
         check_not_negative(**self._given("seed", "direction_seed"))
+        if self.direction_seed >= 2**31:
+            raise ValueError(
+                f"direction_seed must be in [0, 2³¹), got {self.direction_seed}"
+            )
         low, high = self.limits
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"range must increase, got {low} {high}")
@@ -113,8 +123,9 @@ class LandscapeSettings(TrainedSettings):
         return low, high
 
 
-def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:
+def run(settings: LandscapeSettings) -> Report:
     """Runs `smoothout landscape`: nothing to print, and the paths written."""
+    interruptions.advise(lambda: _interrupted(settings.output))
     checkpoints = settings.load()
     for checkpoint in checkpoints.values():
         seeds = checkpoint.settings.all_seeds
@@ -124,7 +135,16 @@ def run(settings: LandscapeSettings) -> tuple[None, list[Path]]:
                 f" of seeds {seeds[0]} to {seeds[-1]}"
             )
     draw = {"surface": _surface, "curve": _curve, "between": _between}
-    return None, draw[settings.kind](settings, checkpoints)
+    return Report(None, draw[settings.kind](settings, checkpoints))
+
+
+def _interrupted(output: Path) -> str:
+    if not any(output.glob("*.npz")):
+        return "interrupted: nothing was done yet"
+    return (
+        f"interrupted: the points that were done are kept in {output}; to continue, run"
+        " the same command again"
+    )
 
 
 def _surface(
@@ -152,9 +172,9 @@ def _curve(
 
 def _around(settings, checkpoints, num_directions: int, function, points):
     """Evaluates the landscape around each network; by label, and the files written."""
-    landscapes, paths = {}, []
+    landscapes, paths, tasks = {}, [], Tasks()
     for label, checkpoint in checkpoints.items():
-        task = Task(checkpoint.settings)
+        task = tasks.of(checkpoint)
         params, stats = _network(settings, checkpoint)
         directions = _directions(settings, task, params, stats, num_directions)
         paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
@@ -174,6 +194,7 @@ def _between(
     settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]
 ) -> list[Path]:
     (one_label, one), (other_label, other) = checkpoints.items()
+    task = Tasks().of(one)
     params, stats = _network(settings, one)
     try:
         direction = direction_between(params, _network(settings, other)[0])
@@ -181,7 +202,6 @@ def _between(
         raise InputError(
             f"checkpoint {other.path} holds another network than {one.path}: {error}"
         ) from error
-    task = Task(one.settings)
     if task.batch_norm and settings.statistics == "kept":
         raise InputError(
             "between two networks with BatchNorm, statistics cannot be kept: give"
@@ -218,7 +238,7 @@ def _evaluate(function: Any, settings, task, network, direction, points, path):
             quantities = task.quantities
             options["statistics"] = task.batch_statistics
     try:
-        return function(
+        landscape = function(
             quantities,
             params,
             direction,
@@ -231,6 +251,13 @@ def _evaluate(function: Any, settings, task, network, direction, points, path):
         if str(path) not in str(error):
             raise
         raise InputError(str(error)) from error
+    finite = np.isfinite(landscape.values["train loss"])
+    if np.count_nonzero(finite) < 2:
+        raise InputError(
+            f"the loss is finite at {np.count_nonzero(finite)} of {finite.size} points:"
+            " give a narrower --range"
+        )
+    return landscape
 
 
 def _points(settings: LandscapeSettings, number: int):
@@ -240,22 +267,30 @@ def _points(settings: LandscapeSettings, number: int):
 
 def _directions(settings, task, params, stats, number: int) -> list[Any]:
     if settings.directions == "eigenvectors":
-        pairs = hessian_eigenvalues(
-            task.loss_with(stats),
-            params,
-            num_eigenvalues=number,
-            batches=task.sets["train"],
-        )
-        return [pairs.vector(index) for index in range(number)]
+        return _eigenvectors(task, params, stats, number)
     keys = jax.random.split(jax.random.key(settings.direction_seed), number)
     relative_to = None if settings.relative_to == "none" else settings.relative_to
     mask = exclude(*settings.exclude) if settings.exclude else None
+    if mask is not None and not any(jax.tree.leaves(mask(params))):
+        raise InputError(
+            f"exclude {' '.join(settings.exclude)} leaves no parameter to move"
+        )
     return [
         filter_normalized_direction(
             key, params, relative_to=relative_to, filter_axis=flax_filters, mask=mask
         )
         for key in keys
     ]
+
+
+def _eigenvectors(task, params, stats, number: int) -> list[Any]:
+    pairs = hessian_eigenvalues(
+        task.loss_with(stats),
+        params,
+        num_eigenvalues=number,
+        batches=task.sets["train"],
+    )
+    return [pairs.vector(index) for index in range(number)]
 
 
 def _solid(landscapes) -> Figure:

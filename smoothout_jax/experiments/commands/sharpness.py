@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,23 +11,26 @@ import jax
 import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
+from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.commands import Report
 from smoothout_jax.experiments.commands.trained import (
     Checkpoint,
+    Tasks,
     TrainedSettings,
     colors,
 )
+from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.measures import MEASURES, MeasureSettings
-from smoothout_jax.experiments.options import option
+from smoothout_jax.experiments.options import InputError, option
+from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.reporting.figures import save_figure
-from smoothout_jax.experiments.reporting.formats import to_first_digit
+from smoothout_jax.experiments.reporting.formats import json_text, to_first_digit
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.statistics import mean_and_error
-from smoothout_jax.experiments.reporting.tables import terminal_table
-from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.reporting.tables import terminal_tables
 from smoothout_jax.plots import plot_density
 from smoothout_jax.sharpness import (
     hessian_density,
@@ -36,6 +39,8 @@ from smoothout_jax.sharpness import (
 )
 
 WHOLE = "whole"
+# Iterations of Lanczos for the density.
+DEPTH = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,50 +79,93 @@ class Row(NamedTuple):
     measures: dict[str, tuple[float, float]]
 
 
-def run(settings: SharpnessSettings) -> tuple[Table, list[Path]]:
+def run(settings: SharpnessSettings) -> Report:
     """Runs `smoothout sharpness`: the table to print, and the paths written."""
-    checkpoints = settings.load()
-    rows = measure(settings, checkpoints)
+    checkpoints, tasks = settings.load(), Tasks()
+    kept = Unfinished(
+        settings.output / "unfinished.json",
+        [settings.to_json(), [each.digest for each in checkpoints.values()]],
+    )
+    rows = measure(settings, checkpoints, tasks, kept)
     writers = {"sharpness.csv": _write_csv, "sharpness.json": _write_json}
     paths = []
     for name, write in writers.items():
         paths.append(settings.output / name)
         with whole_file(paths[-1]) as unfinished:
             write(settings, rows, unfinished)
-    figure = _density(checkpoints)
-    return table(settings, rows), [
-        *paths,
-        *save_figure(figure, settings.output / "density"),
-    ]
+    paths += save_figure(_density(checkpoints, tasks), settings.output / "density")
+    kept.remove()
+    return Report(tables(settings, rows), paths)
 
 
 def measure(
-    settings: SharpnessSettings, checkpoints: dict[str, Checkpoint]
+    settings: SharpnessSettings,
+    checkpoints: dict[str, Checkpoint],
+    tasks: Tasks,
+    kept: Unfinished,
 ) -> list[Row]:
-    """Measures every network of the checkpoints."""
-    # One task and one set of measures for all, so that they are compiled once.
-    trained = {checkpoint.settings for checkpoint in checkpoints.values()}
-    tasks = {settings: Task(settings) for settings in trained}
+    """Measures every network of the checkpoints, but for those that were before.
+
+    Raises:
+        InputError: if a network is not that of its data, or a measure is not finite.
+    """
+    # One set of measures for all, so that they are compiled once.
     measures = {name: MEASURES[name].measure(settings) for name in settings.measures}
     networks = [
         (label, checkpoint, seed)
         for label, checkpoint in checkpoints.items()
         for seed in checkpoint.settings.all_seeds
     ]
-    rows = []
+    interruptions.advise(lambda: _interrupted(len(kept), len(networks)))
+    began, done = time.monotonic(), len(kept)
     for label, checkpoint, seed in progress("networks", networks):
-        task, (params, stats) = tasks[checkpoint.settings], checkpoint.network(seed)
-        error = 1 - task.evaluate(params, stats)["test accuracy"]
-        arguments = task.loss_with(stats), params, task.sets["train"]
-        parts = {
-            WHOLE: {name: measure(*arguments) for name, measure in measures.items()}
-        }
-        if settings.per_layer:
-            parts |= _by_layer(measures, *arguments)
-        rows += [
-            Row(label, seed, part, error, values) for part, values in parts.items()
-        ]
-    return rows
+        key = f"{label} {seed}"
+        if key not in kept:
+            network, task = checkpoint.network(seed), tasks.of(checkpoint)
+            try:
+                kept[key] = _measure(settings, measures, task, network)
+            except ValueError as error:
+                raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
+            if len(kept) == done + 1:
+                left = len(networks) - len(kept)
+                announce("measuring", left * (time.monotonic() - began))
+    return [
+        Row(label, seed, layer, error, {k: _pair(*v) for k, v in measured.items()})
+        for label, _, seed in networks
+        for layer, error, measured in kept[f"{label} {seed}"]
+    ]
+
+
+def _pair(value: float, error: float | None) -> tuple[float, float]:
+    """A measure and its error, which may be unknown."""
+    return value, np.nan if error is None else error
+
+
+def _interrupted(done: int, total: int) -> str:
+    if not done:
+        return "interrupted: nothing was measured yet"
+    return (
+        f"interrupted: {done} of {total} networks are measured; to continue, run the"
+        " same command again"
+    )
+
+
+def _measure(settings, measures, task, network) -> list[tuple]:
+    """Layer, test error and measures of a network, and of its layers."""
+    params, stats = network
+    error = 1 - task.evaluate(params, stats)["test accuracy"]
+    arguments = task.loss_with(stats), params, task.sets["train"]
+    parts = {WHOLE: {name: measure(*arguments) for name, measure in measures.items()}}
+    if settings.per_layer:
+        parts |= _by_layer(measures, *arguments)
+    for values in parts.values():
+        for name, (value, _) in values.items():
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"the measure {name} is {value}: the loss is not finite so far from"
+                    " the network"
+                )
+    return [(part, error, values) for part, values in parts.items()]
 
 
 def _by_layer(measures, loss, params, batches) -> dict[str, Any]:
@@ -129,10 +177,10 @@ def _by_layer(measures, loss, params, batches) -> dict[str, Any]:
     return {layer: {name: values[name][layer] for name in values} for layer in layers}
 
 
-def table(settings: SharpnessSettings, rows: list[Row]) -> Table:
-    """The table that the command prints."""
+def tables(settings: SharpnessSettings, rows: list[Row]) -> Any:
+    """The tables that the command prints, none wider than a terminal."""
     header, *lines = cells(settings.measures, rows)
-    return terminal_table(
+    return terminal_tables(
         "Sharpness of the training loss",
         lines,
         header=header,
@@ -140,7 +188,6 @@ def table(settings: SharpnessSettings, rows: list[Row]) -> Table:
         " networks of a method; of a single one, the measure's own. Noise, SAM: rise of"
         " the loss under noise, and at the worst point of a ball. τ: Kendall's rank"
         " correlation with the test error over all networks.",
-        wrap=True,
     )
 
 
@@ -185,20 +232,27 @@ def _correlation(rows: list[Row], name: str) -> str:
     return f"{result.statistic:+.2f}"
 
 
-def _density(checkpoints: dict[str, Checkpoint]) -> Figure:
+def _density(checkpoints: dict[str, Checkpoint], tasks: Tasks) -> Figure:
     """Draws spectral densities of the first networks, all blurred by one width."""
     networks = {}
     for label, checkpoint in checkpoints.items():
-        task = Task(checkpoint.settings)
+        task = tasks.of(checkpoint)
         params, stats = checkpoint.network(checkpoint.settings.all_seeds[0])
         networks[label] = task.loss_with(stats), params, task.sets["train"]
     largest = max(
         abs(hessian_eigenvalues(loss, params, batches=batches).values[0])
         for loss, params, batches in networks.values()
     )
+    # None where the Hessian is zero, as of a network whose units are all off.
+    width = 0.01 * largest or None
     densities = {
         label: hessian_density(
-            loss, params, key=jax.random.key(0), width=0.01 * largest, batches=batches
+            loss,
+            params,
+            key=jax.random.key(0),
+            width=width,
+            depth=min(DEPTH, sum(leaf.size for leaf in jax.tree.leaves(params))),
+            batches=batches,
         )
         for label, (loss, params, batches) in networks.items()
     }
@@ -220,4 +274,4 @@ def _write_json(settings: SharpnessSettings, rows: list[Row], path: Path) -> Non
         "settings": settings.to_json(),
         "rows": [row._asdict() for row in rows],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json_text(document))

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.data.datasets import Dataset, DataSettings
 from smoothout_jax.experiments.methods.table import METHODS, Method
+from smoothout_jax.experiments.models import ModelSettings
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.training.checkpoints import (
     load_about,
-    load_trees,
+    load_networks,
     named_errors,
+    naming_the_one_before,
     path_of,
     steps_of,
 )
@@ -61,6 +65,7 @@ class Checkpoint:
         settings: the settings of their training.
         params: their parameters, a tree with a leading axis for the seeds.
         stats: their BatchNorm statistics, with that axis too.
+        digest: what tells these networks from others.
     """
 
     path: Path
@@ -68,6 +73,7 @@ class Checkpoint:
     settings: CompareSettings | TrainSettings
     params: Any
     stats: Any
+    digest: str
 
     @property
     def method(self) -> Method:
@@ -75,9 +81,64 @@ class Checkpoint:
         return METHODS[self.name]
 
     def network(self, seed: int) -> tuple[Any, Any]:
-        """The parameters and statistics of the network trained from a seed."""
+        """The parameters and statistics of the network trained from a seed.
+
+        Raises:
+            InputError: if they are not finite.
+        """
         index = self.settings.all_seeds.index(seed)
-        return jax.tree.map(lambda leaf: leaf[index], (self.params, self.stats))
+        network = jax.tree.map(lambda leaf: leaf[index], (self.params, self.stats))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(network)):
+            raise InputError(
+                f"checkpoint {self.path}: training from seed {seed} diverged, and its"
+                " parameters are not finite"
+            )
+        return network
+
+
+class Tasks:
+    """The tasks that networks were trained on.
+
+    Networks that agree in data and architecture share one, so that data are loaded, and
+    losses compiled, once.
+    """
+
+    def __init__(self):
+        self._data: dict[tuple, Dataset] = {}
+        self._tasks: dict[tuple, Task] = {}
+
+    def of(self, checkpoint: Checkpoint) -> Task:
+        """The task of a checkpoint.
+
+        Raises:
+            InputError: if the data cannot be read, or are not those of its networks.
+        """
+        settings = checkpoint.settings
+        data = _values(settings, DataSettings)
+        key = data, _values(settings, ModelSettings), settings.statistics
+        if key not in self._tasks:
+            task = self._tasks[key] = Task(settings, data=self._data.get(data))
+            self._data[data] = task.data
+        self._check(checkpoint, self._tasks[key])
+        return self._tasks[key]
+
+    @staticmethod
+    def _check(checkpoint: Checkpoint, task: Task) -> None:
+        seeds = len(checkpoint.settings.all_seeds)
+        keys = jax.random.split(jax.random.key(0), seeds)
+        expected = jax.eval_shape(jax.vmap(task.init), keys)
+        found = jax.eval_shape(lambda: (checkpoint.params, checkpoint.stats))
+        if expected != found:
+            raise InputError(
+                f"checkpoint {checkpoint.path} does not hold the networks of its"
+                f" settings for the data {task.settings.data} in"
+                f" {task.settings.data_dir}"
+            )
+
+
+def _values(settings: Any, group: type[Settings]) -> tuple:
+    """The values of the settings of a group."""
+    return tuple(getattr(settings, field.name) for field in dataclasses.fields(group))
 
 
 def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
@@ -89,24 +150,38 @@ def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
         data_dir: the folder of the data that it was trained on.
 
     Raises:
-        InputError: if there is none, if it is damaged, or if it does not hold the
-            network of its settings.
+        InputError: if there is none, or if it is damaged.
     """
     if not path.is_dir():
-        raise InputError(f"checkpoint {path} does not exist")
+        wrong = "is not a folder" if path.exists() else "does not exist"
+        raise InputError(f"checkpoint {path} {wrong}")
     if steps := steps_of(path):
-        path = path_of(path, steps[-1])
+        with naming_the_one_before(path, steps[-1]):
+            return _load(path_of(path, steps[-1]), data_dir)
+    if not (path / "about").is_dir():
+        raise InputError(_not_one(path))
+    return _load(path, data_dir)
+
+
+def _load(path: Path, data_dir: Path) -> Checkpoint:
     about = load_about(path)
     with named_errors(path):
         settings = SETTINGS[about["command"]].from_json(
             about["settings"], data_dir=data_dir
         )
-        shapes = jax.eval_shape(
-            jax.vmap(Task(settings).init),
-            jax.random.split(jax.random.key(0), len(settings.all_seeds)),
-        )
-    like = dict(zip(("params", "stats"), shapes, strict=True))
-    return Checkpoint(path, about["method"], settings, **load_trees(path, **like))
+        networks = load_networks(path)
+        digest = "".join(about["digests"][name] for name in networks)
+    return Checkpoint(path, about["method"], settings, **networks, digest=digest)
+
+
+def _not_one(path: Path) -> str:
+    """What a folder is that is not a checkpoint."""
+    if (path / "params").is_dir():
+        return f"checkpoint {path} is damaged: it has lost its folder about"
+    inside = sorted(path.glob("checkpoints/*/about")) or sorted(path.glob("*/about"))
+    if inside:
+        return f"{path} is not a checkpoint, but holds some: give {inside[0].parent}"
+    return f"{path} is not a checkpoint of smoothout"
 
 
 def labels(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import require
+from smoothout_jax.experiments.data.checks import check_images, check_labels
 from smoothout_jax.experiments.data.readers import (
     Split,
     checked_split,
@@ -198,19 +199,17 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
 
     Raises:
         InputError: if a file is missing, damaged or too small, if an image is not
-            finite, or if the labels do not count the classes from 0.
+            finite, if the labels do not count the classes from 0, or if training and
+            test images differ in shape or scale.
     """
     source = DATA_SETS[name]
     train, test = source.read(data_dir)
     if test is None:
         train, test = _divide(train, train_size or source.train_size or 0)
         train_size = None
-    largest = max(train.labels.max(), test.labels.max())
-    if largest >= len(train.labels):
-        raise InputError(
-            f"data {name} has a label {largest}, but only {len(train.labels)} training"
-            " images: labels must count the classes from 0"
-        )
+    else:
+        check_images(train.images, test.images, name)
+    check_labels(train.labels, test.labels, name)
     if train_size is not None and train_size != len(train.labels):
         if train_size > len(train.labels):
             raise InputError(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from smoothout_jax.experiments.data.checks import check_shape
 from smoothout_jax.experiments.options import InputError
 
 CIFAR_SHAPE = (3, 32, 32)
@@ -33,18 +34,25 @@ def checked_split(images: np.ndarray, labels: np.ndarray, source: Any) -> Split:
     """Checks images and labels, and makes a split of them.
 
     Args:
-        images: uint8 or floating, (images, …).
+        images: uint8 or floating, (images, …, channels).
         labels: integers, (images,).
         source: where they come from, such as a file, to name in errors.
 
     Raises:
-        InputError: if there are no images or not one label for each, if a value is not
-            finite in float32, or if a label is out of range.
+        InputError: if there are no images or not one label for each, if their shape is
+            not one of images, if a value is not finite in float32, or if a label is
+            out of range.
     """
+    if images.ndim < 2:
+        raise InputError(
+            f"{source}: images must have shape (images, …, channels), not"
+            f" {images.shape}"
+        )
     if len(images) != len(labels):
         raise InputError(f"{source} has {len(images)} images, but {len(labels)} labels")
     if not len(images):
         raise InputError(f"{source} has no images")
+    check_shape(images.shape[1:], images.dtype, source)
     for label in (labels.min(), labels.max()):
         if not 0 <= label < 2**31:
             raise InputError(f"{source} has a label {label}, not one in [0, 2³¹)")
@@ -78,8 +86,7 @@ def read_idx_folder(folder: Path) -> tuple[Split, Split]:
         images = _read_idx(folder, f"{part}-images-idx3-ubyte", num_axes=3)
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", num_axes=1)
         splits.append(checked_split(images[..., None], labels, folder / part))
-    train, test = splits
-    return train, test
+    return _alike(folder, splits, "train", "t10k")
 
 
 def read_cifar_folder(folder: Path, num_classes: int) -> tuple[Split, Split]:
@@ -120,11 +127,19 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
         InputError: if a file is missing or damaged, or if an array is missing or not
             of the stated kind.
     """
-    train, test = (_read_npz(folder / f"{part}.npz") for part in ("train", "test"))
+    names = "train.npz", "test.npz"
+    return _alike(folder, [_read_npz(folder / name) for name in names], *names)
+
+
+def _alike(
+    folder: Path, splits: list[Split], name: str, other_name: str
+) -> tuple[Split, Split]:
+    """Training and test set, if their images have the same shape."""
+    train, test = splits
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
-            f"{folder}: images of train.npz have shape {train.images.shape[1:]}, those"
-            f" of test.npz {test.images.shape[1:]}"
+            f"{folder}: images of {name} have shape {train.images.shape[1:]}, those of"
+            f" {other_name} {test.images.shape[1:]}"
         )
     return train, test
 
@@ -167,16 +182,28 @@ def _read_cifar(path: Path, label_bytes: int, num_classes: int) -> Split:
 
 def _read_npz(path: Path) -> Split:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise InputError(
+                    f"{path} holds one array, as np.save writes it, not the arrays"
+                    " `images` and `labels` of np.savez"
+                )
             images, labels = archive["images"], archive["labels"]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except (
         AttributeError,
         KeyError,
+        TypeError,
         ValueError,
         EOFError,
         zipfile.BadZipFile,
+        zlib.error,
     ) as error:
         raise InputError(
             f"{path} is damaged, or has no arrays `images` and `labels`: {error}"

@@ -1,8 +1,25 @@
 """How numbers are written: with their errors, or with their intervals."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+
+def json_text(document: Any) -> str:
+    """A document in JSON, which has no number that is not finite: `null` for those."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
 
 
 def with_error(pair: Sequence[float], form: str = ".2f", error_form: str = "") -> str:

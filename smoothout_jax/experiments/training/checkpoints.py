@@ -6,6 +6,7 @@ Orbax writes them, each a folder that appears whole or not at all.
 import collections
 import contextlib
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
         **trees: `params`, `stats` and, of a run that can continue, its `state`.
     """
     digests = {name: _digest(tree) for name, tree in trees.items()}
+    digests["about"] = _digest_of_json(about)
     # Orbax does not take a tree without arrays.
     items: dict[str, Any] = {
         name: ocp.args.StandardSave(tree)
@@ -38,8 +40,13 @@ def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
         if jax.tree.leaves(tree)
     }
     items["about"] = ocp.args.JsonSave({**about, "digests": digests})
+    # Orbax would delete an earlier one before it writes.
+    whole = path.with_name(f".unfinished-{path.name}") if path.exists() else path
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path.absolute(), ocp.args.Composite(**items), force=True)
+        checkpointer.save(whole.absolute(), ocp.args.Composite(**items), force=True)
+    if whole != path:
+        delete_checkpoint(path)
+        whole.rename(path)
 
 
 def load_about(path: Path) -> dict[str, Any]:
@@ -49,7 +56,38 @@ def load_about(path: Path) -> dict[str, Any]:
         InputError: if the checkpoint is damaged.
     """
     with named_errors(path):
-        return _restore(path, about=ocp.args.JsonRestore())["about"]
+        about = _restore(path, about=ocp.args.JsonRestore())["about"]
+        digest = about["digests"].get("about")  # earlier versions wrote none
+        told = {name: value for name, value in about.items() if name != "digests"}
+        if digest not in (None, _digest_of_json(told)):
+            raise InputError(f"checkpoint {path} is damaged: about has changed")
+        return about
+
+
+def load_networks(path: Path) -> dict[str, Any]:
+    """Reads parameters and statistics of a checkpoint, in the shapes that it has.
+
+    Raises:
+        InputError: if the checkpoint is damaged.
+    """
+    names = "params", "stats"
+    handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in names}
+    with (
+        named_errors(path),
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer,
+    ):
+        found: Any = checkpointer.metadata(path.absolute()).item_metadata
+        like = {
+            name: {}
+            if found.get(name) is None
+            else jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                found[name].tree,
+                is_leaf=lambda node: hasattr(node, "dtype"),
+            )
+            for name in names
+        }
+    return load_trees(path, **like)
 
 
 def load_trees(path: Path, **like: Any) -> dict[str, Any]:
@@ -132,6 +170,21 @@ def steps_of(run: Path) -> list[int]:
     return sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
 
 
+@contextlib.contextmanager
+def naming_the_one_before(run: Path, step: int) -> Iterator[None]:
+    """Adds to the error of a damaged checkpoint of a run what is there beside it."""
+    try:
+        yield
+    except InputError as error:
+        earlier = [each for each in steps_of(run) if each < step]
+        if not earlier:
+            raise
+        raise InputError(
+            f"{error}; the one before it is {path_of(run, earlier[-1])}: remove"
+            f" {path_of(run, step)} to go on from there"
+        ) from error
+
+
 def delete_checkpoint(path: Path) -> None:
     """Deletes a checkpoint: it stops being one before its first file is gone.
 
@@ -172,6 +225,11 @@ def named_errors(path: Path) -> Iterator[None]:
             f"checkpoint {path} is damaged, or not one of smoothout:"
             f" {str(error).splitlines()[0]}"
         ) from error
+
+
+def _digest_of_json(document: Any) -> str:
+    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(tree: Any) -> str:

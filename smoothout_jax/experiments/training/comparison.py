@@ -1,6 +1,7 @@
 """Training of several methods in turns, and measurement of what they reached."""
 
 import itertools
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,12 +10,16 @@ import numpy as np
 
 from smoothout_jax import exclude, flax_filters, uniform
 from smoothout_jax._extras import progress
+from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.progress import announce
+from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer, stack
 from smoothout_jax.landscape import filter_normalized_direction, loss_curve
 from smoothout_jax.sharpness import expected_sharpness
 
 ROUNDS = 20
+SECONDS_BETWEEN_SAVES = 60.0
 DISTANCES = np.linspace(-1.5, 1.5, 31)
 
 
@@ -45,28 +50,58 @@ class Training(NamedTuple):
         }
 
 
-def train_in_turns(trainers: Mapping[str, Trainer]) -> dict[str, Training]:
+def train_in_turns(
+    trainers: Mapping[str, Trainer], kept: KeptTraining | None = None
+) -> dict[str, Training]:
     """Trains methods in turns, so that all are timed under the same load.
+
+    Args:
+        trainers: the trainers, by name.
+        kept: where training is kept each minute, in the end and when it is interrupted;
+            what is there already is continued.
 
     Returns:
         How each went, by name.
     """
     rounds = min(ROUNDS, *(trainer.steps for trainer in trainers.values()))
-    seen = {name: [] for name in trainers}
-    turns = itertools.product(range(rounds), trainers.items())
-    for turn, (name, trainer) in progress("training", turns, rounds * len(trainers)):
-        start, stop = (trainer.steps * i // rounds for i in (turn, turn + 1))
-        _, spent = trainer.advance(start, stop)
-        noise = [np.empty(0) if v is None else v for v in trainer.noise()]
-        seen[name].append(Training(spent / (stop - start), stop, *noise))
+    done, earlier = kept.restore(trainers) if kept is not None else (0, {})
+    seen: dict[str, list[Any]] = {name: earlier.get(name, []) for name in trainers}
+    turns = list(itertools.product(range(rounds), trainers.items()))
+    saved = time.monotonic()
+    for turn, (_, trainer) in turns[done : done + len(trainers)]:
+        interruptions.check()
+        trainer.prepare(*_ends(trainer, turn, rounds))
+    with interruptions.deferred() as interrupted:
+        bar = progress("training", turns[done:], len(turns) - done)
+        for number, (turn, (name, trainer)) in enumerate(bar, done + 1):
+            start, stop = _ends(trainer, turn, rounds)
+            _, spent = trainer.advance(start, stop)
+            noise = [[] if v is None else v.tolist() for v in trainer.noise()]
+            seen[name].append([spent / (stop - start), stop, *noise])
+            if number == len(trainers):
+                whole = sum(rows[0][0] * trainers[n].steps for n, rows in seen.items())
+                announce("training", whole * (rounds - 1) / rounds)
+            late = time.monotonic() - saved > SECONDS_BETWEEN_SAVES
+            if kept is not None and (interrupted() or late or number == len(turns)):
+                kept.save(trainers, number, seen)
+                saved = time.monotonic()
+            if interrupted():
+                interruptions.end()
     return {
         name: Training(*(np.stack(each, axis=-1) for each in zip(*rows, strict=True)))
         for name, rows in seen.items()
     }
 
 
+def _ends(trainer: Trainer, turn: int, rounds: int) -> tuple[int, int]:
+    """The first step of a turn, and the step after its last."""
+    return trainer.steps * turn // rounds, trainer.steps * (turn + 1) // rounds
+
+
 class Outcome(NamedTuple):
     """What one method reached; the leading axis of every array counts the seeds.
+
+    All is NaN of a network whose training diverged: its loss is not finite.
 
     Attributes:
         test_accuracy: fraction of the test images that are classified correctly.
@@ -124,6 +159,10 @@ class Measurement:
     def _measure(self, bar, params, stats) -> Outcome:
         batches, loss = self._task.sets["train"], self._task.loss_with(stats)
         reached = self._task.evaluate(params, stats)
+        if not np.isfinite(list(reached.values())).all():
+            bar.update()
+            curve = np.full(len(DISTANCES) if len(self._keys) else 0, np.nan)
+            return Outcome(*[np.nan] * 5, loss_curve=curve)
         rise = expected_sharpness(
             loss,
             params,

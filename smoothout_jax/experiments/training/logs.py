@@ -9,6 +9,7 @@ from typing import Any
 import tensorboardX
 
 from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.training.processes import is_first
 
 COLUMNS: tuple[str, ...] = (
@@ -85,7 +86,22 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Reads the whole lines of a log; columns that it lacks are left out."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row and None not in row.values()]
+    """Reads the whole lines of a log; columns that it lacks are left out.
+
+    Raises:
+        InputError: if it is not a log.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        whole = [row for row in rows if None not in row and None not in row.values()]
+        for row in whole:
+            _ = int(row["step"]), float(row["seconds"])
+            for name in ("radius", "loss rise"):
+                float(row.get(name) or 0)
+    except (ValueError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"{path} is damaged ({error!r}): move it away to continue with a new one;"
+            " checkpoints hold all that training needs"
+        ) from error
+    return whole

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from smoothout_jax import _checks
+from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.options import Settings, option
 from smoothout_jax.experiments.training.placement import parse_mesh
 
@@ -75,6 +76,11 @@ class ProcessSettings(Settings):
         elif self.distributed:
             raise ValueError("distributed needs mesh, such as --mesh data=8")
 
+    @property
+    def several_processes(self) -> bool:
+        """Whether several processes share the output folder."""
+        return self.distributed
+
 
 @contextmanager
 def processes(settings: ProcessSettings, output: Path) -> Iterator[None]:
@@ -113,7 +119,7 @@ def _watch(message: str) -> None:
     child = os.fork()
     if not child:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
+    interruptions.leave_to_child()  # a terminal sends them to both
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -133,25 +139,3 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
         return flags
     gathered = multihost_utils.process_allgather(np.array(flags))
     return tuple(map(bool, gathered.any(0)))
-
-
-@contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Catches SIGINT and SIGTERM; a second SIGINT ends the program at once.
-
-    Yields:
-        A function that says whether one of them arrived.
-    """
-    arrived = []
-
-    def handle(number, frame):
-        arrived.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = signal.SIGINT, signal.SIGTERM
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

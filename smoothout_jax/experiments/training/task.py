@@ -1,6 +1,8 @@
 """What a network learns: the data, the network, its loss and its accuracy."""
 
 import functools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import optax
 from flax import linen as nn
 from jax.tree_util import Partial
 
+from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.data.datasets import Dataset, hold_out, load
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.settings import SharedSettings
@@ -20,6 +23,15 @@ MEASURED_IMAGES = 2000
 BATCH = 500
 
 
+class Batches(list[Any]):
+    """Batches of images and labels, between which an interrupted program ends."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            interruptions.check()
+            yield batch
+
+
 class Task:
     """Data, network, loss and accuracy.
 
@@ -29,6 +41,7 @@ class Task:
     Args:
         settings: the settings of training.
         placement: which devices hold arrays; by default the first.
+        data: the data set, if it was loaded before.
 
     Attributes:
         settings: the settings of training.
@@ -47,11 +60,18 @@ class Task:
         InputError: if the data cannot be read, or do not fit the network.
     """
 
-    def __init__(self, settings: SharedSettings, placement: Placement | None = None):
+    def __init__(
+        self,
+        settings: SharedSettings,
+        placement: Placement | None = None,
+        data: Dataset | None = None,
+    ):
         self.settings = settings
         self.placement = placement = placement or Placement()
-        data = load(settings.data, settings.data_dir, settings.train_size)
-        self.data: Dataset = hold_out(data, settings.validation_size)
+        if data is None:
+            whole = load(settings.data, settings.data_dir, settings.train_size)
+            data = hold_out(whole, settings.validation_size)
+        self.data = data
         num_images = len(self.data.train_images)
         if settings.batch_size > num_images:
             raise InputError(
@@ -105,14 +125,19 @@ class Task:
         }
 
     def evaluate(self, params: Any, stats: Any) -> dict[str, float]:
-        """Loss and accuracy on each of the sets, by names such as `"train loss"`."""
-        return {
-            f"{name} {quantity}": float(value)
-            for name, batches in self.sets.items()
-            for quantity, value in mean_over_batches(
+        """Loss and accuracy on each of the sets, by names such as `"train loss"`.
+
+        A network whose loss is not finite has no accuracy either: it is NaN.
+        """
+        reached = {}
+        for name, batches in self.sets.items():
+            means = mean_over_batches(
                 lambda batch: self._quantities(params, batch, stats), batches
-            ).items()
-        }
+            )
+            lost = not jnp.isfinite(means["loss"])
+            for quantity, value in means.items():
+                reached[f"{name} {quantity}"] = math.nan if lost else float(value)
+        return reached
 
     def loss_with(self, stats: Any) -> Partial:
         """The loss of a batch with fixed statistics: `loss(params, batch)`."""
@@ -161,13 +186,17 @@ class Task:
                 "shift and flip need images of 2 dimensions, with channels; those of"
                 f" {settings.data} have shape {shape[1:]}"
             )
+        if settings.shift >= min(shape[1:3]):
+            raise InputError(
+                f"shift={settings.shift} moves images of shape {shape[1:]} out of sight"
+            )
 
     def _batches(self, *arrays):
         starts = range(0, len(arrays[0]), BATCH)
-        return [
+        return Batches(
             tuple(self.placement.everywhere(a[i : i + BATCH]) for a in arrays)
             for i in starts
-        ]
+        )
 
     def _loss(self, params, batch, stats):
         return self.quantities(params, batch, stats)["loss"]

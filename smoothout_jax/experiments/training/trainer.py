@@ -20,6 +20,7 @@ from smoothout_jax import (
     init_loss_rise,
     smoothout_value_and_grad,
 )
+from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
 from smoothout_jax.experiments.regime import augment
@@ -130,6 +131,12 @@ class Trainer:
         places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
         self._groups = jax.device_put(groups, places)
 
+    def prepare(self, start: int, stop: int) -> tuple[list[jax.Array], Any]:
+        """Draws the batches from one step to another, and compiles their program."""
+        batches = self._draw(start, stop - start)
+        batches = [batches] if self._together else list(batches)
+        return batches, self._training_program(self._groups[0], batches[0])
+
     def advance(
         self, start: int, stop: int, stopped: Callable[[], bool] = lambda: False
     ) -> tuple[Metrics, float]:
@@ -144,9 +151,7 @@ class Trainer:
         Returns:
             Metrics, (runs, steps), and the seconds that the steps took.
         """
-        batches = self._draw(start, stop - start)
-        batches = [batches] if self._together else list(batches)
-        program = self._training_program(self._groups[0], batches[0])
+        batches, program = self.prepare(start, stop)
         jax.block_until_ready((self._groups, batches))
         began = time.perf_counter()
         metrics = []
@@ -228,6 +233,7 @@ class Trainer:
             return program(state, batches)
         metrics = []
         for batch in batches:
+            interruptions.check()
             state, measured = program(state, batch)
             metrics.append(measured)
             if stopped():
