@@ -27,7 +27,7 @@ from smoothout_jax._execution import (
     require_inexact,
 )
 from smoothout_jax._jax import is_traced
-from smoothout_jax._sharding import axis_of_rows
+from smoothout_jax._sharding import axes_of_rows
 from smoothout_jax._trees import Params, add_noise
 from smoothout_jax.noise import Noise, Size
 from smoothout_jax.rise import LossRise, LossRiseState, rise_of, scaled_noise
@@ -295,16 +295,17 @@ class Copies:
         One after another, copies of a split batch that lies along an axis would each
         send their gradients; laid over it, they move the batch, and send them once.
         """
-        batch = [args[argnum - 1] for argnum in self.batch_argnums]
-        axis = axis_of_rows(batch, params)
-        if axis is None or self.execution != "auto" or self.axis_name is not None:
+        numbers = np.ravel(self.batch_argnums)
+        batch = [arg for number, arg in enumerate(args, start=1) if number in numbers]
+        axes = axes_of_rows(batch, params)
+        if not axes or self.execution != "auto" or self.axis_name is not None:
             return None
         mesh = jax.sharding.get_abstract_mesh()
-        devices = math.prod(mesh.shape.get(name, 0) for name in np.ravel(axis))
+        devices = math.prod(mesh.shape.get(name, 0) for name in axes)
         moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
         if self.chunk_size is not None or not devices or self.total % devices:
             return None
-        return axis if moved < (self.total - 1) * sent else None
+        return axes if moved < (self.total - 1) * sent else None
 
     def _widening(self, fn, params: Params):
         """The function, with its gradients in the dtypes of the parameters."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from smoothout_jax._jax import is_traced
@@ -44,24 +43,23 @@ def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(noise, leaf.sharding)
 
 
-def axis_of_rows(batch: Any, params: Any) -> Any:
+def axes_of_rows(batch: Any, params: Any) -> tuple[str, ...]:
     """The explicit axes that all rows of a batch lie along, if no parameter does.
 
-    A name or a tuple of names; `None` where they differ, or none is known.
+    None where they differ, or are not known.
     """
-    leaves = list(map(explicit_sharding, jax.tree.leaves(batch)))
-    if not leaves or None in leaves or not all(leaf.spec for leaf in leaves):
-        return None
-    axes = {leaf.spec[0] for leaf in leaves}
-    used = {name for leaf in jax.tree.leaves(params) for name in _axes_of(leaf)}
-    axis = axes.pop()
-    if axes or axis is None or used & {axis, *np.ravel(axis)}:
-        return None
-    return axis
+    found = {(*_axes_of(leaf), ())[0] for leaf in jax.tree.leaves(batch)}
+    axes = found.pop() if len(found) == 1 else ()
+    used = {
+        name for p in jax.tree.leaves(params) for part in _axes_of(p) for name in part
+    }
+    return () if used.intersection(axes) else axes
 
 
-def _axes_of(leaf) -> set[str]:
-    """The names of the explicit axes that a leaf lies along."""
+def _axes_of(leaf) -> tuple[tuple[str, ...], ...]:
+    """The names of the explicit axes that each axis of a leaf lies along."""
     sharding = explicit_sharding(leaf)
     parts = sharding.spec if sharding is not None else ()
-    return {str(name) for part in parts if part is not None for name in np.ravel(part)}
+    return tuple(
+        (part,) if isinstance(part, str) else tuple(part or ()) for part in parts
+    )
