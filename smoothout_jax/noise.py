@@ -185,7 +185,7 @@ def gaussian(
         >>> from smoothout_jax import gaussian
         >>> noise = gaussian(0.1)(jax.random.key(0), jnp.ones(10_000))
         >>> print(f"{noise.mean():.2f} {noise.std():.2f}")
-        -0.00 0.10
+        0.00 0.10
 
     Reference:
         Bisla et al., 2022: LPF-SGD with `relative_to="filter", one_axis="layer"`.

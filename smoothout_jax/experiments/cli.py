@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     interruptions.reset()
     try:
-        _main(sys.argv[1:] if arguments is None else arguments)
+        with interruptions.giving_way():
+            _main(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
         _exit(error.status, str(error))
     except KeyboardInterrupt:

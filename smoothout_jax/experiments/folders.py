@@ -113,9 +113,18 @@ def _tidy(path: Path) -> None:
         for leftover in path.glob(pattern):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
-            # Threads of Orbax may still write to it when their command has failed.
-            for _ in range(20):
-                shutil.rmtree(leftover, ignore_errors=True)
-                if not leftover.exists():
-                    break
-                time.sleep(0.05)
+            _remove(leftover)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder until it stays away, for five seconds at most.
+
+    Threads of Orbax may still write to it when their command has failed.
+    """
+    absent = 0
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        absent = 0 if folder.exists() else absent + 1
+        if absent == 5:
+            break
+        time.sleep(0.05)

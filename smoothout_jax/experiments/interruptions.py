@@ -31,13 +31,14 @@ class _Watch:
         arrived: signals that arrived and were not acted upon yet.
         deferred: whether a loop ends by itself, however long that takes.
         ending: whether the program is ending already.
+        at_once: whether a thread is ending the process.
         cleanups: functions to call before the process ends at once.
     """
 
     def __init__(self):
         self.advice: str | Callable[[], str] = ""
         self.arrived: list[int] = []
-        self.deferred = self.ending = self.installed = False
+        self.deferred = self.ending = self.installed = self.at_once = False
         self.cleanups: list[Callable[[], object]] = []
 
     def note(self, number: int, frame: object) -> None:
@@ -144,6 +145,7 @@ def before_the_end(cleanup: Callable[[], object]) -> Iterator[None]:
 
 def end_at_once(status: int = STATUS) -> None:
     """Ends the process without what Python does in the end, which waits for JAX."""
+    _watch.at_once = True
     for path in list(_files.UNFINISHED):
         path.unlink(missing_ok=True)
     for cleanup in reversed(list(_watch.cleanups)):
@@ -152,6 +154,17 @@ def end_at_once(status: int = STATUS) -> None:
     with contextlib.suppress(Exception):
         say(_watch.line)
     os._exit(status)
+
+
+@contextlib.contextmanager
+def giving_way() -> Iterator[None]:
+    """Says nothing of what fails because a thread is ending the process: it waits."""
+    try:
+        yield
+    except BaseException:
+        if _watch.at_once:
+            threading.Event().wait()
+        raise
 
 
 @contextlib.contextmanager
