@@ -4,13 +4,16 @@ import io
 import itertools
 import json
 import math
+import subprocess
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from smoothout_jax import _extras
-from smoothout_jax.experiments import interruptions, progress
+from smoothout_jax.experiments import cli, interruptions, progress
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.reporting.formats import json_text
 from smoothout_jax.experiments.reporting.tables import terminal_tables
@@ -104,3 +107,29 @@ def test_loops_end_where_an_interruption_is_looked_for():
     interruptions.advise(lambda: "interrupted at step 3")
     assert interruptions.line() == "interrupted at step 3"
     interruptions.reset()
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    """In a process that cannot import any package of it."""
+    program = """
+    import sys
+    extra = {extra!r}
+    sys.modules.update(dict.fromkeys(extra))
+    from smoothout_jax.experiments import cli
+    assert cli.EXTRA == extra
+    for words in (["--version"], ["train"]):
+        try:
+            cli.main(words)
+        except SystemExit as end:
+            print("exit code", end.code)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program.format(extra=cli.EXTRA))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[1:] == ["exit code 0", "exit code 2"]
+    (line,) = done.stderr.splitlines()
+    assert "pip install" in line
+    assert "smoothout-jax[experiments]" in line

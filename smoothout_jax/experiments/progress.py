@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import tqdm
-
 from smoothout_jax import _extras
+from smoothout_jax._extras import require
 
 SECONDS_BETWEEN_LINES = 10.0
 # Nobody needs to know that a command will take less.
@@ -93,7 +92,7 @@ def announce(what: str, seconds: float) -> None:
         return
     text = f"{what} takes about {duration(seconds)} more on this machine"
     if sys.stderr.isatty():
-        tqdm.tqdm.write(text)
+        require("tqdm", "experiments").tqdm.write(text)
     else:
         print(text, flush=True)
 
