@@ -298,13 +298,14 @@ class Copies:
         numbers = np.ravel(self.batch_argnums)
         batch = [arg for number, arg in enumerate(args, start=1) if number in numbers]
         axes = axes_of_rows(batch, params)
-        if not axes or self.execution != "auto" or self.axis_name is not None:
+        told = self.execution != "auto" or self.chunk_size is not None
+        if not axes or told or self.axis_name is not None:
             return None
         mesh = jax.sharding.get_abstract_mesh()
         devices = math.prod(mesh.shape.get(name, 0) for name in axes)
-        moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
-        if self.chunk_size is not None or not devices or self.total % devices:
+        if not devices or self.total % devices:
             return None
+        moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
         return axes if moved < (self.total - 1) * sent else None
 
     def _widening(self, fn, params: Params):

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all."""
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,16 @@ from typing import Any
 
 from smoothout_jax import _checks
 
+# What reading an archive of arrays raises if it is damaged, or holds others.
+DAMAGED = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # Files being written, to delete if the process ends at once.
 UNFINISHED: set[Path] = set()
 

@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoothout_jax._extras import progress
-from smoothout_jax._files import check_writable, whole_file
+from smoothout_jax._files import DAMAGED, check_writable, whole_file
 
 SECONDS_BETWEEN_SAVES = 5.0
 
@@ -159,15 +157,7 @@ def _read(path: Path) -> tuple[Landscape, np.ndarray, str]:
         values = {name.removeprefix("values "): array for name, array in arrays.items()}
         if {done.shape} != {_shape(points), *(v.shape for v in values.values())}:
             raise ValueError("its arrays differ in shape")
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         raise ValueError(
             f"{path} is not a landscape, or is damaged: {error}"
         ) from error

@@ -46,7 +46,7 @@ def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
 def axes_of_rows(batch: Any, params: Any) -> tuple[str, ...]:
     """The explicit axes that all rows of a batch lie along, if no parameter does.
 
-    None where they differ, or are not known.
+    Empty where they differ, or are not known.
     """
     found = {(*_axes_of(leaf), ())[0] for leaf in jax.tree.leaves(batch)}
     axes = found.pop() if len(found) == 1 else ()

@@ -4,13 +4,13 @@ They check files against the sizes that the format states, and never unpickle.
 """
 
 import gzip
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from smoothout_jax._files import DAMAGED
 from smoothout_jax.experiments.data.checks import check_shape
 from smoothout_jax.experiments.options import InputError
 
@@ -196,15 +196,7 @@ def _read_npz(path: Path) -> Split:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except InputError:
         raise
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path} is damaged, or has no arrays `images` and `labels`: {error}"
         ) from error
