@@ -13,6 +13,7 @@ from smoothout_jax import _checks
 from smoothout_jax.experiments.networks import (
     MLP,
     CNet,
+    Dropout,
     Norm,
     ResNet,
     ViT,
@@ -26,7 +27,8 @@ class Model(NamedTuple):
 
     Attributes:
         help: what it is, in a few words.
-        build: function of (settings, number of classes, norm) to the module.
+        build: function of (settings, number of classes, norm, dropout) to the module.
+        drops: whether it has dropout.
         convolves: whether it has convolutions, which are slow in loops and under vmap
             on CPU.
         hidden_sizes: default widths of its hidden layers; empty if it has none to
@@ -41,7 +43,8 @@ class Model(NamedTuple):
     """
 
     help: str
-    build: Callable[["ModelSettings", int, Norm], nn.Module]
+    build: Callable[["ModelSettings", int, Norm, Dropout], nn.Module]
+    drops: bool = False
     convolves: bool = True
     hidden_sizes: tuple[int, ...] = ()
     depth: int | None = None
@@ -80,26 +83,31 @@ class Model(NamedTuple):
 MODELS = {
     "mlp": Model(
         "a multilayer perceptron",
-        lambda settings, classes, norm: MLP(settings.sizes, classes),
+        lambda settings, classes, norm, drop: MLP(settings.sizes, classes, drop=drop),
+        drops=True,
         convolves=False,
         hidden_sizes=(100, 100),
     ),
     "f1": Model(
         "the paper's F1, with BatchNorm",
-        lambda settings, classes, norm: MLP(settings.sizes, classes, norm),
+        lambda settings, classes, norm, drop: MLP(settings.sizes, classes, norm, drop),
+        drops=True,
         convolves=False,
         hidden_sizes=(512,) * 5,
     ),
     "cnet": Model(
         "the shallow convolutional C net",
-        lambda settings, classes, norm: CNet(settings.channels, classes, norm),
+        lambda settings, classes, norm, drop: CNet(
+            settings.channels, classes, norm, drop
+        ),
+        drops=True,
         width=64,
         dimensions=(1, 2, 3),
         least=4,
     ),
     "resnet": Model(
         "a residual network",
-        lambda settings, classes, norm: ResNet(
+        lambda settings, classes, norm, drop: ResNet(
             settings.layers, classes, norm, settings.channels
         ),
         depth=44,
@@ -109,7 +117,7 @@ MODELS = {
     ),
     "wide-resnet": Model(
         "a wide residual network",
-        lambda settings, classes, norm: WideResNet(
+        lambda settings, classes, norm, drop: WideResNet(
             settings.layers, settings.channels, classes, norm
         ),
         depth=28,
@@ -119,7 +127,7 @@ MODELS = {
     ),
     "vit": Model(
         "a vision transformer",
-        lambda settings, classes, norm: ViT(
+        lambda settings, classes, norm, drop: ViT(
             settings.layers, settings.channels, classes
         ),
         depth=6,
@@ -168,9 +176,19 @@ class ModelSettings(Settings):
         f" {_defaults('width')}",
     )
 
+    dropout: float = option(
+        0.0,
+        "probability with which a hidden unit is dropped in a step of training; in"
+        f" {', '.join(name for name, row in MODELS.items() if row.drops)}",
+    )
+
     def __post_init__(self):
         super().__post_init__()
         _checks.count(**self._given("depth", "width"))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.dropout and not self.model.drops:
+            raise ValueError(f"dropout does not apply to {self.network}")
         for size in self.hidden_sizes:
             _checks.count(hidden_sizes=size)
         model = self.model

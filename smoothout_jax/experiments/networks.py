@@ -8,6 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 Norm = Callable[[], Any]
+Dropout = Callable[[jax.Array], jax.Array]
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """Drops nothing."""
+    return x
 
 
 class MLP(nn.Module):
@@ -19,6 +25,7 @@ class MLP(nn.Module):
         hidden_sizes: widths of the hidden layers.
         num_classes: number of logits.
         norm: makes the normalisation before each ReLU, if any.
+        drop: what follows each ReLU, such as dropout.
 
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
@@ -28,6 +35,7 @@ class MLP(nn.Module):
     hidden_sizes: tuple[int, ...]
     num_classes: int = 10
     norm: Norm | None = None
+    drop: Dropout = keep
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -35,7 +43,7 @@ class MLP(nn.Module):
         x = images.reshape(len(images), -1)
         for size in self.hidden_sizes:
             x = nn.Dense(size)(x)
-            x = nn.relu(self.norm()(x) if self.norm else x)
+            x = self.drop(nn.relu(self.norm()(x) if self.norm else x))
         return nn.Dense(self.num_classes)(x)
 
 
@@ -49,15 +57,17 @@ class CNet(nn.Module):
         channels: channels of the convolutions.
         num_classes: number of logits.
         norm: makes a normalisation layer.
+        drop: what follows the ReLU of each hidden layer, such as dropout.
 
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
-        <https://arxiv.org/abs/1609.04836>`_, 2016: C1, without its dropout.
+        <https://arxiv.org/abs/1609.04836>`_, 2016: C1.
     """
 
     channels: int
     num_classes: int
     norm: Norm
+    drop: Dropout = keep
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -68,7 +78,7 @@ class CNet(nn.Module):
             x = nn.max_pool(nn.relu(self.norm()(x)), (2,) * axes, (2,) * axes)
         x = x.reshape(len(x), -1)
         for size in (6 * self.channels, 3 * self.channels):
-            x = nn.relu(self.norm()(nn.Dense(size, use_bias=False)(x)))
+            x = self.drop(nn.relu(self.norm()(nn.Dense(size, use_bias=False)(x))))
         return nn.Dense(self.num_classes)(x)
 
 

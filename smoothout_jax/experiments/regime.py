@@ -1,13 +1,14 @@
 """The regime of training that all methods share: optimizer, schedule, augmentation."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
+from smoothout_jax.experiments.averaging import averaging
 from smoothout_jax.experiments.options import Settings, check_not_negative, option
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
@@ -61,6 +62,16 @@ class RegimeSettings(Settings):
     clip_norm: float | None = option(
         None, "global norm to clip gradients at, after averaging copies"
     )
+    label_smoothing: float = option(
+        0.0,
+        "part of the probability that training targets give to all classes alike,"
+        " instead of to the label",
+    )
+    ema_decay: float | None = option(
+        None,
+        "decay of a running mean of the weights over the updates, which then is what"
+        " is evaluated",
+    )
     shift: int = option(
         0, "augmentation: largest number of pixels by which images move"
     )
@@ -86,6 +97,8 @@ class RegimeSettings(Settings):
         for name, values in (
             ("momentum", (self.momentum,)),
             ("warmup", (self.warmup,)),
+            ("label_smoothing", (self.label_smoothing,)),
+            ("ema_decay", self._given("ema_decay").values()),
             ("milestones", self.milestones),
         ):
             for value in values:
@@ -133,16 +146,16 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    settings: RegimeSettings, steps: int, peak: jax.typing.ArrayLike | None = None
+    settings: RegimeSettings, steps: int, **changed: Any
 ) -> optax.GradientTransformation:
     """The optimizer that every method is built on: gradient rule, then update rule.
 
     Args:
         settings: the settings.
         steps: updates in the whole of training.
-        peak: the peak learning rate; by default that of the settings.
+        **changed: arguments of `update_rule`.
     """
-    return optax.chain(gradient_rule(settings), update_rule(settings, steps, peak))
+    return optax.chain(gradient_rule(settings), update_rule(settings, steps, **changed))
 
 
 def gradient_rule(settings: RegimeSettings) -> optax.GradientTransformation:
@@ -155,28 +168,42 @@ def gradient_rule(settings: RegimeSettings) -> optax.GradientTransformation:
 
 
 def update_rule(
-    settings: RegimeSettings, steps: int, peak: jax.typing.ArrayLike | None = None
+    settings: RegimeSettings,
+    steps: int,
+    *,
+    peak: jax.typing.ArrayLike | None = None,
+    momentum: jax.typing.ArrayLike | None = None,
+    ema_decay: jax.typing.ArrayLike | None = None,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """The step along that gradient, including the weight decay of adamw.
+    """The step along that gradient, with the weight decay of adamw, and the averaging.
 
     Args:
         settings: the settings.
         steps: updates in the whole of training.
-        peak: the peak learning rate; by default that of the settings.
+        peak: the peak learning rate; this and the next two may be traced, and are by
+            default those of the settings.
+        momentum: the momentum.
+        ema_decay: the decay of the mean of the weights.
+        nesterov: whether the momentum is Nesterov's.
     """
     peak = settings.peak_learning_rate if peak is None else peak
+    momentum = settings.momentum if momentum is None else momentum
+    ema_decay = settings.ema_decay if ema_decay is None else ema_decay
     learning_rate = learning_rate_schedule(settings, peak, steps)
     match settings.optimizer:
         case "sgd":
-            return optax.sgd(learning_rate, momentum=settings.momentum)
+            update = optax.sgd(learning_rate, momentum, nesterov)
         case "adam":
-            return optax.adam(learning_rate, b1=settings.momentum)
+            update = optax.adam(learning_rate, b1=momentum, nesterov=nesterov)
         case _:
-            return optax.adamw(
+            update = optax.adamw(
                 learning_rate,
-                b1=settings.momentum,
+                b1=momentum,
                 weight_decay=settings.weight_decay,
+                nesterov=nesterov,
             )
+    return update if ema_decay is None else optax.chain(update, averaging(ema_decay))
 
 
 def augment(settings: RegimeSettings, key: jax.Array, images: jax.Array) -> jax.Array:

@@ -30,13 +30,15 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
         super().__post_init__()
         if self.train_size is None:
             return
-        if self.batch_size > self.train_size - self.validation_size:
-            held_out = ""
-            if self.validation_size:
-                held_out = f" less validation_size={self.validation_size}"
+        if self.batch_size > self.train_size - self.held_out:
+            less = "".join(
+                f" less {name}={getattr(self, name)}"
+                for name in ("validation_size", "watch_size")
+                if getattr(self, name)
+            )
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than"
-                f" train_size={self.train_size}{held_out}"
+                f" train_size={self.train_size}{less}"
             )
 
     def check_parts(self, *methods: str) -> None:

@@ -86,6 +86,16 @@ class Results:
             )
         return "; ".join(told)
 
+    def best(self, method: str) -> dict[str, tuple[float, ...]]:
+        """Accuracy when that on the watched images was highest, if any are watched."""
+        if not self.settings.watch_size:
+            return {}
+        ours, plain = (100 * self.training[n].best_accuracy for n in (method, "sgd"))
+        return {
+            "best_accuracy": mean_and_error(ours),
+            "best_difference_to_sgd": paired_difference(ours, plain),
+        }
+
     @property
     def sound(self) -> dict[str, Outcome]:
         """What the methods reached that diverged from no seed."""
@@ -103,7 +113,9 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
         name: (
             {"diverged": results.diverged[name]}
             if name in results.diverged
-            else _figures_of(outcome, baseline) | results.training[name].noise_at_end
+            else _figures_of(outcome, baseline)
+            | results.training[name].noise_at_end
+            | results.best(name)
         )
         | {"relative_step_time": results.relative_time(name)}
         for name, outcome in results.outcomes.items()
@@ -116,12 +128,17 @@ def _figures_of(outcome: Outcome, baseline: Outcome | None) -> dict[str, Any]:
         difference = paired_difference(
             100 * outcome.test_accuracy, 100 * baseline.test_accuracy
         )
-    return {
+    figures = {
         "test_accuracy": mean_and_error(100 * outcome.test_accuracy),
         "difference_to_sgd": difference,
         "train_accuracy": mean_and_error(100 * outcome.train_accuracy),
         "loss_rise": mean_and_error(outcome.loss_rise),
     }
+    for name in ("memorised", "lost_at_8_bits", "lost_at_4_bits", "lost_under_noise"):
+        values = 100 * getattr(outcome, name)
+        if np.isfinite(values).all():
+            figures[name] = mean_and_error(values)
+    return figures
 
 
 def table(results: Results) -> Table:

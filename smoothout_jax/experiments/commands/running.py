@@ -285,6 +285,9 @@ class Run:
             (f"{judged} loss", f"{reached['test loss']:.4g} nats"),
             ("train loss", f"{reached['train loss']:.4g} nats"),
         ]
+        if settings.watch_size:
+            watched = f"{100 * reached['watched accuracy']:.2f} %"
+            rows.append(("accuracy on the watched images", watched))
         noise = self._noise()
         if noise:
             rows += [

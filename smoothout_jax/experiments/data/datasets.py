@@ -7,15 +7,20 @@ import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import require
 from smoothout_jax.experiments.data.checks import check_images, check_labels
+from smoothout_jax.experiments.data.parts import (
+    Dataset,
+    divide,
+    hold_out,
+    with_wrong_labels,
+)
 from smoothout_jax.experiments.data.readers import (
     Split,
     checked_split,
@@ -133,14 +138,34 @@ class DataSettings(Settings):
         "training images to hold out, which take the place of the test images: to"
         " choose settings on",
     )
+    label_noise: float = option(
+        0.0,
+        "fraction of the training labels of each class, held out or not, to make"
+        " wrong; the test labels stay right",
+    )
+    label_noise_kind: Literal["symmetric", "pair"] = option(
+        "symmetric",
+        "what wrong labels become: any of the other classes, or the next one (pair"
+        " flip)",
+    )
+    watch_size: int = option(
+        0,
+        "training images to hold out and watch, beside the test images: train logs the"
+        " accuracy on them, and compare adds the test accuracy of the time at which it"
+        " was highest",
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.label_noise < 1:
+            raise ValueError(f"label_noise must be in [0, 1), got {self.label_noise}")
         source = DATA_SETS[self.data]
         available = source.training_images
         if self.train_size is None:
             self._set(train_size=source.train_size or available)
-        check_not_negative(validation_size=self.validation_size)
+        check_not_negative(
+            validation_size=self.validation_size, watch_size=self.watch_size
+        )
         if self.train_size is None:
             return
         _checks.count(train_size=self.train_size)
@@ -154,34 +179,32 @@ class DataSettings(Settings):
                 f"train_size={self.train_size} is more than the {available} images that"
                 f" {self.data} has for training"
             )
-        if self.validation_size and not (
-            10 <= self.validation_size <= self.train_size - 10
-        ):
-            raise ValueError(
-                f"validation_size={self.validation_size} must leave at least 10 of"
-                f" train_size={self.train_size} images to either part"
-            )
-
-
-class Dataset(NamedTuple):
-    """Images and labels.
-
-    Attributes:
-        train_images: float32, (training images, …), channels last.
-        train_labels: int32, (training images,).
-        test_images: float32, (test images, …).
-        test_labels: int32, (test images,).
-    """
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+        left = self.train_size
+        for name in ("validation_size", "watch_size"):
+            size = getattr(self, name)
+            if size and not 10 <= size <= left - 10:
+                raise ValueError(
+                    f"{name}={size} must leave at least 10 of {left} training images"
+                    " to either part"
+                )
+            left -= size
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are 0 to `num_classes` - 1."""
-        return 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+    def held_out(self) -> int:
+        """Training images that are held out, whatever for."""
+        return self.validation_size + self.watch_size
+
+
+def prepare(settings: DataSettings) -> Dataset:
+    """Loads a data set, makes labels wrong and holds images out, as the settings say.
+
+    Raises:
+        InputError: if the data cannot be read, or do not suffice.
+    """
+    data = load(settings.data, settings.data_dir, settings.train_size)
+    data = with_wrong_labels(data, settings.label_noise, settings.label_noise_kind)
+    data = hold_out(data, validation_size=settings.validation_size)
+    return hold_out(data, watch_size=settings.watch_size)
 
 
 def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
@@ -205,7 +228,7 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
     source = DATA_SETS[name]
     train, test = source.read(data_dir)
     if test is None:
-        train, test = _divide(train, train_size or source.train_size or 0)
+        train, test = divide(train, train_size or source.train_size or 0)
         train_size = None
     else:
         check_images(train.images, test.images, name)
@@ -216,22 +239,8 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
                 f"train_size={train_size} is more than the {len(train.labels)} images"
                 f" in {data_dir}"
             )
-        train, _ = _divide(train, train_size)
+        train, _ = divide(train, train_size)
     return _standardized(train, test) if source.standardize else _dataset(train, test)
-
-
-def _divide(whole: Split, train_size: int) -> tuple[Split, Split]:
-    """Draws two parts with the classes in proportion."""
-    try:
-        parts: Any = train_test_split(
-            *whole, train_size=train_size, stratify=whole.labels, random_state=0
-        )
-    except ValueError as error:
-        raise InputError(
-            f"{train_size} of {len(whole.labels)} images cannot be drawn with the"
-            f" classes in proportion: {error}"
-        ) from error
-    return Split(parts[0], parts[2]), Split(parts[1], parts[3])
 
 
 def _standardized(train: Split, test: Split) -> Dataset:
@@ -249,31 +258,11 @@ def _standardized(train: Split, test: Split) -> Dataset:
 
 
 def _dataset(train: Split, test: Split) -> Dataset:
+    labels = np.asarray(train.labels, np.int32)
     return Dataset(
         train_images=np.asarray(train.images, np.float32),
-        train_labels=np.asarray(train.labels, np.int32),
+        train_labels=labels,
         test_images=np.asarray(test.images, np.float32),
         test_labels=np.asarray(test.labels, np.int32),
+        true_labels=labels,
     )
-
-
-def hold_out(data: Dataset, size: int) -> Dataset:
-    """Puts some of the training images in the place of the test images.
-
-    Args:
-        data: the data set.
-        size: number of images to hold out, a fixed draw with the classes in proportion;
-            0 leaves the data set as it is.
-
-    Raises:
-        InputError: if there are too few training images.
-    """
-    if not size:
-        return data
-    available = len(data.train_labels)
-    if size >= available:
-        raise InputError(
-            f"validation_size={size} leaves none of the {available} training images"
-        )
-    whole = Split(data.train_images, data.train_labels)
-    return _dataset(*_divide(whole, available - size))

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
 
 from smoothout_jax import (
@@ -23,7 +24,7 @@ GROWTH = 20
 # The largest noise, where the rise decides how strong it is.
 LARGEST = {"radius": 0.3, "relative_radius": 1.0, "std": 0.1}
 # The noise of the methods that know no other way, unless its size is given.
-FIXED = {"radius": 0.1, "relative_radius": 0.2}
+FIXED = {"radius": 0.1, "relative_radius": 0.2, "std": 0.02, "ema_decay": 0.99}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,14 @@ class MethodSettings(RegimeSettings):
         "fixed radius of AdaSmoothOut, noise norm over weight norm in every filter;"
         f" with --loss-rise, the largest (by default {LARGEST['relative_radius']:g})",
     )
-    radius_schedule: Literal["constant", "anneal", "tanh", "cosine"] = option(
+    radius_schedule: Literal["constant", "anneal", "tanh", "cosine", "late"] = option(
         "constant",
         "how the radius of uniform noise, or the rise it may cost, changes over"
-        " training: falls slowly (anneal) or rises (tanh; cosine, from a twentieth)",
+        " training: falls slowly (anneal), rises (tanh; cosine, from a twentieth), or"
+        " is 0 in the first half (late)",
+    )
+    noise_in_batch_norm: bool = option(
+        False, "let uniform noise into the scales and biases of BatchNorm too"
     )
     rho: float = option(0.3, "radius ρ of SAM's ball")
     msam_rho: float = option(0.3, "length ρ of MSAM's step along the momentum")
@@ -91,6 +96,8 @@ def radius_schedule(settings: MethodSettings, strength: Strength, steps: int) ->
             return tanh_schedule(strength, steps)
         case "cosine":
             return rising_schedule(settings, strength, steps)
+        case "late":
+            return lambda step: jnp.where(step < steps // 2, 0.0, strength)
         case _:
             return strength
 

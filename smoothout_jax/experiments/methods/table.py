@@ -6,171 +6,35 @@ program.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any
 
 import optax
 
-from smoothout_jax import (
-    exclude,
-    flax_filters,
-    gaussian,
-    smoothout,
-    smoothout_eval_params,
-    uniform,
-)
+from smoothout_jax import smoothout, smoothout_eval_params
+from smoothout_jax.experiments.averaging import averaged_params
 from smoothout_jax.experiments.methods import rivals
+from smoothout_jax.experiments.methods.method import Context, Method
 from smoothout_jax.experiments.methods.settings import (
     FIXED,
-    LARGEST,
-    MethodSettings,
-    Strength,
-    growing_rise,
     radius_schedule,
     rising_schedule,
 )
-from smoothout_jax.experiments.regime import (
-    gradient_rule,
-    make_optimizer,
-    update_rule,
-)
-from smoothout_jax.noise import Noise, RelativeTo, Size
-from smoothout_jax.schedules import LOSS_RISE
+from smoothout_jax.experiments.regime import gradient_rule, update_rule
 
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What methods are built from.
-
-    Attributes:
-        settings: the settings.
-        steps: updates in the whole of training.
-        method: the method.
-        steps_per_epoch: updates in a pass over the training images.
-        batch_norm: whether the network has BatchNorm, which gets no uniform noise.
-    """
-
-    settings: MethodSettings
-    steps: int
-    method: "Method"
-    steps_per_epoch: int = 1
-    batch_norm: bool = False
-
-    def optimizer(self, peak: Strength | None = None) -> optax.GradientTransformation:
-        """The optimizer, by default with the learning rate of the settings."""
-        return make_optimizer(self.settings, self.steps, peak)
-
-    def noise_and_rise(self, strength: Strength) -> tuple[Noise, Any]:
-        """The noise, and the rise that it may cost; `None` if its size is fixed."""
-        method, settings = self.method, self.settings
-        if method.noise is None:
-            raise ValueError(f"{method.label} has no noise")
-        changing = method.schedule(settings, strength, self.steps)
-        if not method.holds_rise(settings):
-            return method.noise(self, changing), None
-        rise = growing_rise(settings, changing, self.steps_per_epoch)
-        return method.noise(self, method.largest(settings)), rise
-
-    def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
-        """Uniform noise."""
-        mask = exclude("BatchNorm") if self.batch_norm else None
-        return uniform(
-            size, relative_to=relative_to, filter_axis=flax_filters, mask=mask
-        )
-
-    def relative(self, size: Size) -> Noise:
-        """Uniform noise relative to each filter."""
-        return self.uniform(size, "filter")
-
-    def gaussian(self, size: Size) -> Noise:
-        """LPF-SGD's noise, which BatchNorm's parameters get too."""
-        return gaussian(
-            size, relative_to="filter", filter_axis=flax_filters, one_axis="layer"
-        )
-
-    def silence(self, size: Size) -> Noise:
-        """No noise."""
-        del size
-        return uniform(0.0)
-
-
-def _optimizer(context, strength, key):
-    return context.optimizer()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """A row of the table: a way to train.
-
-    A method with noise holds the rise of the loss under it: its strength is then that
-    rise, unless the settings give the size of the noise.
-
-    Attributes:
-        label: its name in tables and figures.
-        color: its colour in figures.
-        help: what it does, in a few words.
-        strength: the setting that is its strength: of its noise, the size.
-        transform: function of (context, strength, key) to the transformation
-            that trains; by default the optimizer alone.
-        noise: function of (context, size) to the noise.
-        schedule: function of (settings, strength, steps) to the strength over time.
-        fixed: whether the size of the noise is fixed, whatever rise it costs.
-        copies: function of the settings to options of `smoothout_value_and_grad`, which
-            then takes the gradients; without it, they are taken at the parameters of
-            the loop.
-        parts: function of the settings to the number of parts that copies divide the
-            batch into; without it, every copy takes the whole batch.
-        gradients: gradients of a whole batch that a step takes.
-        eval_params: function of (state, params) to the parameters to evaluate.
-    """
-
-    label: str
-    color: str
-    help: str
-    strength: str
-    transform: Callable[..., optax.GradientTransformation] = _optimizer
-    noise: Callable[[Context, Size], Noise] | None = None
-    schedule: Callable[[MethodSettings, Strength, int], Any] = radius_schedule
-    fixed: bool = False
-    copies: Callable[[MethodSettings], dict[str, Any]] | None = None
-    parts: Callable[[MethodSettings], int] | None = None
-    gradients: int = 1
-    eval_params: Callable[[Any, Any], Any] = lambda state, params: params
-
-    @property
-    def splits(self) -> bool:
-        """Whether copies divide the batch between them."""
-        return self.parts is not None
-
-    def num_parts(self, settings: MethodSettings) -> int:
-        """Number of parts that copies divide the batch into; 1 if they do not."""
-        return self.parts(settings) if self.parts else 1
-
-    def holds_rise(self, settings: MethodSettings) -> bool:
-        """Whether its strength is the rise of the loss that its noise may cost."""
-        if self.noise is None or self.fixed:
-            return False
-        given = getattr(settings, self.strength) is not None
-        return settings.loss_rise is not None or not given
-
-    def strength_of(self, settings: MethodSettings) -> tuple[str, float]:
-        """The setting that is its strength, and its value; a learning rate's peak."""
-        if self.strength == "learning_rate":
-            return self.strength, settings.peak_learning_rate
-        if self.holds_rise(settings):
-            rise = settings.loss_rise
-            return "loss_rise", LOSS_RISE if rise is None else rise
-        size = getattr(settings, self.strength)
-        return self.strength, FIXED[self.strength] if size is None else size
-
-    def largest(self, settings: MethodSettings) -> float:
-        """The largest size of its noise, where the rise decides about it."""
-        size = getattr(settings, self.strength)
-        return LARGEST[self.strength] if size is None else size
+__all__ = ["METHODS", "METHODS_HELP", "Context", "Method"]
 
 
 def _sgd(context, strength, key):
-    return context.optimizer(strength)
+    return context.optimizer(peak=strength)
+
+
+def _ema(context, strength, key):
+    return context.optimizer(ema_decay=strength)
+
+
+def _nesterov(context, strength, key):
+    return context.optimizer(momentum=strength, nesterov=True)
 
 
 def _smoothout(context, strength, key):
@@ -217,6 +81,24 @@ _SPLIT: dict[str, Any] = {
     "copies": lambda settings: {"num_copies": settings.copies},
     "parts": lambda settings: settings.copies,
 }
+_MIX = Method(
+    label="mix",
+    color="#8c564b",
+    help="half the batch at the clean weights",
+    strength="relative_radius",
+    noise=Context.relative,
+    copies=lambda settings: {"clean_weight": 0.5, "aux": "clean"},
+    parts=lambda settings: 2,
+)
+_GAUSSIAN = Method(
+    label="rising Gaussian",
+    color="#7f3c8d",
+    help="LPF-SGD, split, with noise that rises, in BatchNorm too",
+    strength="std",
+    noise=Context.gaussian,
+    schedule=rising_schedule,
+    **_SPLIT,
+)
 
 # Colours of Okabe and Ito, and tints of them: readers of every colour vision can tell
 # them apart.
@@ -287,23 +169,50 @@ METHODS = {
         copies=lambda settings: {"num_copies": 2, "antithetic": True},
         gradients=2,
     ),
-    "mix": Method(
-        label="mix",
-        color="#8c564b",
-        help="half the batch at the clean weights",
-        strength="relative_radius",
-        noise=Context.relative,
-        copies=lambda settings: {"clean_weight": 0.5, "aux": "clean"},
-        parts=lambda settings: 2,
+    "mix": _MIX,
+    "gaussian": _GAUSSIAN,
+    "lpf-sgd": dataclasses.replace(
+        _GAUSSIAN,
+        label="LPF-SGD",
+        color="#b391cc",
+        help="the same at a fixed strength",
+        fixed=True,
     ),
-    "gaussian": Method(
-        label="rising Gaussian",
-        color="#7f3c8d",
-        help="LPF-SGD, split, with noise that rises, in BatchNorm too",
+    "rwp": dataclasses.replace(
+        _MIX,
+        label="RWP",
+        color="#c4a19b",
+        help="random weight perturbation: mix, with Gaussian noise of a fixed strength",
         strength="std",
         noise=Context.gaussian,
-        schedule=rising_schedule,
-        **_SPLIT,
+        fixed=True,
+    ),
+    "smoothout-gaussian": dataclasses.replace(
+        _SMOOTHOUT,
+        label="SmoothOut, Gaussian",
+        color="#3b7a99",
+        help="Gaussian noise in every weight, of the variance that uniform noise of the"
+        " fixed radius has",
+        noise=Context.normal,
+        schedule=lambda settings, strength, steps: radius_schedule(
+            settings, strength / math.sqrt(3), steps
+        ),
+        fixed=True,
+    ),
+    "ema": Method(
+        label="EMA",
+        color="#bcbd22",
+        help="an exponential moving average of the weights of SGD",
+        strength="ema_decay",
+        transform=_ema,
+        eval_params=lambda state, params: averaged_params(state),
+    ),
+    "nesterov": Method(
+        label="Nesterov",
+        color="#777733",
+        help="SGD with Nesterov's momentum",
+        strength="momentum",
+        transform=_nesterov,
     ),
     "no-denoising": Method(
         label="no de-noising",

@@ -12,6 +12,7 @@ from smoothout_jax import exclude, flax_filters, uniform
 from smoothout_jax._extras import progress
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.progress import announce
+from smoothout_jax.experiments.training.harm import accuracy_lost, memorised
 from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer, stack
@@ -32,12 +33,23 @@ class Training(NamedTuple):
         radius: size of the noise then, (seeds, rounds); empty where it is not held at
             a rise of the loss.
         loss_rise: that rise, in nats, likewise.
+        watched_accuracy: fraction of the watched images that are classified correctly,
+            likewise; empty where none are watched.
+        test_accuracy: that of the test images, likewise.
     """
 
     seconds: np.ndarray
     steps: np.ndarray
     radius: np.ndarray
     loss_rise: np.ndarray
+    watched_accuracy: np.ndarray
+    test_accuracy: np.ndarray
+
+    @property
+    def best_accuracy(self) -> np.ndarray:
+        """The test accuracy where that on the watched images is highest, (seeds,)."""
+        best = np.nan_to_num(self.watched_accuracy).argmax(-1)
+        return np.take_along_axis(self.test_accuracy, best[:, None], -1)[:, 0]
 
     @property
     def noise_at_end(self) -> dict[str, float]:
@@ -76,8 +88,11 @@ def train_in_turns(
         for number, (turn, (name, trainer)) in enumerate(bar, done + 1):
             start, stop = _ends(trainer, turn, rounds)
             _, spent = trainer.advance(start, stop)
-            noise = [[] if v is None else v.tolist() for v in trainer.noise()]
-            seen[name].append([spent / (stop - start), stop, *noise])
+            also = [
+                [] if v is None else v.tolist()
+                for v in (*trainer.noise(), *trainer.watched())
+            ]
+            seen[name].append([spent / (stop - start), stop, *also])
             if number == len(trainers):
                 whole = sum(rows[0][0] * trainers[n].steps for n, rows in seen.items())
                 announce("training", whole * (rounds - 1) / rounds)
@@ -109,6 +124,12 @@ class Outcome(NamedTuple):
         test_loss: cross entropy, in nats.
         train_loss: cross entropy of the first training images, in nats.
         loss_rise: mean rise of that loss under noise, in nats.
+        memorised: fraction of the wrong labels among the first training images that
+            the network predicts; NaN if there are none.
+        lost_at_8_bits: test accuracy that rounding the weights of each filter to 8
+            bits costs, on the first test images.
+        lost_at_4_bits: that of 4 bits.
+        lost_under_noise: that of the noise.
         loss_curve: that loss along a line through the parameters, at `DISTANCES` in
             norms of each filter, averaged over random directions; may be empty.
     """
@@ -118,6 +139,10 @@ class Outcome(NamedTuple):
     test_loss: Any
     train_loss: Any
     loss_rise: Any
+    memorised: Any
+    lost_at_8_bits: Any
+    lost_at_4_bits: Any
+    lost_under_noise: Any
     loss_curve: Any
 
     @property
@@ -162,7 +187,7 @@ class Measurement:
         if not np.isfinite(list(reached.values())).all():
             bar.update()
             curve = np.full(len(DISTANCES) if len(self._keys) else 0, np.nan)
-            return Outcome(*[np.nan] * 5, loss_curve=curve)
+            return Outcome(*[np.nan] * (len(Outcome._fields) - 1), loss_curve=curve)
         rise = expected_sharpness(
             loss,
             params,
@@ -188,5 +213,7 @@ class Measurement:
             test_loss=reached["test loss"],
             train_loss=reached["train loss"],
             loss_rise=rise.value,
+            memorised=memorised(self._task, params, stats),
+            **accuracy_lost(self._task, params, stats, self._noise),
             loss_curve=np.mean(curves, axis=0) if curves else np.empty(0),
         )

@@ -24,6 +24,8 @@ COLUMNS: tuple[str, ...] = (
     "train accuracy",
     "test loss",
     "test accuracy",
+    "watched loss",
+    "watched accuracy",
     "seconds",
 )
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,8 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from smoothout_jax.experiments import interruptions
-from smoothout_jax.experiments.data.datasets import Dataset, hold_out, load
+from smoothout_jax.experiments.data.datasets import Dataset, prepare
+from smoothout_jax.experiments.networks import keep
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.placement import Placement
@@ -54,7 +55,8 @@ class Task:
         convolves: whether it has convolutions, which are slow in loops and under vmap
             on CPU.
         sets: batches of images and labels: `"train"`, the first 2,000 training images,
-            which measures of sharpness use too, and `"test"`.
+            which measures of sharpness use too, `"test"`, and, if there are any that
+            are held out beside these, `"watched"`.
 
     Raises:
         InputError: if the data cannot be read, or do not fit the network.
@@ -69,8 +71,7 @@ class Task:
         self.settings = settings
         self.placement = placement = placement or Placement()
         if data is None:
-            whole = load(settings.data, settings.data_dir, settings.train_size)
-            data = hold_out(whole, settings.validation_size)
+            data = prepare(settings)
         self.data = data
         num_images = len(self.data.train_images)
         if settings.batch_size > num_images:
@@ -87,7 +88,9 @@ class Task:
         self.steps = settings.num_steps(num_images)
         self.steps_per_epoch = num_images // settings.batch_size
         self.convolves = settings.model.convolves
-        self._training = self._network(use_running_average=False, momentum=0.9)
+        self._training = self._network(
+            use_running_average=False, momentum=0.9, drops=True
+        )
         self._evaluating = self._network(use_running_average=True)
         self._measuring = self._network(use_running_average=False, momentum=0.0)
         self._init_stats = jax.eval_shape(self.init, jax.random.key(0))[1]
@@ -99,21 +102,35 @@ class Task:
             ),
             "test": self._batches(self.data.test_images, self.data.test_labels),
         }
+        if self.data.watched is not None:
+            self.sets["watched"] = self._batches(*self.data.watched)
         self._quantities = jax.jit(self.quantities)
         self._statistics = jax.jit(self.batch_statistics)
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Initial parameters and statistics."""
-        variables = dict(self._training.init(key, self.data.train_images[:2]))
+        variables = dict(self._measuring.init(key, self.data.train_images[:2]))
         params = {"params": variables.pop("params")}
         return params, variables
 
     def loss(
-        self, params: Any, stats: Any, images: jax.Array, labels: jax.Array
+        self,
+        params: Any,
+        stats: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-        """The loss to minimise, in nats; with it, new statistics and the accuracy."""
-        logits, stats = _apply_training(self._training, params, stats, images)
-        return _cross_entropy(logits, labels), (stats, _accuracy(logits, labels))
+        """The loss to minimise, in nats; with it, new statistics and the accuracy.
+
+        The key is that of dropout.
+        """
+        logits, stats = _apply_training(self._training, params, stats, images, key)
+        smoothing = self.settings.label_smoothing
+        loss = _cross_entropy(logits, labels)
+        if smoothing:
+            loss = (1 - smoothing) * loss + smoothing * _to_all_classes(logits)
+        return loss, (stats, _accuracy(logits, labels))
 
     def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
         """Loss and accuracy of a batch, with fixed statistics."""
@@ -124,20 +141,31 @@ class Task:
             "accuracy": _accuracy(logits, labels),
         }
 
-    def evaluate(self, params: Any, stats: Any) -> dict[str, float]:
+    def evaluate(
+        self, params: Any, stats: Any, only: Sequence[str] = ()
+    ) -> dict[str, float]:
         """Loss and accuracy on each of the sets, by names such as `"train loss"`.
 
         A network whose loss is not finite has no accuracy either: it is NaN.
+
+        Args:
+            params: the parameters.
+            stats: the statistics of BatchNorm.
+            only: names of the sets, if not all.
         """
         reached = {}
-        for name, batches in self.sets.items():
-            means = mean_over_batches(
-                lambda batch: self._quantities(params, batch, stats), batches
-            )
+        for name in only or self.sets:
+            means = self.measure(params, stats, self.sets[name])
             lost = not jnp.isfinite(means["loss"])
             for quantity, value in means.items():
                 reached[f"{name} {quantity}"] = math.nan if lost else float(value)
         return reached
+
+    def measure(self, params: Any, stats: Any, batches: Any) -> dict[str, jax.Array]:
+        """Mean loss and accuracy of batches, with fixed statistics."""
+        return mean_over_batches(
+            lambda batch: self._quantities(params, batch, stats), batches
+        )
 
     def loss_with(self, stats: Any) -> Partial:
         """The loss of a batch with fixed statistics: `loss(params, batch)`."""
@@ -169,12 +197,14 @@ class Task:
         empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), self._init_stats)
         return _apply_training(self._measuring, params, empty, batch[0])[1]
 
-    def _network(self, **batch_norm: Any) -> nn.Module:
-        """The network, with options of its BatchNorm."""
-        settings = self.settings
+    def _network(self, *, drops: bool = False, **batch_norm: Any) -> nn.Module:
+        """The network, with or without its dropout, with options of its BatchNorm."""
+        settings, drop = self.settings, keep
         norm = functools.partial(nn.BatchNorm, **batch_norm)
+        if drops and settings.dropout:
+            drop = nn.Dropout(settings.dropout, deterministic=False)
         try:
-            return settings.model.build(settings, self.data.num_classes, norm)
+            return settings.model.build(settings, self.data.num_classes, norm, drop)
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -202,13 +232,19 @@ class Task:
         return self.quantities(params, batch, stats)["loss"]
 
 
-def _apply_training(network, params, stats, images) -> Any:
+def _apply_training(network, params, stats, images, key=None) -> Any:
     """Logits, normalised by the batch, and the statistics that it updates."""
-    return network.apply(params | stats, images, mutable=["batch_stats"])
+    rngs = None if key is None else {"dropout": key}
+    return network.apply(params | stats, images, mutable=["batch_stats"], rngs=rngs)
 
 
 def _cross_entropy(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _to_all_classes(logits):
+    """Cross entropy to the uniform distribution over the classes."""
+    return -jax.nn.log_softmax(logits).mean()
 
 
 def _accuracy(logits, labels):

@@ -8,7 +8,7 @@ on CPU, in loops: there runs take turns, and steps are dispatched one by one.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,70 +16,25 @@ import numpy as np
 import optax
 
 from smoothout_jax import (
-    LossRiseState,
     init_loss_rise,
     smoothout_value_and_grad,
 )
 from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.averaging import averaged_params
 from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
 from smoothout_jax.experiments.regime import augment
+from smoothout_jax.experiments.training.state import (
+    Metrics,
+    Noise,
+    State,
+    Watched,
+    stack,
+    unstack,
+)
 from smoothout_jax.experiments.training.task import Task
 
-
-class State(NamedTuple):
-    """State of a run, from which it continues bit for bit.
-
-    Attributes:
-        step: updates so far, int32.
-        params: parameters of the training loop.
-        stats: BatchNorm's running statistics.
-        opt_state: state of the transformation.
-        noise_key: data of the PRNG key for noise.
-        batch_key: data of the PRNG key for batches and their augmentation.
-        strength: the method's strength, such as a radius.
-        rise: how strong the noise of copies is, if the rise of the loss is held.
-    """
-
-    step: jax.Array
-    params: Any
-    stats: Any
-    opt_state: Any
-    noise_key: jax.Array
-    batch_key: jax.Array
-    strength: jax.Array
-    rise: LossRiseState | None = None
-
-    def trees(self) -> dict[str, Any]:
-        """What a checkpoint of it holds, by name."""
-        return {name: tree for name, tree in self._asdict().items() if tree is not None}
-
-
-class Metrics(NamedTuple):
-    """Loss (nats) and accuracy of the batch of a step."""
-
-    loss: jax.Array
-    accuracy: jax.Array
-
-
-class Noise(NamedTuple):
-    """How strong the noise of each run is, (runs,); `None` where it is not measured."""
-
-    radius: np.ndarray | None = None
-    loss_rise: np.ndarray | None = None
-
-
-def stack(trees: list[Any]) -> Any:
-    """Stacks trees of arrays along a new leading axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def _unstack(state: State) -> list[State]:
-    """Splits a state of several runs into the state of each."""
-    return [
-        jax.tree.map(lambda leaf, run=run: leaf[run], state)
-        for run in range(len(state.step))
-    ]
+__all__ = ["State", "Trainer", "stack"]
 
 
 class Trainer:
@@ -127,7 +82,7 @@ class Trainer:
 
     def restore(self, state: State) -> None:
         """Continues from a state of all runs."""
-        groups = [state] if self._together else _unstack(state)
+        groups = [state] if self._together else unstack(state)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
         self._groups = jax.device_put(groups, places)
 
@@ -167,8 +122,10 @@ class Trainer:
     def networks(self) -> list[tuple[Any, Any]]:
         """The parameters and statistics of each run to evaluate."""
         networks = []
-        for run in _unstack(self.state):
+        for run in unstack(self.state):
             params = self.method.eval_params(run.opt_state, run.params)
+            if self._context.settings.ema_decay is not None:
+                params = averaged_params(run.opt_state)
             networks.append((params, self._task.statistics(params, run.stats)))
         return networks
 
@@ -182,6 +139,19 @@ class Trainer:
             for name in ("noise_scale", "loss_rise_estimate")
         )
         return Noise(scale * method.largest(settings), rise)
+
+    def watched(self) -> Watched:
+        """The accuracy on the images that are watched, and on the test images."""
+        if "watched" not in self._task.sets:
+            return Watched()
+        names = "watched", "test"
+        reached = [self._task.evaluate(*each, names) for each in self.networks()]
+        return Watched(
+            *(
+                np.array([each[f"{name} accuracy"] for each in reached])
+                for name in names
+            )
+        )
 
     def _begin(self, seeds, strengths) -> list[State]:
         """The initial states: one of all runs that train together, or one for each."""
@@ -290,8 +260,13 @@ class Trainer:
             self._task.settings, jax.random.fold_in(augment_key, state.step), images
         )
 
+        # Copies share what is dropped, as a second gradient does.
+        dropout_key = jax.random.fold_in(
+            jax.random.fold_in(batch_key, 2**31 - 2), state.step
+        )
+
         def loss(params, images, labels):
-            return self._task.loss(params, state.stats, images, labels)
+            return self._task.loss(params, state.stats, images, labels, dropout_key)
 
         def grad_fn(params, step):  # for SAM's second gradient
             return jax.grad(loss, has_aux=True)(params, images, labels)[0]
