@@ -1,8 +1,7 @@
 """`smoothout evidence`: an experiment, from its trials to its results.
 
-First SGD tries learning rates on held-out training images; then every method tries as
-many strengths at the best of them. Then all methods are compared, with what they chose,
-on the test images, which played no part in the choice.
+First the trials, on held-out training images; then all methods are compared, with what
+they chose, on the test images, which played no part in the choice.
 """
 
 import dataclasses
@@ -12,38 +11,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from smoothout_jax import _checks
-from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
 from smoothout_jax.experiments.commands.compare import (
-    CompareSettings,
     Results,
     compare,
     summary,
+)
+from smoothout_jax.experiments.commands.trials import (
+    RECIPE,
+    case_settings,
+    try_strengths,
 )
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.plans import (
     EXPERIMENTS,
-    FIRST_TRIAL_SEED,
-    TRIALS,
     Case,
 )
 from smoothout_jax.experiments.reporting.formats import json_text, with_error
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.tables import terminal_tables
 from smoothout_jax.experiments.training.kept import remove_kept
-from smoothout_jax.experiments.training.task import Task
-from smoothout_jax.experiments.training.trainer import Trainer
 
 EQUAL = "equal_updates"
-# Any will do: where the size of the noise is given, it is fixed, and the trials choose.
-_FIXED_SIZES: dict[str, Any] = {"radius": 0.1, "relative_radius": 0.5, "std": 0.05}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,10 +141,12 @@ def examine(
     began = time.monotonic()
     trials = try_strengths(case, data_dir, kept)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
+    recipe = {case.recipe: chosen.pop(RECIPE)} if case.recipe else {}
     settings = dataclasses.replace(
         case_settings(case, data_dir, held_out=False),
         learning_rate=chosen["sgd"],
         output=output,
+        **recipe,
     )
     if EQUAL not in kept:
         kept[EQUAL] = _to_json(compare(settings, chosen, curves=False))
@@ -165,63 +161,6 @@ def examine(
         EQUAL: kept[EQUAL],
         "equal_gradients": fair,
         "minutes": (time.monotonic() - began) / 60,
-    }
-
-
-def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSettings:
-    """Settings of the comparison, or of the trials on held-out images."""
-    validation_size = case.validation_size if held_out else 0
-    whole = case.training["train_size"] - validation_size
-    return CompareSettings(
-        **case.training,
-        data=case.data,
-        data_dir=data_dir,
-        network=case.network,
-        batch_size=case.batch_size or whole,
-        validation_size=validation_size,
-        methods=case.methods,
-        seeds=case.seeds,
-        noise_samples=10,
-        **({} if case.holds_rise else _FIXED_SIZES),
-    )
-
-
-def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any]:
-    """Accuracy on held-out images at each strength, and the best, by method."""
-    settings = case_settings(case, data_dir, held_out=True)
-    if "sgd" not in kept:
-        kept["sgd"] = _try("sgd", Task(settings), case)
-    best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
-    others = [name for name in settings.methods if name not in kept]
-    task = Task(best) if others else None
-    for name in progress("trials", others):
-        kept[name] = _try(name, task, case)
-    return {name: kept[name] for name in ("sgd", *settings.methods)}
-
-
-def _try(name: str, task: Any, case: Case) -> dict[str, Any]:
-    setting, default = METHODS[name].strength_of(task.settings)
-    if setting == "loss_rise":
-        return {"strengths": [default], "accuracies": [], "chosen": default}
-    strengths = case.trials.get(setting, TRIALS[setting])
-    seeds = range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + case.trial_seeds)
-    trainer = Trainer(
-        METHODS[name],
-        task,
-        [seed for _ in strengths for seed in seeds],
-        [strength for strength in strengths for _ in seeds],
-    )
-    trainer.advance(0, trainer.steps)
-    accuracies = np.reshape(
-        [task.evaluate(*network)["test accuracy"] for network in trainer.networks()],
-        (len(strengths), len(seeds)),
-    )
-    # Of equally good strengths, the weakest; one that diverges has no accuracy.
-    best = int(np.nan_to_num(accuracies.mean(1), nan=-1.0).argmax())
-    return {
-        "strengths": strengths,
-        "accuracies": accuracies.tolist(),
-        "chosen": strengths[best],
     }
 
 

@@ -1,0 +1,39 @@
+"""The plans of the experiments: data, networks, batches, methods, seeds and trials.
+
+An experiment answers a question, and has several forms: `cpu`, sized to two cores, and
+`smoke`, to check that it runs. A plan names its methods, so that a new method does not
+change it.
+"""
+
+from smoothout_jax.experiments.plans import questions
+from smoothout_jax.experiments.plans.case import (
+    FIRST_TRIAL_SEED,
+    FITS,
+    TRIALS,
+    Case,
+    cases,
+    widened,
+)
+from smoothout_jax.experiments.plans.rise import LOSS_RISE_CASES
+
+__all__ = ["EXPERIMENTS", "FIRST_TRIAL_SEED", "FITS", "TRIALS", "Case", "widened"]
+
+_SMOKE = cases(
+    "digits",
+    "f1",
+    {20: (4, 2)},
+    ("sgd", "sam", "adasmoothout-split"),
+    (60, 20),
+    (2, 1),
+    hidden_sizes=(8,),
+)
+
+EXPERIMENTS = {
+    "batches": {"cpu": questions.BATCHES, "smoke": _SMOKE},
+    "wrong-labels": {"cpu": questions.LABELS},
+    "recipes": {"cpu": questions.RECIPES},
+    "parts": {"cpu": questions.PARTS},
+    "rivals": {"cpu": questions.RIVALS},
+    "networks": {"cpu": questions.NETWORKS},
+    "loss-rise": {"cpu": LOSS_RISE_CASES},
+}
