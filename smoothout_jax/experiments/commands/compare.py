@@ -104,6 +104,7 @@ def run(settings: CompareSettings) -> Report:
 def compare(
     settings: CompareSettings,
     strengths: Mapping[str, float] | None = None,
+    learning_rates: Mapping[str, float] | None = None,
     *,
     curves: bool = True,
 ) -> Results:
@@ -112,20 +113,25 @@ def compare(
     Args:
         settings: the settings.
         strengths: strengths of methods, by name, instead of those of the settings.
+        learning_rates: their learning rates, likewise.
         curves: whether to measure the loss along lines too, which takes longest.
     """
-    task, strengths = Task(settings), strengths or {}
+    task, strengths, rates = Task(settings), strengths or {}, learning_rates or {}
+    tasks = {settings.learning_rate: task}
+    for rate in set(rates.values()) - set(tasks):
+        changed = dataclasses.replace(settings, learning_rate=rate)
+        tasks[rate] = Task(changed, data=task.data)
     trainers = {
         name: Trainer(
             METHODS[name],
-            task,
+            tasks[rates.get(name, settings.learning_rate)],
             settings.all_seeds,
             [strengths[name]] * settings.seeds if name in strengths else None,
             steps=_num_steps(settings, task, name),
         )
         for name in settings.methods
     }
-    whole = [settings.to_json(), dict(strengths)]
+    whole = [settings.to_json(), dict(strengths), dict(rates)]
     kept = KeptTraining(settings.output, json.loads(json.dumps(whole)))
     interruptions.advise(lambda: _interrupted(settings.output, bool(kept)))
     training = train_in_turns(trainers, kept)

@@ -142,6 +142,8 @@ def examine(
     trials = try_strengths(case, data_dir, kept)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
     recipe = {case.recipe: chosen.pop(RECIPE)} if case.recipe else {}
+    rates = {name: trials[name]["learning_rate"] for name in case.methods}
+    rates["sgd"] = chosen["sgd"]
     settings = dataclasses.replace(
         case_settings(case, data_dir, held_out=False),
         learning_rate=chosen["sgd"],
@@ -149,12 +151,12 @@ def examine(
         **recipe,
     )
     if EQUAL not in kept:
-        kept[EQUAL] = _to_json(compare(settings, chosen, curves=False))
+        kept[EQUAL] = _to_json(compare(settings, chosen, rates, curves=False))
     twice = tuple(name for name in case.methods if METHODS[name].gradients == 2)
     fair = kept[EQUAL]
     if twice:
         halved = dataclasses.replace(settings, methods=twice, equal_gradients=True)
-        fair = _to_json(compare(halved, chosen, curves=False))
+        fair = _to_json(compare(halved, chosen, rates, curves=False))
     return provenance() | {
         "settings": settings.to_json(),
         "trials": trials,

@@ -1,9 +1,10 @@
 """The trials of an experiment: what each method chooses, on held-out training images.
 
 First SGD tries learning rates, then the strength of the recipe, if the case has one;
-then every method tries as many strengths at the best of these. Where the best is at an
-end of what was tried, more is tried beyond it, unless it is the lower end and no better
-than SGD: weaker still, a method is SGD.
+then every method tries as many strengths, at SGD's best learning rate and at the
+default one: with noise, larger rates may be better. Where the best is at an end of what
+was tried, more is tried beyond it, unless it is the lower end and no better than SGD:
+weaker still, a method is SGD.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import (
     FIRST_TRIAL_SEED,
-    FITS,
     TRIALS,
     Case,
     widened,
 )
+from smoothout_jax.experiments.regime import LEARNING_RATES
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
@@ -80,15 +81,31 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
         best = dataclasses.replace(best, **{case.recipe: kept[RECIPE]["chosen"]})
     plain = kept[RECIPE if case.recipe else "sgd"]
     others = [name for name in settings.methods if name not in kept]
-    task = Task(best) if others else None
+    rates = dict.fromkeys([best.learning_rate, LEARNING_RATES[best.optimizer]])
+    tasks = _tasks(best, tuple(rates)) if others else []
     for name in progress("trials", others):
-        kept[name] = _Trials(name, case, task, plain).run()
+        found = [
+            _Trials(name, case, task, plain).run(needed=len(tasks) > 1)
+            for task in tasks
+        ]
+        kept[name] = max(found, key=_best) | {"at_each_learning_rate": found}
     names = "sgd", *([RECIPE] if case.recipe else []), *settings.methods
     return {name: kept[name] for name in names}
 
 
+def _tasks(settings: CompareSettings, rates: tuple[float | None, ...]) -> list[Task]:
+    """The task at each learning rate, with the data loaded once."""
+    tasks = [Task(dataclasses.replace(settings, learning_rate=rates[0]))]
+    for rate in rates[1:]:
+        changed = dataclasses.replace(settings, learning_rate=rate)
+        tasks.append(Task(changed, data=tasks[0].data))
+    return tasks
+
+
 def _best(trial: dict[str, Any]) -> float:
-    """The highest mean accuracy of a trial."""
+    """The highest mean accuracy of a trial; below all others if there is none."""
+    if not trial["accuracies"]:
+        return -1.0
     return float(np.nan_to_num(np.mean(trial["accuracies"], 1), nan=-1.0).max())
 
 
@@ -111,12 +128,31 @@ class _Trials:
     def _strength(self) -> tuple[str, Any]:
         return self._method.strength_of(self._task.settings)
 
-    def run(self) -> dict[str, Any]:
-        """The strengths tried, the accuracies reached, and the strength chosen."""
+    def run(self, *, needed: bool = True) -> dict[str, Any]:
+        """The strengths tried, the accuracies reached, and the strength chosen.
+
+        Args:
+            needed: whether to try a strength to which there is no other.
+        """
         setting, default = self._strength
-        if setting == "loss_rise":
-            return {"strengths": [default], "accuracies": [], "chosen": default}
-        self._try(self._case.trials.get(setting, TRIALS[setting]))
+        if setting != "loss_rise":
+            self._try(self._case.trials.get(setting, TRIALS[setting]))
+            self._widen(setting)
+        elif needed:
+            self._try((default,))
+        strengths = sorted(self._reached)
+        return {
+            "learning_rate": self._task.settings.learning_rate,
+            "strengths": strengths or [default],
+            "accuracies": [self._of(each, "test accuracy") for each in strengths],
+            "train_accuracies": [
+                self._of(each, "train accuracy") for each in strengths
+            ],
+            "chosen": self._chosen if strengths else default,
+        }
+
+    def _widen(self, setting: str) -> None:
+        """Tries more beyond the ends, as long as the best is there."""
         for low in (False, True):
             for _ in range(BEYOND):
                 strengths = sorted(self._reached)
@@ -126,17 +162,6 @@ class _Trials:
                 beyond = widened(setting, tuple(strengths), low)
                 if beyond is not None:
                     self._try((beyond,))
-        strengths = sorted(self._reached)
-        trial = {
-            "strengths": strengths,
-            "accuracies": [self._of(each, "test accuracy") for each in strengths],
-            "chosen": self._chosen,
-        }
-        fitted = self._of(self._chosen, "train accuracy")
-        return trial | {
-            "train_accuracy": fitted,
-            "fits": float(np.mean(fitted)) >= FITS,
-        }
 
     def _of(self, strength: Any, quantity: str) -> list[float]:
         """A quantity reached at a strength, by seed."""
@@ -144,8 +169,9 @@ class _Trials:
 
     @property
     def _chosen(self) -> Any:
-        """Of equally good strengths the weakest; one that diverges has no accuracy."""
-        return max(sorted(self._reached), key=self._mean)
+        """Of equally good strengths the weakest, but the largest learning rate."""
+        largest = self._strength[0] == "learning_rate"
+        return max(sorted(self._reached, reverse=largest), key=self._mean)
 
     def _mean(self, strength: Any) -> float:
         """Mean accuracy reached at a strength; below all others if any is lost."""
