@@ -4,16 +4,36 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pages.source import DOCS
+import numpy as np
+import scipy.stats
 
-TITLES = {
+from pages.source import DOCS
+from smoothout_jax.experiments.plans import EXPERIMENTS, FITS
+
+# What each experiment asks.
+QUESTIONS = {
+    "batches": "Does it help, from small to large batches?",
+    "wrong-labels": "What if labels are wrong?",
+    "recipes": "Does it add to what you do already?",
+    "parts": "What is it made of?",
+    "rivals": "And its rivals?",
+    "networks": "Other networks",
+}
+DATA = {
     "digits": "Digits",
     "mnist1d": "MNIST-1D",
     "fashion-mnist": "Fashion-MNIST",
-    "fashion-mnist-1k": "1,024 images of Fashion-MNIST",
     "cifar10": "CIFAR-10",
 }
-FORMS = {"cpu": "CPU form", "full": "Full form"}
+NETWORKS = {
+    "mlp": "MLP", "f1": "F1", "cnet": "C net", "resnet": "ResNet", "vit": "ViT",
+}  # fmt: skip
+# Cases by what the prediction says of them.
+GROUPS = {
+    "fits": "SGD fits its training images",
+    "wrong": "training labels are wrong",
+    "short": "SGD does not fit them",
+}
 
 
 class Result(NamedTuple):
@@ -21,38 +41,104 @@ class Result(NamedTuple):
 
     Attributes:
         experiment: its experiment's name.
-        form: `"cpu"` or `"full"`.
         name: its name in the experiment.
         case: its figures.
     """
 
     experiment: str
-    form: str
     name: str
     case: Mapping[str, Any]
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of its comparison."""
+        return self.case["settings"]
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Its figures at equal updates, by method."""
+        return self.case["equal_updates"]["summary"]
+
+    @property
     def label(self) -> str:
-        """Data, network and batch size."""
-        return f"{TITLES[self.experiment]}, {self.name}"
+        """Data, images, network, batch size and steps, and what else is special."""
+        data, images, network, batch, steps, *rest = self.name.split(", ")
+        images = f"{int(images.split()[0]):,}"
+        batch = batch.removeprefix("batch ")
+        parts = f"{DATA[data]} {images}", NETWORKS[network], f"batch {batch}"
+        return ", ".join([*parts, f"{int(steps.split()[0]):,} steps", *rest])
+
+    @property
+    def fits(self) -> bool:
+        """Whether SGD fits its images in the trials, at any learning rate."""
+        reached = self.case["trials"]["sgd"]["train_accuracies"]
+        return max(np.nan_to_num(np.array(each, float)).mean() for each in reached) >= (
+            FITS
+        )
+
+    @property
+    def group(self) -> str:
+        """Which of `GROUPS` it belongs to."""
+        if self.settings["label_noise"]:
+            return "wrong"
+        return "fits" if self.fits else "short"
+
+    def accuracies(self, method: str, equal: str = "equal_updates") -> np.ndarray:
+        """Test accuracies in percent, by seed."""
+        outcome = self.case[equal]["outcomes"][method]["test_accuracy"]
+        return 100 * np.array(outcome, float)
 
     def difference(self, method: str, equal: str = "equal_updates") -> tuple | None:
         """Mean difference to SGD in percent with its interval, if it was compared."""
         row = self.case[equal]["summary"].get(method)
-        return row and tuple(row["difference_to_sgd"])
+        return (
+            tuple(row["difference_to_sgd"]) if row and "diverged" not in row else None
+        )
+
+    def p_value(self, method: str) -> float:
+        """Of the paired t-test of no difference to SGD, two-sided."""
+        differences = self.accuracies(method) - self.accuracies("sgd")
+        if not np.ptp(differences):
+            return 1.0
+        return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def read() -> list[Result]:
+def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
+    """Which of several hypotheses Holm's procedure rejects.
+
+    Reference:
+        Holm, `A Simple Sequentially Rejective Multiple Test Procedure
+        <https://www.jstor.org/stable/4615733>`_, 1979.
+    """
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values)):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def read(form: str = "cpu") -> list[Result]:
     """Reads the committed results of all cases, in the order of the experiments."""
     results = []
-    for form in FORMS:
-        for experiment in TITLES:
-            path = DOCS / "results" / f"{experiment}-{form}.json"
-            if path.exists():
-                document = json.loads(path.read_text())
-                results += [
-                    Result(experiment, form, name, document["cases"][name])
-                    for name in document["plan"]
-                    if name in document["cases"]
-                ]
+    for experiment in QUESTIONS:
+        path = DOCS / "results" / f"{experiment}-{form}.json"
+        if path.exists():
+            cases = json.loads(path.read_text())["cases"]
+            results += [
+                Result(experiment, case.name, cases[case.name])
+                for case in EXPERIMENTS[experiment][form]
+                if case.name in cases
+            ]
     return results
+
+
+def missing(form: str = "cpu") -> list[str]:
+    """The cases of the plans that have no results yet."""
+    there = {(each.experiment, each.name) for each in read(form)}
+    return [
+        f"{experiment}: {case.name}"
+        for experiment in QUESTIONS
+        for case in EXPERIMENTS[experiment][form]
+        if (experiment, case.name) not in there
+    ]

@@ -1,331 +1,324 @@
-"""The page of results and its pictures, from the raw results of the experiments.
+"""The page of results, from the raw results of the experiments.
 
-`python -m pages.results` makes docs/results.md and the figures of docs/results from the
-JSON files there, which `smoothout evidence` writes, and the text in pages/results.md.
+`python -m pages.results` makes docs/results.md and docs/cases.md, with their pictures,
+from the JSON files of docs/results, which `smoothout evidence` writes.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from pages.evidence import FORMS, TITLES, Result, read
+from pages import cases, pictures
+from pages.evidence import GROUPS, QUESTIONS, Result, holm, missing, read
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.methods.table import METHODS
-from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
+
+MAIN = ("batches", "wrong-labels", "networks")
+METHODS_SHOWN = (
+    "adasmoothout", "adasmoothout-fixed", "smoothout-fixed", "msam", "sam",
+)  # fmt: skip
+NAMES = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
+
+
+def label(method: str) -> str:
+    """A method's name on this page."""
+    return NAMES.get(method, METHODS[method].label)
 
 
 def page(results: list[Result]) -> str:
     """The page."""
+    main = [each for each in results if each.experiment in MAIN]
+    asked = {
+        name: [each for each in results if each.experiment == name]
+        for name in QUESTIONS
+    }
     parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
-    for form, title in FORMS.items():
-        here = [each for each in results if each.form == form]
-        parts.append(f"## {title}")
-        if here:
-            parts.append(f"![Differences to SGD](results/differences-{form}.png)")
-            parts += _form(here)
-        if missing := _missing(form, here):
-            parts += ["### Not run yet", f"{'; '.join(missing)}."]
+    parts += [verdict(main), "![Differences to SGD by group](results/groups.png)"]
+    parts += [groups(main), OVER_GROUPS]
+    sections = {
+        "batches": batches,
+        "wrong-labels": wrong_labels,
+        "recipes": recipes,
+        "parts": of_parts,
+        "rivals": rivals,
+        "networks": batches,
+    }
+    for name, section in sections.items():
+        if asked[name]:
+            parts += [f"## {QUESTIONS[name]}", *section(asked[name])]
+    parts += ["## What else do flat minima give?", *robustness(main)]
+    parts.append((ROOT / "pages" / "results_method.md").read_text().rstrip())
+    if left := missing():
+        parts += ["### Planned, and not run yet", "\n".join(f"- {n}" for n in left)]
     return "\n\n".join(parts) + "\n"
 
 
-def _missing(form: str, results: list[Result]) -> list[str]:
-    """The cases of the plans that have no results yet."""
-    there = {(each.experiment, each.name) for each in results}
-    return [
-        f"{title}, {case.name}"
-        for experiment, title in TITLES.items()
-        for case in EXPERIMENTS[experiment][form]
-        if (experiment, case.name) not in there
-    ]
+def _of_group(results: list[Result], group: str) -> list[Result]:
+    return [each for each in results if each.group == group]
 
 
-def _form(results: list[Result]) -> Iterator[str]:
-    yield "### Does it help, and how much?"
-    yield overview(results)
-    yield from _verdicts(results)
-    yield "### Small and large batches"
-    yield batches(results)
-    yield "### Which radius?"
-    yield RADII
-    yield chosen(results)
-    yield lost(results)
-    yield "### At what cost, against SAM and MSAM?"
-    yield COSTS
-    yield costs(results)
-    yield "### Case by case"
-    for each in results:
-        yield f"#### {each.label}"
-        yield _description(each)
-        yield details(each)
+def tally(results: list[Result], method: str) -> tuple[float, int, int, int] | None:
+    """Mean difference to SGD, and the cases won, undecided and lost."""
+    found = [d for each in results if (d := each.difference(method))]
+    if not found:
+        return None
+    return (
+        float(np.mean([mean for mean, _, _ in found])),
+        sum(low > 0 for _, low, _ in found),
+        sum(low <= 0 <= high for _, low, high in found),
+        sum(high < 0 for _, _, high in found),
+    )
 
 
-def _methods(results: list[Result]) -> list[str]:
-    """The methods compared, without SGD."""
-    return [
-        name
-        for name in METHODS
-        if name != "sgd" and any(name in each.case["trials"] for each in results)
-    ]
+def verdict(main: list[Result]) -> str:
+    """Three sentences: one for each group of cases."""
+    sentences = []
+    says = {
+        "fits": "Where SGD fits its training images",
+        "wrong": "Where training labels are wrong",
+        "short": "Where SGD does not fit",
+    }
+    for group, start in says.items():
+        cases = _of_group(main, group)
+        if counted := tally(cases, "adasmoothout"):
+            mean, better, undecided, worse = counted
+            sentences.append(
+                f"**{start}**, AdaSmoothOut, with no radius chosen, changes test"
+                f" accuracy by {mean:+.1f} % on average, and is better in {better} of"
+                f" {len(cases)} cases, undecided in {undecided}, and worse in {worse}."
+            )
+    return "\n".join(f"- {each}" for each in sentences)
 
 
-def overview(results: list[Result]) -> str:
-    """Each method over all cases: mean difference, cases won, lost and undecided."""
+def groups(main: list[Result]) -> str:
+    """Each method in each group: mean difference; won, undecided and lost."""
+    certain = {
+        method: _certain(main, method)
+        for method in METHODS_SHOWN
+        if any(each.difference(method) for each in main)
+    }
     rows = []
-    for name in _methods(results):
-        differences = [d for each in results if (d := each.difference(name))]
-        rows.append(
-            (
-                METHODS[name].label,
-                f"{np.mean([mean for mean, _, _ in differences]):+.2f}",
-                str(sum(low > 0 for _, low, _ in differences)),
-                str(sum(low <= 0 <= high for _, low, high in differences)),
-                str(sum(high < 0 for _, _, high in differences)),
-            )
-        )
-    header = ("method", "mean difference, %", "better", "undecided", "worse")
-    return markdown(header, rows)
+    for group, title in GROUPS.items():
+        here = _of_group(main, group)
+        cells = []
+        for method, rejected in certain.items():
+            counted = tally(here, method)
+            sure = sum(rejected[each.name, each.experiment] for each in here)
+            cells.append("" if counted is None else _counted(counted) + f" ({sure})")
+        if here:
+            rows.append((f"{title} ({len(here)})", *cells))
+    return markdown(("cases", *map(label, certain)), rows)
 
 
-def _verdicts(results: list[Result]) -> Iterator[str]:
-    """Where the paper's methods did not win."""
-    for name in ("smoothout", "adasmoothout"):
-        losing = [
-            f"{each.label} ({with_interval(d)})"
-            for each in results
-            if (d := each.difference(name)) and d[1] <= 0
-        ]
-        if losing:
-            yield (
-                f"{METHODS[name].label} was not certainly better than SGD in"
-                f" {len(losing)} of {len(results)} cases: {'; '.join(losing)}."
-            )
-        else:
-            yield f"{METHODS[name].label} was better than SGD in every case."
+def _counted(counted: tuple[float, int, int, int]) -> str:
+    mean, *counts = counted
+    return f"{mean:+.1f}: {'/'.join(map(str, counts))}"
 
 
-def batches(results: list[Result]) -> str:
-    """Differences to SGD by case: columns are the methods."""
-    names = ("smoothout", "adasmoothout", "adasmoothout-split", "sam", "msam")
+def _certain(results: list[Result], method: str) -> dict[tuple[str, str], bool]:
+    """In which cases a difference stands after Holm's correction."""
+    there = [each for each in results if each.difference(method)]
+    rejected = holm([each.p_value(method) for each in there])
+    found = {(each.name, each.experiment): False for each in results}
+    for each, is_rejected in zip(there, rejected, strict=True):
+        found[each.name, each.experiment] = is_rejected
+    return found
+
+
+OVER_GROUPS = (
+    "Test accuracy minus SGD's in percent, averaged over the cases of the group:"
+    " better / undecided / worse (certain after Holm's correction). All but the first"
+    " method chose their strength on held-out images."
+)
+
+
+def _differences(results: list[Result], methods: tuple[str, ...]) -> str:
+    """SGD's accuracy, and differences to it."""
+    methods = tuple(n for n in methods if any(n in r.summary for r in results))
     rows = [
         (
             each.label,
-            with_error(each.case["equal_updates"]["summary"]["sgd"]["test_accuracy"]),
+            _accuracy(each, "sgd"),
             *(
-                with_interval(d) if (d := each.difference(name)) else ""
-                for name in names
+                with_interval(d) if (d := each.difference(name)) else "diverged"
+                for name in methods
             ),
         )
         for each in results
     ]
-    return markdown(("case", "SGD, %", *(METHODS[n].label for n in names)), rows)
+    return markdown(("case", "SGD, %", *map(label, methods)), rows)
 
 
-def chosen(results: list[Result]) -> str:
-    """The strength that each method chose in each case."""
-    names = _methods(results)
-    rows = []
-    for each in results:
-        trials = each.case["trials"]
-        cells = [
-            _strength(trials[name]) if name in trials else ""
-            for name in ("sgd", *names)
-        ]
-        rows.append((each.label, *cells))
-    return markdown(("case", "SGD", *(METHODS[name].label for name in names)), rows)
+def _accuracy(result: Result, method: str) -> str:
+    return with_error(result.summary[method]["test_accuracy"])
 
 
-def _strength(trial: Mapping[str, Any]) -> str:
-    """The chosen strength, with a star at an end of those tried."""
-    ends = trial["strengths"][0], trial["strengths"][-1]
-    return f"{trial['chosen']:g}{'*' if trial['chosen'] in ends else ''}"
+def batches(results: list[Result]) -> Iterator[str]:
+    """Differences case by case, those that fit first."""
+    for group in ("fits", "short"):
+        if here := _of_group(results, group):
+            yield f"Cases in which {GROUPS[group]}:"
+            yield _differences(here, METHODS_SHOWN)
 
 
-def lost(results: list[Result]) -> str:
-    """Validation accuracy at each strength minus SGD's best, averaged over cases."""
-    rows = []
-    for name in _methods(results):
-        trials = [
-            each.case["trials"] for each in results if name in each.case["trials"]
-        ]
-        gains = [_gains(each, name) for each in trials]
-        strengths = trials[0][name]["strengths"]
-        cells = [
-            f"{strength:g}: {gain:+.2f}"
-            for strength, gain in zip(strengths, np.mean(gains, 0), strict=True)
-        ]
-        rows.append((METHODS[name].label, *cells))
-    header = ("method", *(f"trial {i}" for i in range(1, 5)))
-    return markdown(header, rows)
-
-
-def advice(results: list[Result]) -> str:
-    """Gain of each strength over SGD on held-out images, and how often it won."""
-    rows = []
-    for name in ("adasmoothout", "smoothout", "sam", "msam"):
-        cases = [each.case["trials"] for each in results]
-        strengths = cases[0][name]["strengths"]
-        gains = np.mean([_gains(trials, name) for trials in cases], 0)
-        picked = [trials[name]["chosen"] for trials in cases]
-        cells = [
-            f"{strength:g}: {gain:+.1f} ({picked.count(strength)})"
-            for strength, gain in zip(strengths, gains, strict=True)
-        ]
-        rows.append((METHODS[name].label, *cells))
-    header = ("method", *(f"strength {i}" for i in range(1, 5)))
-    return markdown(header, rows)
-
-
-def _gains(trials: Mapping[str, Any], name: str) -> np.ndarray:
-    """Accuracy at each strength minus SGD's best, in percent."""
-    return 100 * (np.mean(trials[name]["accuracies"], 1) - _best(trials["sgd"]))
-
-
-def _best(trial: Mapping[str, Any]) -> float:
-    return float(np.mean(trial["accuracies"], 1).max())
-
-
-def costs(results: list[Result]) -> str:
-    """Step times, and differences to SGD at equal numbers of gradients."""
-    rows = []
-    for name in _methods(results):
-        times = [
-            each.case["equal_updates"]["summary"][name]["relative_step_time"]
-            for each in results
-            if name in each.case["trials"]
-        ]
-        equal = "equal_gradients" if METHODS[name].gradients > 1 else "equal_updates"
-        gradients = [d[0] for each in results if (d := each.difference(name, equal))]
-        updates = [d[0] for each in results if (d := each.difference(name))]
-        rows.append(
+def wrong_labels(results: list[Result]) -> Iterator[str]:
+    """Accuracy at the end, at its best, and what was memorised."""
+    yield (
+        "![Accuracy by the part of wrong labels](results/wrong-labels.png)\n\n"
+        "Some training labels are wrong, held-out ones too; the test labels are right."
+        " *Early stopping*: the test accuracy at the time when the accuracy on held-out"
+        " images was highest. *Memorised*: which part of the"
+        " wrong labels the network repeats at the end."
+    )
+    methods = ("sgd", *METHODS_SHOWN)
+    for quantity, title in (
+        ("test_accuracy", "Test accuracy at the end, %"),
+        ("best_accuracy", "With early stopping, %"),
+        ("memorised", "Memorised, %"),
+    ):
+        rows = [
             (
-                METHODS[name].label,
-                str(METHODS[name].gradients),
-                f"{np.median(times):.2f}",
-                f"{np.min(times):.2f} to {np.max(times):.2f}",
-                f"{np.mean(updates):+.2f}",
-                f"{np.mean(gradients):+.2f}",
+                each.label,
+                *(
+                    with_error(each.summary[name][quantity], ".1f")
+                    if quantity in each.summary.get(name, {})
+                    else ""
+                    for name in methods
+                ),
             )
-        )
-    header = (
-        "method",
-        "gradients a step",
-        "step time / SGD's, median",
-        "range",
-        "difference at equal updates, %",
-        "at equal gradients, %",
+            for each in results
+        ]
+        yield f"{title}:"
+        yield markdown(("case", *map(label, methods)), rows)
+
+
+def recipes(results: list[Result]) -> Iterator[str]:
+    """What noise adds to each recipe, and the recipe to plain SGD."""
+    yield (
+        "Each recipe is tuned like the noise, in six trials; then noise is added to it."
+        " Differences in percent: of the recipe alone to plain SGD, of noise on top to"
+        " the recipe alone, and of both to plain SGD."
     )
-    return markdown(header, rows)
+    rows, plain = [], None
+    for each in results:
+        *_, recipe = each.name.split(", ")
+        if recipe == "no recipe":
+            plain = each
+        if plain is None:
+            continue
+        alone = pictures.paired(each, "sgd", plain)
+        cells = [each.label.removesuffix(f", {recipe}"), recipe, _accuracy(each, "sgd")]
+        cells.append("" if each is plain else with_interval(alone))
+        for name in ("adasmoothout", "adasmoothout-fixed"):
+            d = each.difference(name)
+            cells += [
+                with_interval(d) if d else "",
+                with_interval(pictures.paired(each, name, plain)) if d else "",
+            ]
+        rows.append(tuple(cells))
+    held, fixed = "no radius chosen", "radius chosen"
+    yield markdown(
+        (
+            "case", "recipe", "accuracy, %", "recipe alone", f"+ noise, {held}",
+            "both", f"+ noise, {fixed}", "both",
+        ),
+        rows,
+    )  # fmt: skip
 
 
-def _description(each: Result) -> str:
-    settings, machine = each.case["settings"], each.case["machine"]
-    width = f", width {settings['width']}" if settings["width"] else ""
-    hidden = settings["hidden_sizes"]
-    if hidden:
-        width = f", hidden layers {' '.join(map(str, hidden))}"
-    return (
-        f"{settings['train_size']:,} training images, network {settings['network']}"
-        f"{width}, batches of {settings['batch_size']}, {settings['steps']:,} steps,"
-        f" {settings['seeds']} seeds, {settings['copies']} copies where split, learning"
-        f" rate {settings['learning_rate']:g};"
-        f" {each.case['minutes']:.0f} minutes on {machine['cores']} cores"
-        f" ({machine['device']})."
+def of_parts(results: list[Result]) -> Iterator[str]:
+    """Each part left out or replaced."""
+    yield (
+        "Radii are fixed here, by trials. *No de-noising* leaves the noise in the"
+        " weights; *split* and *mix* divide the batch between copies; *two-sided*"
+        " takes a pair of copies at opposite noises, two gradients a step."
     )
-
-
-def details(each: Result) -> str:
-    """All measurements of one case."""
+    names = [n for n in METHODS if any(n in each.summary for each in results)]
+    whole = [each for each in results if len(each.summary) > 3]
     rows = [
         (
             METHODS[name].label,
-            _strength(each.case["trials"][name]),
-            with_error(row["test_accuracy"]),
-            "" if name == "sgd" else with_interval(row["difference_to_sgd"]),
-            "{:.2f}".format(row["train_accuracy"][0]),
-            with_error(row["loss_rise"], ".3g", ".1g"),
-            "{:.2f}".format(row["relative_step_time"]),
+            *(
+                with_interval(d) if (d := each.difference(name)) else "diverged"
+                for each in whole
+            ),
         )
-        for name, row in each.case["equal_updates"]["summary"].items()
+        for name in names
+        if name != "sgd"
     ]
-    header = (
-        "method",
-        "strength",
-        "test accuracy, %",
-        "minus SGD, paired [95 % interval]",
-        "train, %",
-        "loss rise under noise, nats",
-        "step time / SGD's",
+    changed = [each for each in results if each not in whole]
+    for name in ("smoothout", "adasmoothout"):
+        for change in dict.fromkeys(each.name.split(", ")[-1] for each in changed):
+            cells = []
+            for base in whole:
+                found = [
+                    each for each in changed if each.name == f"{base.name}, {change}"
+                ]
+                d = found[0].difference(name) if found else None
+                cells.append(with_interval(d) if d else "")
+            rows.append((f"{METHODS[name].label}, {change}", *cells))
+    yield markdown(("difference to SGD, %", *(each.label for each in whole)), rows)
+
+
+def rivals(results: list[Result]) -> Iterator[str]:
+    """Rivals at equal updates and at equal gradients, with their times."""
+    yield (
+        "Differences to SGD in percent, at equal updates; for methods that take two"
+        " gradients a step, second at equal gradients, which is half the updates. Step"
+        " times were measured in turns with SGD's, and are medians over the cases."
     )
-    return markdown(header, rows)
+    names = [n for n in METHODS if any(n in each.summary for each in results)]
+    rows = []
+    for name in names[1:]:
+        times = [
+            each.summary[name]["relative_step_time"]
+            for each in results
+            if name in each.summary
+        ]
+        cells = []
+        for each in results:
+            d = each.difference(name)
+            text = with_interval(d) if d else "diverged"
+            if METHODS[name].gradients > 1 and (
+                fair := each.difference(name, "equal_gradients")
+            ):
+                text += f"; {with_interval(fair)}"
+            cells.append(text)
+        rows.append((label(name), *cells, f"{np.median(times):.2f}"))
+    header = ("method", *(each.label for each in results), "step time / SGD's")
+    yield markdown(header, rows)
 
 
-def draw(results: list[Result]) -> Figure:
-    """Differences to SGD with their intervals: a panel for each case."""
-    names = _methods(results)
-    columns = min(4, len(results))
-    rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for ax, each in zip(panels, results, strict=False):
-        differences = {name: d for name in names if (d := each.difference(name))}
-        # A method that fails would leave no scale for the others: write its value.
-        least = -2 * max(high for _, _, high in differences.values())
-        for name, (mean, low, high) in differences.items():
-            row = names.index(name)
-            if mean > least:
-                bar = [[mean - low], [high - mean]]
-                style = {
-                    "fmt": "o",
-                    "color": METHODS[name].color,
-                    "capsize": 3,
-                    "lw": 1.5,
-                }
-                ax.errorbar(mean, row, xerr=bar, **style)
-            else:
-                place = {"xycoords": ("axes fraction", "data"), "va": "center"}
-                ax.annotate(
-                    f"← {mean:.1f}", (0.02, row), color=METHODS[name].color, **place
-                )
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set_title(each.label.replace(", batch", "\nbatch"), fontsize=9)
-        ax.grid(axis="x", alpha=0.3)
-        ax.set_yticks(range(len(names)), [METHODS[name].label for name in names])
-    panels[0].invert_yaxis()
-    for ax in panels[len(results) :]:
-        ax.remove()
-    figure.supxlabel(
-        "test accuracy minus SGD's (%), paired, 95 % interval", fontsize=10
+def robustness(results: list[Result]) -> Iterator[str]:
+    """Accuracy lost by rounding and by noise, of the same networks."""
+    yield (
+        "The networks of these comparisons, without training them again: how much test"
+        " accuracy they lose, in percent, when the weights of a filter are rounded to 8"
+        " or 4 bits, or get uniform noise of half their norm. Means over the cases in"
+        " which SGD fits right labels."
     )
-    return figure
-
-
-RADII = (
-    "The strength that each method chose, on held-out images; for SGD and split SGD"
-    " the learning rate, for *rising Gaussian* the standard deviation at the end. Its"
-    " runs here scaled the noise of biases to each weight and left BatchNorm out;"
-    " LPF-SGD, and the method as it is now, scale it to the whole bias, and perturb"
-    " BatchNorm too.\n\n"
-    "Second, the accuracy on held-out images at each strength less SGD's at its best"
-    " learning rate, in percent, averaged over the cases: what a wrong radius costs."
-)
-COSTS = (
-    "Step times were measured in turns with SGD's. At equal gradients, methods that"
-    " take two a step get half the steps, and so about SGD's time."
-)
+    here = _of_group(results, "fits")
+    rows = []
+    for name in ("sgd", *METHODS_SHOWN):
+        there = [each.summary[name] for each in here if name in each.summary]
+        if not there:
+            continue
+        cells = [
+            f"{np.mean([row[quantity][0] for row in there if quantity in row]):.2f}"
+            for quantity in ("lost_at_8_bits", "lost_at_4_bits", "lost_under_noise")
+        ]
+        rows.append((label(name), *cells))
+    yield markdown(("method", "at 8 bits", "at 4 bits", "under noise"), rows)
 
 
 def main() -> None:
-    """Writes the page and its figures."""
+    """Writes the pages and their pictures."""
     results = read()
     (DOCS / "results.md").write_text(page(results))
-    for form in FORMS:
-        if here := [each for each in results if each.form == form]:
-            picture = DOCS / "results" / f"differences-{form}.png"
-            draw(here).savefig(picture, dpi=110)
+    (DOCS / "cases.md").write_text(cases.page(results))
+    pictures.save(results)
 
 
 if __name__ == "__main__":

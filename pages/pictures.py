@@ -1,0 +1,123 @@
+"""The pictures of the results: differences by group, accuracy by wrong labels."""
+
+from matplotlib.figure import Figure
+
+from pages.evidence import DATA, GROUPS, NETWORKS, Result
+from pages.source import DOCS
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.reporting.statistics import paired_difference
+
+SHOWN = ("adasmoothout", "smoothout-fixed", "sam")
+LABELS = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
+MAIN = ("batches", "wrong-labels", "networks")
+
+
+def paired(one: Result, method: str, other: Result) -> tuple[float, float, float]:
+    """Difference of a method in a case to SGD in another, paired by the seed."""
+    return paired_difference(one.accuracies(method), other.accuracies("sgd"))
+
+
+def save(results: list[Result]) -> None:
+    """Writes the pictures that there are results for."""
+    main = [each for each in results if each.experiment in MAIN]
+    forest(main).savefig(DOCS / "results" / "groups.png", dpi=130)
+    wrong = [each for each in results if each.experiment == "wrong-labels"]
+    if wrong:
+        wrong_labels(wrong).savefig(DOCS / "results" / "wrong-labels.png", dpi=130)
+
+
+def forest(results: list[Result]) -> Figure:
+    """Paired differences to SGD with their intervals: a panel for each group."""
+    groups = {name: [each for each in results if each.group == name] for name in GROUPS}
+    groups = {name: here for name, here in groups.items() if here}
+    heights = [len(here) + 0.6 for here in groups.values()]
+    figure = Figure(figsize=(8.6, 0.36 * sum(heights) + 1.4), layout="constrained")
+    panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)
+    for ax, (name, here) in zip(panels[:, 0], groups.items(), strict=True):
+        for row, each in enumerate(here):
+            for index, method in enumerate(SHOWN):
+                if d := each.difference(method):
+                    _bar(ax, row + 0.2 * (index - 1), d, method)
+        ax.axvline(0, color="black", lw=0.8)
+        ax.set_yticks(range(len(here)), [each.label for each in here], fontsize=8)
+        ax.set_ylim(len(here) - 0.4, -0.6)
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_xscale("symlog", linthresh=2, linscale=1)
+        ax.set_title(f"{GROUPS[name][0].upper()}{GROUPS[name][1:]}", loc="left")
+        ticks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 40]
+        low, high = _limits(groups)
+        ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+        ax.set_xlim(low, high)
+        ax.minorticks_off()
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    figure.legend(
+        unique.values(), unique, loc="outside upper center", ncols=3, frameon=False
+    )
+    figure.supxlabel(
+        "test accuracy minus SGD's (%), mean and 95 % interval of pairs", fontsize=10
+    )
+    return figure
+
+
+def _bar(ax, row: float, difference: tuple, method: str) -> None:
+    mean, low, high = difference
+    ax.errorbar(
+        mean,
+        row,
+        xerr=[[mean - low], [high - mean]],
+        fmt="o",
+        ms=5 if method == SHOWN[0] else 4,
+        lw=1.6,
+        color=METHODS[method].color,
+        label=LABELS.get(method, METHODS[method].label),
+    )
+
+
+def _limits(groups: dict[str, list[Result]]) -> tuple[float, float]:
+    """Limits that hold all means, on both sides of zero."""
+    means = [
+        d[0]
+        for here in groups.values()
+        for each in here
+        for method in SHOWN
+        if (d := each.difference(method))
+    ]
+    return min(-2.5, 1.4 * min(means)), max(2.5, 1.4 * max(means))
+
+
+def wrong_labels(results: list[Result]) -> Figure:
+    """Accuracy at the end, and at its best, by the fraction of wrong labels."""
+    data = list(dict.fromkeys(each.settings["data"] for each in results))
+    figure = Figure(figsize=(3.1 * len(data) + 0.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(data), squeeze=False)[0]
+    for ax, name in zip(panels, data, strict=True):
+        here = [
+            each
+            for each in results
+            if each.settings["data"] == name
+            and each.settings["label_noise_kind"] == "symmetric"
+        ]
+        for method in ("sgd", "adasmoothout", "smoothout-fixed", "sam"):
+            there = [each for each in here if each.difference(method)]
+            noise = [100 * each.settings["label_noise"] for each in there]
+            for quantity, style in (("test_accuracy", "o-"), ("best_accuracy", "o:")):
+                means = [each.summary[method][quantity][0] for each in there]
+                label = LABELS.get(method, METHODS[method].label)
+                ax.plot(
+                    noise,
+                    means,
+                    style,
+                    color=METHODS[method].color,
+                    label=label if style == "o-" else None,
+                )
+        network = NETWORKS[here[0].settings["network"]] if here else ""
+        ax.set_title(f"{DATA[name]}, {network}", fontsize=10)
+        ax.set_xlabel("wrong training labels (%)")
+        ax.set_xticks([20, 40, 60])
+        ax.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy (%)")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+    figure.supxlabel("solid: at the end; dotted: with early stopping", fontsize=9)
+    return figure
