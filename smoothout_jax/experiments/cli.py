@@ -254,7 +254,9 @@ def _run(module: ModuleType, settings: Settings, **options: bool) -> None:
     for path in report.paths:
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
     if report.fault:
-        raise InputError(report.fault)
+        raise InputError("; ".join(filter(None, (report.fault, report.warning))))
+    if report.warning:
+        print(f"smoothout: warning: {report.warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ on the test images, which played no part in the choice.
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from smoothout_jax.experiments.commands.compare import (
     compare,
     summary,
 )
+from smoothout_jax.experiments.commands.compared import fault_of
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
@@ -34,6 +36,7 @@ from smoothout_jax.experiments.plans import (
     TRIALS,
     Case,
 )
+from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.reporting.formats import json_text, with_error
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.tables import terminal_tables
@@ -101,14 +104,18 @@ def run(settings: EvidenceSettings) -> Report:
             continue
         trials = Unfinished(settings.output / "unfinished.json", case.to_json())
         interruptions.advise(partial(_interrupted, document, chosen, trials))
-        document["cases"][case.name] = examine(
-            case, settings.data_dir, trials, settings.output
-        )
+        with trials.timed():
+            document["cases"][case.name] = examine(
+                case, settings.data_dir, trials, settings.output
+            )
         with whole_file(path) as unfinished:
             unfinished.write_text(json_text(document))
         trials.remove()
         remove_kept(settings.output)
-    return Report(_tables(document), [path], _fault(document))
+    diverged, unlearned = (
+        _told(document, fault) for fault in ("diverged", "did not learn")
+    )
+    return Report(_tables(document), [path], diverged, unlearned)
 
 
 def _interrupted(document: dict[str, Any], chosen: list[Case], trials: Unfinished):
@@ -122,13 +129,13 @@ def _interrupted(document: dict[str, Any], chosen: list[Case], trials: Unfinishe
     )
 
 
-def _fault(document: dict[str, Any]) -> str:
-    """Which methods diverged; empty if none did."""
+def _told(document: dict[str, Any], fault: str) -> str:
+    """Which methods have a fault; empty if none has."""
     told = [
-        f"{METHODS[name].label} diverged in {case}"
+        f"{METHODS[name].label} {fault} in {case}"
         for case, found in document["cases"].items()
-        for name, row in found["equal_updates"]["summary"].items()
-        if "diverged" in row
+        for name, row in found[EQUAL]["summary"].items()
+        if fault_of(row) == fault
     ]
     return "; ".join(told)
 
@@ -144,7 +151,6 @@ def examine(
         kept: what is done of it, the trials by method; the rest is added.
         output: the folder where unfinished training is kept.
     """
-    began = time.monotonic()
     trials = try_strengths(case, data_dir, kept)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
     settings = dataclasses.replace(
@@ -164,7 +170,7 @@ def examine(
         "trials": trials,
         EQUAL: kept[EQUAL],
         "equal_gradients": fair,
-        "minutes": (time.monotonic() - began) / 60,
+        "minutes": kept.seconds / 60,
     }
 
 
@@ -189,8 +195,10 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
 def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any]:
     """Accuracy on held-out images at each strength, and the best, by method."""
     settings = case_settings(case, data_dir, held_out=True)
+    began = time.monotonic()
     if "sgd" not in kept:
         kept["sgd"] = _try("sgd", Task(settings), case)
+        _announce(case, settings, time.monotonic() - began)
     best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
     others = [name for name in settings.methods if name not in kept]
     task = Task(best) if others else None
@@ -199,11 +207,34 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
     return {name: kept[name] for name in ("sgd", *settings.methods)}
 
 
+def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
+    """Says how long a case will take, from how long the trials of SGD took.
+
+    Time goes by the number of runs, times the gradients of a step.
+    """
+
+    def trials(name: str) -> int:
+        strengths = _strengths(name, settings, case)
+        return METHODS[name].gradients * len(strengths) * case.trial_seeds
+
+    gradients = [METHODS[name].gradients for name in case.methods]
+    halved = sum(number == 2 for number in gradients)
+    compared = case.seeds * (sum(gradients) + halved + bool(halved))
+    tried = sum(trials(name) for name in case.methods if name != "sgd")
+    announce(case.name, seconds * (tried + compared) / trials("sgd"))
+
+
+def _strengths(name: str, settings: CompareSettings, case: Case) -> Sequence[float]:
+    """The strengths that a method tries; none where it holds the rise of the loss."""
+    setting, _ = METHODS[name].strength_of(settings)
+    return () if setting == "loss_rise" else case.trials.get(setting, TRIALS[setting])
+
+
 def _try(name: str, task: Any, case: Case) -> dict[str, Any]:
-    setting, default = METHODS[name].strength_of(task.settings)
-    if setting == "loss_rise":
+    strengths = _strengths(name, task.settings, case)
+    if not strengths:
+        _, default = METHODS[name].strength_of(task.settings)
         return {"strengths": [default], "accuracies": [], "chosen": default}
-    strengths = case.trials.get(setting, TRIALS[setting])
     seeds = range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + case.trial_seeds)
     trainer = Trainer(
         METHODS[name],
@@ -285,9 +316,11 @@ def _cell(case: dict[str, Any], name: str) -> str:
     summary = case["equal_updates"]["summary"]
     if name not in summary:
         return ""
-    if "diverged" in summary[name]:
-        return "diverged"
+    if fault := fault_of(summary[name]):
+        return fault
     if name == "sgd":
         return with_error(summary[name]["test_accuracy"])
+    if fault_of(summary["sgd"]):
+        return ""
     difference = summary[name]["difference_to_sgd"]
     return "" if difference is None else f"{difference[0]:+.2f}"
