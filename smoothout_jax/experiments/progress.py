@@ -64,7 +64,9 @@ class Lines:
             return
         Lines._last = now
         parts = [f"{self._description}: {self.n}"]
-        if self._total:
+        if not self._total:
+            parts[0] += " so far"
+        else:
             rate = (self.n - self.initial) / (now - self._began)
             left = duration((self._total - self.n) / rate)
             parts[0] += f" of {self._total}"
