@@ -70,6 +70,8 @@ def held(path: Path, command: str) -> Iterator[None]:
     _tidy(path)
 
     def release() -> None:
+        if file.closed:
+            return
         _tidy(path)
         with contextlib.suppress(PermissionError):  # Windows deletes no open file
             lock.unlink(missing_ok=True)

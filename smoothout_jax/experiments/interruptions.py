@@ -152,13 +152,16 @@ def reset() -> None:
 
 @contextlib.contextmanager
 def before_the_end(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Calls a function in the end, even if the process ends at once."""
+    """Calls a function in the end, even if the process ends at once.
+
+    Twice, if the process ends while the function runs.
+    """
     _watch.cleanups.append(cleanup)
     try:
         yield
     finally:
-        _watch.cleanups.remove(cleanup)
         cleanup()
+        _watch.cleanups.remove(cleanup)
 
 
 def end_at_once(status: int = STATUS) -> None:
