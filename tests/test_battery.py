@@ -1,6 +1,8 @@
 """What a person can do to the commands: each ends in one line, and loses nothing."""
 
 import contextlib
+import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -10,15 +12,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from smoothout_jax.experiments import cli, folders
+from smoothout_jax import landscape
+from smoothout_jax.experiments import cli, folders, interruptions
 from smoothout_jax.experiments.commands import COMMANDS, sharpness
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.training import comparison, task
 from smoothout_jax.experiments.training.checkpoints import steps_of
 from smoothout_jax.experiments.training.task import Task
@@ -266,6 +271,8 @@ SETTINGS = {
     "--learning-rate nan": "learning_rate must be finite and above 0, got nan",
     "--shift 100": "shift=100 moves images of shape (8, 8, 1) out of sight",
     "--steps 99999999999": "steps must be below 2³¹, got 99999999999",
+    "--learning-rate -1e-3": "learning_rate must be finite and above 0, got -0.001",
+    "--steps -1e3": "argument --steps: invalid int value: '-1e3'",
     "--steps many": "argument --steps: invalid int value: 'many'",
     "--batch-size 8.5": "argument --batch-size: invalid int value",
     "--network lenet": "argument --network: invalid choice: 'lenet'",
@@ -294,6 +301,11 @@ def test_bad_settings_are_told(command, options, tmp_path, capsys):
         ("landscape", "--exclude bias --directions eigenvectors", "exclude applies to"),
         ("landscape", "--kind nonsense", "argument --kind: invalid choice: 'nonsense'"),
         ("landscape", "--points 1", "points must be at least 2, got 1"),
+        ("landscape", "--range -1e30 -2E+31", "range must increase, got -1e+30 -2e+31"),
+        ("landscape", "--range -inf -1e-3", "range must increase, got -inf -0.001"),
+        ("landscape", "--range -.5e1 -nonsense", "unrecognized arguments: -nonsense"),
+        ("landscape", "--direction-seed -1", "direction_seed must be at least 0"),
+        ("sharpness", "--noise-radius -1e-3", "noise_radius must be"),
         ("landscape", "--direction-seed 99999999999", "direction_seed must be in"),
         ("landscape", "--seed 7", "holds the networks of seeds 0 to 1"),
         ("evidence", "--form nonsense", "argument --form: invalid choice: 'nonsense'"),
@@ -358,6 +370,66 @@ def test_methods_that_diverge_are_told_and_the_others_kept(tmp_path, capsys):
     for command in ("sharpness", "landscape"):
         line = refused(capsys, command, path, output=tmp_path / "other")
         assert f"{path}: training from seed 0 diverged" in line
+
+
+def test_methods_that_do_not_learn_are_told(tmp_path, capsys):
+    """The noise makes of the network one that says the same of all images."""
+    options = ["--methods", "smoothout-fixed", "--radius", "2", "--steps", "60"]
+    run("compare", *COMPARE.split(), *options, output=tmp_path)
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn from 2")
+    assert "nats, is not below that of guessing, 2.302: train for longer" in line
+    assert "or lower the learning_rate (0.1) or radius (2)" in line
+    (row,) = (row.split() for row in shown.out.splitlines() if "fixed" in row)
+    assert row[:5] == ["SmoothOut,", "fixed", "did", "not", "learn"]
+    assert len(row) == 6  # the time of a step
+    summary = strict((tmp_path / "results.json").read_text())["summary"]
+    assert summary["smoothout-fixed"]["did_not_learn"] == [0, 1]
+    assert summary["smoothout-fixed"]["test_accuracy"][0] < 20
+    assert "did_not_learn" not in summary["sgd"]
+
+
+def test_a_network_that_does_not_learn_is_told(tmp_path, capsys):
+    words = [*TRAIN.split(), "--method", "smoothout-fixed", "--radius", "2"]
+    run("train", *words, "--steps", "60", output=tmp_path)
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn: its tr")
+    assert steps_of(tmp_path)[-1] == 60
+    assert "train accuracy" in shown.out
+
+
+def test_experiments_mark_what_did_not_learn(tmp_path, capsys):
+    (case,) = EXPERIMENTS["digits"]["smoke"]
+    figures = {"test_accuracy": [9.9, 0.1], "difference_to_sgd": [-80.0, -81.0, -79.0]}
+    summary = {
+        "sgd": figures | {"test_accuracy": [90.0, 0.1]},
+        "sam": figures | {"did_not_learn": [1]},
+        "msam": figures,
+    }
+    plan = {case.name: case.to_json()}
+    cases = {case.name: {"trials": summary, "equal_updates": {"summary": summary}}}
+    path = tmp_path / "digits-smoke.json"
+    for sgd, row in (({}, "90.00 ± 0.10"), ({"did_not_learn": [0]}, "did not learn")):
+        summary["sgd"] |= sgd
+        path.write_text(
+            json.dumps(
+                {"experiment": "digits", "form": "smoke", "plan": plan, "cases": cases}
+            )
+        )
+        run("evidence", "digits", "--form", "smoke", output=tmp_path)
+        shown = capsys.readouterr()
+        assert f"SAM did not learn in {case.name}" in shown.err
+        rows = dict(
+            line.split(maxsplit=1)
+            for line in shown.out.splitlines()
+            if line.startswith(("SGD", "SAM"))
+        )
+        assert rows["SAM"].strip() == "did not learn"
+        assert rows["SGD"].strip() == row
+        # A difference to what did not learn says nothing.
+        assert ("-80.00" in shown.out) == (not sgd)
 
 
 def test_a_comparison_that_diverges_is_told(tmp_path, capsys):
@@ -514,6 +586,36 @@ def test_a_folder_in_use_is_told(command, checkpoint, data, tmp_path, capsys):
     with folders.held(tmp_path, command):
         told = json.loads((tmp_path / folders.LOCK).read_text())
         assert (told["process"], told["command"]) == (os.getpid(), command)
+
+
+def test_folders_are_locked_on_windows_too(tmp_path, monkeypatch, capsys):
+    """Where a lock is of a byte, and no open file can be deleted."""
+    locked, unlink = [], Path.unlink
+
+    def locking(number, mode, size):
+        assert (os.lseek(number, 0, os.SEEK_CUR), mode, size) == (2**30, "mode", 1)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PermissionError from error
+        locked.append(number)
+
+    def unlink_closed(path, missing_ok=False):
+        for number in locked:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(number), path.stat()):
+                    raise PermissionError
+        unlink(path, missing_ok)
+
+    msvcrt = SimpleNamespace(LK_NBLCK="mode", locking=locking)
+    monkeypatch.setattr(folders, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    for _ in range(2):
+        with folders.held(tmp_path, "train"):
+            line = refused(capsys, "compare", output=tmp_path)
+            assert f"is in use by process {os.getpid()} (smoothout train" in line
+        assert not list(tmp_path.iterdir())
 
 
 def test_leftovers_of_a_killed_process_are_removed(trained_run, data, tmp_path):
@@ -711,6 +813,147 @@ def test_interrupted_landscapes_and_evidence_are_continued(
     assert "the trials of 1 methods" in told["evidence", "work"][0]
     output = folder / "evidence-work"
     assert strict((output / "unfinished.json").read_text())["results"]["sgd"]
+
+
+def interrupted_at(monkeypatch, holder, name, call):
+    """Interrupts a command at a call of a function; the list of the calls."""
+    calls, function = [], getattr(holder, name)
+
+    def spy(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == call:
+            interruptions._watch.note(signal.SIGINT, None)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(holder, name, spy)
+    return calls
+
+
+def ends_as_interrupted(capsys, words, output):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run(*words, output=output)
+    line = checked(capsys.readouterr().err, end.value.code, 130)
+    assert "to continue, run the same command again" in line
+
+
+def test_landscapes_that_are_continued_have_the_same_bits(
+    checkpoint, data, tmp_path, monkeypatch, capsys
+):
+    """Interrupted in the middle, and in the middle of the rest."""
+    words = ["landscape", checkpoint, "--points", 4, "--data-dir", data]
+    run(*words, output=tmp_path / "whole")
+    whole = dict(np.load(tmp_path / "whole" / "surface-sgd.npz"))
+    assert whole["done"].size == 16
+    counts = []
+    for call, done in ((5, 4), (8, 10), (None, 16)):
+        with monkeypatch.context() as patched:
+            calls = interrupted_at(patched, landscape._Evaluator, "__call__", call)
+            if call:
+                ends_as_interrupted(capsys, words, tmp_path / "parts")
+            else:
+                run(*words, output=tmp_path / "parts")
+        parts = dict(np.load(tmp_path / "parts" / "surface-sgd.npz"))
+        assert parts["done"].sum() == done
+        counts.append(len(calls))
+    # The first point is evaluated each time, to tell another landscape.
+    assert counts == [5, 8, 7]
+    assert parts.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array)
+
+
+@pytest.fixture
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_experiments_that_are_continued_have_the_same_bits(
+    tmp_path, monkeypatch, capsys
+):
+    """Interrupted in a trial, and in the middle of training."""
+    (case,) = EXPERIMENTS["digits"]["smoke"]
+    few = {"learning_rate": (0.1,), "msam_rho": (0.1,)}
+    case = dataclasses.replace(case, methods=("sgd", "msam"), trials=few)
+    monkeypatch.setitem(EXPERIMENTS["digits"], "smoke", (case,))
+    words = ["evidence", "digits", "--form", "smoke"]
+    # A trial each of SGD and MSAM, and four turns of each.
+    for call, number in ((2, 2), (4, 4), (None, 5)):
+        with monkeypatch.context() as patched:
+            calls = interrupted_at(patched, comparison.Trainer, "advance", call)
+            if call:
+                ends_as_interrupted(capsys, words, tmp_path / "parts")
+                minutes = strict((tmp_path / "parts/unfinished.json").read_text())
+            else:
+                run(*words, output=tmp_path / "parts")
+        assert len(calls) == number
+    run(*words, output=tmp_path / "whole")
+    parts, whole = (
+        strict((tmp_path / name / "digits-smoke.json").read_text())["cases"][case.name]
+        for name in ("parts", "whole")
+    )
+    assert 60 * parts["minutes"] > minutes["seconds"] > 0
+    assert parts["trials"] == whole["trials"]
+    assert parts["equal_updates"]["outcomes"] == whole["equal_updates"]["outcomes"]
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [
+        "digits-smoke.json"
+    ]
+
+
+# A command that fails, and is interrupted while it does, twice.
+FAILING = """
+import errno, os, signal, sys, time
+import smoothout_command
+from smoothout_jax.experiments import failures, folders, interruptions
+from smoothout_jax.experiments.commands import compare
+
+def interrupt(module, name):
+    function = getattr(module, name)
+
+    def interrupted(*arguments):
+        setattr(module, name, function)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        return function(*arguments)
+
+    setattr(module, name, interrupted)
+
+def fail(settings):
+    module, name = os.environ["INTERRUPTED"].split()
+    interrupt(globals()[module], name)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+compare.run = fail
+smoothout_command.main()
+"""
+
+
+@pytest.mark.slow
+def test_an_interruption_while_a_command_fails_adds_no_line(tmp_path):
+    """As it leaves its folder, as it explains the failure, and as it says so."""
+    running = {}
+    for place in ("folders _tidy", "failures of_the_machine", "interruptions say"):
+        running[place] = subprocess.Popen(
+            [sys.executable, "-c", FAILING, "compare", "--output", tmp_path / place],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"INTERRUPTED": place},
+        )
+    for place, process in running.items():
+        out, err = process.communicate(timeout=300)
+        said = place == "interruptions say"
+        line = checked(err, process.returncode, 2 if said else 130)
+        reason = "cannot write: No space left" if said else "interrupted: nothing"
+        assert line.startswith(f"smoothout: error: {reason}")
+        assert not out
+        assert not list((tmp_path / place).iterdir())
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from smoothout_jax import _extras
 from smoothout_jax.experiments import cli, interruptions, progress
+from smoothout_jax.experiments.commands import unfinished
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.reporting.formats import json_text
 from smoothout_jax.experiments.reporting.tables import terminal_tables
@@ -34,6 +35,7 @@ def test_tables_of_any_number_of_columns_fit_a_terminal(number):
     for i in range(number):
         assert f"97.{i:02} ± 0.10" in text
     assert text.count("In %") == 1
+    assert "In %" in text.splitlines()[-1]
     tables = text.count("split AdaSmoothOut")
     assert tables == text.count("params/Dense_0") == math.ceil(number / 4)
 
@@ -69,6 +71,49 @@ def test_what_takes_long_is_told(capsys):
         "measuring takes about 42 min more on this machine",
         "measuring takes about 2.5 h more on this machine",
     ]
+
+
+def test_times_are_foretold_without_the_first_part(monkeypatch, capsys):
+    """During which programs are compiled; once, and after a second."""
+    now = iter([0.0, 60.0, 60.5, 62.0, 64.0])
+    clock = SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(progress, "time", clock)
+    next(now)  # when it began
+    forecast = progress.Forecast("training")
+    for done in (10, 11, 20, 30):
+        forecast.update(done, 100)
+    assert capsys.readouterr().out == (
+        "training takes about 16 s more on this machine\n"
+    )
+
+
+def test_times_of_bars_are_foretold(monkeypatch, capsys):
+    """Of those that follow too."""
+    now = itertools.count(0.0, 0.6)
+    clock = SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(progress, "time", clock)
+    forecast = progress.Forecast("drawing")
+    with forecast.watching(later=20):
+        assert list(_extras.progress("points", range(10))) == list(range(10))
+    with forecast.watching():
+        assert list(_extras.progress("points", range(3))) == [0, 1, 2]
+    assert _extras.SHOWN_BY == []
+    assert capsys.readouterr().out == "drawing takes about 17 s more on this machine\n"
+
+
+def test_seconds_before_an_interruption_are_counted(tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
+    monkeypatch.setattr(unfinished, "time", clock)
+    kept = Unfinished(tmp_path / "unfinished.json", {"steps": 3})
+    clock.now = 107.0
+    kept["a"] = 1
+    clock.now = 112.0
+    with pytest.raises(KeyboardInterrupt), kept.timed():
+        raise KeyboardInterrupt
+    clock.now = 500.0  # the next day
+    again = Unfinished(tmp_path / "unfinished.json", {"steps": 3})
+    clock.now = 503.0
+    assert again.seconds == 15.0
 
 
 def test_json_has_no_number_that_is_not_finite():

@@ -39,8 +39,26 @@ EXTRA = (
 SETTINGS_FILE = "settings.json"
 
 
+class _Numbers:
+    """What tells negative numbers from options: any that `float` reads, as -1e30."""
+
+    @staticmethod
+    def match(text: str) -> bool:
+        """Whether a word is a number."""
+        try:
+            float(text)
+        except ValueError:
+            return False
+        return True
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports errors in one line, without a page of usage."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        numbers: Any = _Numbers
+        self._negative_number_matcher = numbers
 
     def error(self, message: str) -> NoReturn:
         """Reports an error, and where to look."""
@@ -128,8 +146,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _exit(status: int, message: str) -> NoReturn:
-    interruptions.say(message)
-    raise SystemExit(status)
+    raise SystemExit(interruptions.say_at_the_end(message, status))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -254,7 +271,9 @@ def _run(module: ModuleType, settings: Settings, **options: bool) -> None:
     for path in report.paths:
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
     if report.fault:
-        raise InputError(report.fault)
+        raise InputError("; ".join(filter(None, (report.fault, report.warning))))
+    if report.warning:
+        print(f"smoothout: warning: {report.warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -17,10 +18,12 @@ from smoothout_jax.experiments.options import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows, where folders are not locked
+except ImportError:  # Windows
     fcntl: Any = None
 
 LOCK = ".smoothout.lock"
+# Windows locks bytes, which nobody else can read: one far behind what the file says.
+LOCKED_BYTE = 2**30
 # What a process leaves that ended while it wrote, or deleted, a file or a checkpoint.
 LEFTOVERS = (
     ".unfinished-*",
@@ -67,10 +70,16 @@ def held(path: Path, command: str) -> Iterator[None]:
     _tidy(path)
 
     def release() -> None:
+        if file.closed:
+            return
         _tidy(path)
-        lock.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows deletes no open file
+            lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             file.close()
+        if fcntl is None:
+            with contextlib.suppress(PermissionError):  # another process has it now
+                lock.unlink(missing_ok=True)
 
     with interruptions.before_the_end(release):
         yield
@@ -81,8 +90,7 @@ def _acquire(lock: Path) -> TextIO | None:
     while True:
         file = lock.open("a+")
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.close()
             return None
@@ -94,6 +102,24 @@ def _acquire(lock: Path) -> TextIO | None:
                 file.truncate(0)
                 return file
         file.close()
+
+
+def _lock(file: TextIO) -> None:
+    """Locks a file.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+        OSError: if its file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    msvcrt: Any = importlib.import_module("msvcrt")
+    os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except PermissionError as error:
+        raise BlockingIOError from error
 
 
 def _holder(lock: Path) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ class _Watch:
         ending: whether the program is ending already.
         at_once: whether a thread is ending the process.
         cleanups: functions to call before the process ends at once.
+        ended: the exit code, once the program has said why it ends.
+        saying: held while it says so.
     """
 
     def __init__(self):
@@ -40,6 +43,8 @@ class _Watch:
         self.arrived: list[int] = []
         self.deferred = self.ending = self.installed = self.at_once = False
         self.cleanups: list[Callable[[], object]] = []
+        self.ended: int | None = None
+        self.saying = threading.Lock()
 
     def note(self, number: int, frame: object) -> None:
         """Handles a signal."""
@@ -55,18 +60,18 @@ class _Watch:
             os.register_at_fork(after_in_child=self._start)
 
     def _start(self) -> None:
-        end, start = os.pipe()
-        os.set_blocking(start, False)
-        signal.set_wakeup_fd(start, warn_on_full_buffer=False)
+        end, self._wakeup = socket.socketpair()  # Windows cannot select pipes
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._wait, args=(end,), daemon=True).start()
 
-    def _wait(self, end: int) -> None:
+    def _wait(self, end: socket.socket) -> None:
         """Ends the process if the program does not, at the second signal at once."""
         seen = 0
         while True:
             ready, _, _ = select.select([end], [], [], PATIENCE if seen else None)
             if ready:
-                seen += os.read(end, 1)[0] in NUMBERS
+                seen += end.recv(1)[0] in NUMBERS
             elif not (self.deferred or self.ending):
                 break
             if seen > 1:
@@ -90,6 +95,19 @@ def say(message: str) -> None:
     text = " ".join(message.splitlines())
     sys.stderr.write(f"{clear}smoothout: error: {text}\n")
     sys.stderr.flush()
+
+
+def say_at_the_end(message: str, status: int) -> int:
+    """Says why the program ends, unless it has said so: the first reason stands.
+
+    Returns:
+        The exit code that belongs to what was said.
+    """
+    with _watch.saying:
+        if _watch.ended is None:
+            _watch.ended = status
+            say(message)
+        return _watch.ended
 
 
 def line() -> str:
@@ -128,19 +146,22 @@ def end() -> NoReturn:
 
 def reset() -> None:
     """Forgets what earlier commands of this process left."""
-    _watch.advice, _watch.ending = "", False
+    _watch.advice, _watch.ending, _watch.ended = "", False, None
     _watch.arrived.clear()
 
 
 @contextlib.contextmanager
 def before_the_end(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Calls a function in the end, even if the process ends at once."""
+    """Calls a function in the end, even if the process ends at once.
+
+    Twice, if the process ends while the function runs.
+    """
     _watch.cleanups.append(cleanup)
     try:
         yield
     finally:
-        _watch.cleanups.remove(cleanup)
         cleanup()
+        _watch.cleanups.remove(cleanup)
 
 
 def end_at_once(status: int = STATUS) -> None:
@@ -152,7 +173,7 @@ def end_at_once(status: int = STATUS) -> None:
         with contextlib.suppress(Exception):
             cleanup()
     with contextlib.suppress(Exception):
-        say(_watch.line)
+        status = say_at_the_end(_watch.line, status)
     os._exit(status)
 
 

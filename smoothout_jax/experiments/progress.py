@@ -12,6 +12,8 @@ from smoothout_jax._extras import require
 SECONDS_BETWEEN_LINES = 10.0
 # Nobody needs to know that a command will take less.
 WORTH_TELLING = 5.0
+# How long to look before telling.
+SECONDS_OF_A_FORECAST = 1.0
 
 
 class Lines:
@@ -62,7 +64,9 @@ class Lines:
             return
         Lines._last = now
         parts = [f"{self._description}: {self.n}"]
-        if self._total:
+        if not self._total:
+            parts[0] += " so far"
+        else:
             rate = (self.n - self.initial) / (now - self._began)
             left = duration((self._total - self.n) / rate)
             parts[0] += f" of {self._total}"
@@ -95,6 +99,55 @@ def announce(what: str, seconds: float) -> None:
         require("tqdm", "experiments").tqdm.write(text)
     else:
         print(text, flush=True)
+
+
+class Forecast:
+    """Says once how long something will take, from how long its parts take.
+
+    It leaves out the first part, during which programs are compiled.
+
+    Args:
+        what: what is under way.
+    """
+
+    def __init__(self, what: str):
+        self._what, self._told = what, False
+        self._first: tuple[float, int] | None = None
+
+    def update(self, done: int, total: int) -> None:
+        """Tells how many parts of all are done."""
+        now = time.monotonic()
+        began, start = self._first = self._first or (now, done)
+        if not self._told and now - began >= SECONDS_OF_A_FORECAST and done > start:
+            self._told = True
+            announce(self._what, (now - began) / (done - start) * (total - done))
+
+    @contextlib.contextmanager
+    def watching(self, later: int = 0) -> Iterator[None]:
+        """Counts the items of each bar of the block, after which `later` more follow.
+
+        The first item is counted as compiled already.
+        """
+
+        def counted(bar: Any, total: int) -> Iterator[Any]:
+            self._first = None
+            for number, item in enumerate(bar):
+                self.update(number, total)
+                yield item
+
+        def show(description: str, items: Any = None, total: int | None = None) -> Any:
+            _extras.SHOWN_BY.remove(show)
+            try:
+                bar = _extras.progress(description, items, total)
+            finally:
+                _extras.SHOWN_BY.append(show)
+            return bar if items is None else counted(bar, len(items) + later)
+
+        _extras.SHOWN_BY.append(show)
+        try:
+            yield
+        finally:
+            _extras.SHOWN_BY.remove(show)
 
 
 def duration(seconds: float) -> str:

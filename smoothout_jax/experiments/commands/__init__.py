@@ -36,11 +36,13 @@ class Report(NamedTuple):
         table: the table to print, or several; `None` for none.
         paths: the paths written.
         fault: why the command failed all the same; empty if it did not.
+        warning: what to know of the results; empty if they speak for themselves.
     """
 
     table: Any
     paths: list[Path]
     fault: str = ""
+    warning: str = ""
 
 
 COMMANDS = {

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from smoothout_jax._files import whole_file
+from smoothout_jax.experiments.commands import advice
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting import figures
 from smoothout_jax.experiments.reporting.formats import (
@@ -25,6 +27,7 @@ from smoothout_jax.experiments.reporting.statistics import (
 from smoothout_jax.experiments.reporting.tables import terminal_table
 from smoothout_jax.experiments.training.checkpoints import save_checkpoint
 from smoothout_jax.experiments.training.comparison import DISTANCES, Outcome, Training
+from smoothout_jax.experiments.training.guessing import has_learned
 from smoothout_jax.experiments.training.kept import remove_kept
 
 if TYPE_CHECKING:
@@ -43,12 +46,14 @@ class Results:
             along a leading axis.
         outcomes: what each method reached, by its name.
         training: how training went, by the method's name.
+        guessing: the training loss of guessing, in nats.
     """
 
     settings: "CompareSettings"
     networks: dict[str, Any]
     outcomes: dict[str, Outcome]
     training: dict[str, Training]
+    guessing: float = np.inf
 
     def relative_time(self, method: str) -> float:
         """Median over rounds of the step time relative to SGD's in the same round."""
@@ -63,26 +68,39 @@ class Results:
     @property
     def diverged(self) -> dict[str, list[int]]:
         """The seeds from which the training of a method diverged, by its name."""
+        return self._seeds(lambda outcome: ~np.isfinite(outcome.test_loss))
+
+    @property
+    def unlearned(self) -> dict[str, list[int]]:
+        """The seeds from which a method did not learn, but did not diverge either."""
+        found = self._seeds(lambda each: ~has_learned(each.train_loss, self.guessing))
+        return {k: seeds for k, seeds in found.items() if k not in self.diverged}
+
+    def _seeds(self, where: Callable[[Outcome], np.ndarray]) -> dict[str, list[int]]:
         found = {
-            name: [
-                self.settings.all_seeds[index]
-                for index in np.flatnonzero(~np.isfinite(each.test_loss))
-            ]
-            for name, each in self.outcomes.items()
+            name: [self.settings.all_seeds[i] for i in np.flatnonzero(where(outcome))]
+            for name, outcome in self.outcomes.items()
         }
         return {name: seeds for name, seeds in found.items() if seeds}
 
     @property
     def fault(self) -> str:
         """Which methods diverged, and what to change; empty if none did."""
+        return "; ".join(
+            f"{METHODS[name].label} diverged from {self._number(seeds)}:"
+            f" {advice.lower(METHODS[name], self.settings)}"
+            for name, seeds in self.diverged.items()
+        )
+
+    @property
+    def warning(self) -> str:
+        """Which methods did not learn, and what to change; empty if all did."""
         told = []
-        for name, seeds in self.diverged.items():
-            strength, value = METHODS[name].strength_of(self.settings)
-            other = "" if strength == "learning_rate" else f" or {strength} ({value:g})"
+        for name, seeds in self.unlearned.items():
+            method, loss = METHODS[name], float(self.outcomes[name].train_loss.max())
+            reason = advice.to_learn(method, self.settings, loss, self.guessing)
             told.append(
-                f"{METHODS[name].label} diverged from {len(seeds)} of"
-                f" {self.settings.seeds} seeds ({' '.join(map(str, seeds))}): lower the"
-                f" learning_rate ({self.settings.peak_learning_rate:g}){other}"
+                f"{method.label} did not learn from {self._number(seeds)}: {reason}"
             )
         return "; ".join(told)
 
@@ -96,6 +114,10 @@ class Results:
             "best_difference_to_sgd": paired_difference(ours, plain),
         }
 
+    def _number(self, seeds: list[int]) -> str:
+        numbers = " ".join(map(str, seeds))
+        return f"{len(seeds)} of {self.settings.seeds} seeds ({numbers})"
+
     @property
     def sound(self) -> dict[str, Outcome]:
         """What the methods reached that diverged from no seed."""
@@ -106,9 +128,10 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
     """The figures of the table, by method; accuracies in percent, losses in nats.
 
     Of a method that diverged, the seeds from which it did, and no accuracy: a mean of
-    the others would tell of another method.
+    the others would tell of another method. Of a method that did not learn, the seeds
+    besides.
     """
-    baseline = results.sound.get("sgd")
+    baseline, unlearned = results.sound.get("sgd"), results.unlearned
     return {
         name: (
             {"diverged": results.diverged[name]}
@@ -117,6 +140,7 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
             | results.training[name].noise_at_end
             | results.best(name)
         )
+        | ({"did_not_learn": unlearned[name]} if name in unlearned else {})
         | {"relative_step_time": results.relative_time(name)}
         for name, outcome in results.outcomes.items()
     }
@@ -143,10 +167,10 @@ def _figures_of(outcome: Outcome, baseline: Outcome | None) -> dict[str, Any]:
 
 def table(results: Results) -> Table:
     """The table that the command prints, at most 80 columns wide."""
-    settings = results.settings
+    settings, rows = results.settings, summary(results)
     return terminal_table(
         settings.title,
-        [_cells(name, row) for name, row in summary(results).items()],
+        [_cells(name, row, fault_of(rows["sgd"])) for name, row in rows.items()],
         header=(
             "method",
             "test",
@@ -164,11 +188,18 @@ def table(results: Results) -> Table:
     )
 
 
-def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    time = "{:.2f}".format(row["relative_step_time"])
+def fault_of(row: dict[str, Any]) -> str:
+    """What stands in the place of the figures of a row; empty if those stand."""
     if "diverged" in row:
-        return (METHODS[name].label, "diverged", "", "", "", "", time)
-    difference = row["difference_to_sgd"]
+        return "diverged"
+    return "did not learn" if "did_not_learn" in row else ""
+
+
+def _cells(name: str, row: dict[str, Any], no_baseline: str) -> tuple[str, ...]:
+    time = "{:.2f}".format(row["relative_step_time"])
+    if fault := fault_of(row):
+        return (METHODS[name].label, fault, "", "", "", "", time)
+    difference = None if no_baseline else row["difference_to_sgd"]
     return (
         METHODS[name].label,
         with_error(row["test_accuracy"]),

@@ -6,7 +6,6 @@ they chose, on the test images, which played no part in the choice.
 
 import dataclasses
 import json
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from smoothout_jax.experiments.commands.compare import (
     compare,
     summary,
 )
+from smoothout_jax.experiments.commands.compared import fault_of
 from smoothout_jax.experiments.commands.trials import (
     RECIPE,
     case_settings,
@@ -28,10 +28,7 @@ from smoothout_jax.experiments.commands.trials import (
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
-from smoothout_jax.experiments.plans import (
-    EXPERIMENTS,
-    Case,
-)
+from smoothout_jax.experiments.plans import EXPERIMENTS, Case
 from smoothout_jax.experiments.reporting.formats import json_text, with_error
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.tables import terminal_tables
@@ -95,14 +92,18 @@ def run(settings: EvidenceSettings) -> Report:
             continue
         trials = Unfinished(settings.output / "unfinished.json", case.to_json())
         interruptions.advise(partial(_interrupted, document, chosen, trials))
-        document["cases"][case.name] = examine(
-            case, settings.data_dir, trials, settings.output
-        )
+        with trials.timed():
+            document["cases"][case.name] = examine(
+                case, settings.data_dir, trials, settings.output
+            )
         with whole_file(path) as unfinished:
             unfinished.write_text(json_text(document))
         trials.remove()
         remove_kept(settings.output)
-    return Report(_tables(document), [path], _fault(document))
+    diverged, unlearned = (
+        _told(document, fault) for fault in ("diverged", "did not learn")
+    )
+    return Report(_tables(document), [path], diverged, unlearned)
 
 
 def _interrupted(document: dict[str, Any], chosen: list[Case], trials: Unfinished):
@@ -116,13 +117,13 @@ def _interrupted(document: dict[str, Any], chosen: list[Case], trials: Unfinishe
     )
 
 
-def _fault(document: dict[str, Any]) -> str:
-    """Which methods diverged; empty if none did."""
+def _told(document: dict[str, Any], fault: str) -> str:
+    """Which methods have a fault; empty if none has."""
     told = [
-        f"{METHODS[name].label} diverged in {case}"
+        f"{METHODS[name].label} {fault} in {case}"
         for case, found in document["cases"].items()
-        for name, row in found["equal_updates"]["summary"].items()
-        if "diverged" in row
+        for name, row in found[EQUAL]["summary"].items()
+        if fault_of(row) == fault
     ]
     return "; ".join(told)
 
@@ -138,7 +139,6 @@ def examine(
         kept: what is done of it, the trials by method; the rest is added.
         output: the folder where unfinished training is kept.
     """
-    began = time.monotonic()
     trials = try_strengths(case, data_dir, kept)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
     recipe = {case.recipe: chosen.pop(RECIPE)} if case.recipe else {}
@@ -162,7 +162,7 @@ def examine(
         "trials": trials,
         EQUAL: kept[EQUAL],
         "equal_gradients": fair,
-        "minutes": (time.monotonic() - began) / 60,
+        "minutes": kept.seconds / 60,
     }
 
 
@@ -226,9 +226,11 @@ def _cell(case: dict[str, Any], name: str) -> str:
     summary = case["equal_updates"]["summary"]
     if name not in summary:
         return ""
-    if "diverged" in summary[name]:
-        return "diverged"
+    if fault := fault_of(summary[name]):
+        return fault
     if name == "sgd":
         return with_error(summary[name]["test_accuracy"])
+    if fault_of(summary["sgd"]):
+        return ""
     difference = summary[name]["difference_to_sgd"]
     return "" if difference is None else f"{difference[0]:+.2f}"

@@ -21,6 +21,7 @@ from smoothout_jax.experiments.commands.trained import (
     colors,
 )
 from smoothout_jax.experiments.options import InputError, check_not_negative, option
+from smoothout_jax.experiments.progress import Forecast
 from smoothout_jax.experiments.reporting.figures import save_figure
 from smoothout_jax.experiments.training.task import UNITS
 from smoothout_jax.landscape import (
@@ -172,21 +173,23 @@ def _curve(
 
 def _around(settings, checkpoints, num_directions: int, function, points):
     """Evaluates the landscape around each network; by label, and the files written."""
-    landscapes, paths, tasks = {}, [], Tasks()
-    for label, checkpoint in checkpoints.items():
+    landscapes, paths, tasks, forecast = {}, [], Tasks(), Forecast("drawing")
+    size = math.prod(map(len, points if num_directions > 1 else [points]))
+    for number, (label, checkpoint) in enumerate(checkpoints.items(), start=1):
         task = tasks.of(checkpoint)
         params, stats = _network(settings, checkpoint)
         directions = _directions(settings, task, params, stats, num_directions)
         paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
-        landscapes[label] = _evaluate(
-            function,
-            settings,
-            task,
-            (params, stats),
-            directions if num_directions > 1 else directions[0],
-            points,
-            paths[-1],
-        )
+        with forecast.watching(size * (len(checkpoints) - number)):
+            landscapes[label] = _evaluate(
+                function,
+                settings,
+                task,
+                (params, stats),
+                directions if num_directions > 1 else directions[0],
+                points,
+                paths[-1],
+            )
     return landscapes, paths
 
 
@@ -208,15 +211,16 @@ def _between(
             " --statistics re-estimated"
         )
     path = settings.output / f"between-{_slug(one_label)}-{_slug(other_label)}.npz"
-    landscape = _evaluate(
-        loss_curve,
-        settings,
-        task,
-        (params, stats),
-        direction,
-        _points(settings, settings.points[0]),
-        path,
-    )
+    with Forecast("drawing").watching():
+        landscape = _evaluate(
+            loss_curve,
+            settings,
+            task,
+            (params, stats),
+            direction,
+            _points(settings, settings.points[0]),
+            path,
+        )
     ax = plot_curve(landscape, units=UNITS)
     ax.set_xlabel(f"from {one_label} (0) to {other_label} (1)")
     return [path, *save_figure(ax.figure, settings.output / "between")]

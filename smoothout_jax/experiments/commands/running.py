@@ -15,10 +15,10 @@ from rich.table import Table
 from smoothout_jax._extras import progress
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments import interruptions
-from smoothout_jax.experiments.commands import Report
+from smoothout_jax.experiments.commands import Report, advice
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError
-from smoothout_jax.experiments.progress import announce
+from smoothout_jax.experiments.progress import Forecast
 from smoothout_jax.experiments.regime import learning_rate_schedule
 from smoothout_jax.experiments.reporting import figures
 from smoothout_jax.experiments.reporting.tables import terminal_table
@@ -31,6 +31,7 @@ from smoothout_jax.experiments.training.checkpoints import (
     save_checkpoint,
     steps_of,
 )
+from smoothout_jax.experiments.training.guessing import guessing_loss, has_learned
 from smoothout_jax.experiments.training.logs import Log, read_log
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.experiments.training.processes import any_process, is_first
@@ -60,7 +61,7 @@ class Run:
         self._trainer = Trainer(self._method, self._task, settings.all_seeds)
         self._step = 0
         self._seconds: dict[str, float] = dict.fromkeys(CLOCKS, 0.0)
-        self._saved, self._announced = time.monotonic(), False
+        self._saved = time.monotonic()
         if start is not None:
             self._restore(start)
         if is_first():
@@ -73,7 +74,7 @@ class Run:
     def finish(self) -> Report:
         """Trains to the end; the table to print, and the paths written."""
         settings, total = self._settings, self._task.steps
-        reached = None
+        reached, forecast = None, Forecast("training")
         self._prepare()
         bar = self._bar()
         with (
@@ -93,7 +94,8 @@ class Run:
                 accuracy = f"{100 * reached['test accuracy']:.1f} %"
                 bar.set_postfix_str(f"{accuracy}, loss {row['loss']:.3g}", False)
                 bar.update(self._step - before)
-                self._announce(before)
+                if is_first():
+                    forecast.update(self._step, total)
                 waited = time.monotonic() - self._saved
                 late = waited >= 60 * settings.checkpoint_minutes
                 stopping, late = any_process(interrupted(), late)
@@ -106,7 +108,8 @@ class Run:
             return Report(None, [])
         names = "settings.json", "log.csv", "tensorboard", "checkpoints"
         paths = [settings.output / name for name in names]
-        return Report(self._table(reached), paths + self._picture())
+        warning = self._warning(reached["train loss"])
+        return Report(self._table(reached), paths + self._picture(), warning=warning)
 
     def _bar(self) -> Any:
         bar = progress("training", total=self._task.steps)
@@ -116,15 +119,6 @@ class Run:
             " [{elapsed}<{remaining}{postfix}]"
         )
         return bar
-
-    def _announce(self, start: int) -> None:
-        """Says how long training will take, once the first steps are done."""
-        if self._announced or not is_first():
-            return
-        self._announced = True
-        spent = self._seconds["steps"] + self._seconds["evaluation"]
-        left = (self._task.steps - self._step) / (self._step - start)
-        announce("training", spent * left)
 
     def _advise(self) -> None:
         """Sets what the run says if it is interrupted."""
@@ -220,15 +214,20 @@ class Run:
 
     def _advice(self, step: int, loss: float) -> str:
         settings = self._settings
-        method = self._method
         last = path_of(settings.output, steps_of(settings.output)[-1])
-        name, value = method.strength_of(settings)
-        strength = "" if name == "learning_rate" else f" or {name} ({value:g})"
         return (
-            f"the loss is {loss} at step {step}; the last good checkpoint is {last}."
-            f" Lower the learning_rate ({settings.peak_learning_rate:g}){strength},"
-            " let it rise over a warmup, or clip gradients with clip_norm"
+            f"the loss is {loss} at step {step}; the last good checkpoint is {last}:"
+            f" {advice.lower(self._method, settings)}, let it rise over a warmup, or"
+            " clip gradients with clip_norm"
         )
+
+    def _warning(self, loss: float) -> str:
+        """Whether the network did not learn, and what to change."""
+        guessing = guessing_loss(self._task)
+        if has_learned(loss, guessing):
+            return ""
+        reason = advice.to_learn(self._method, self._settings, loss, guessing)
+        return f"{self._method.label} did not learn: {reason}"
 
     def _save(self) -> None:
         settings = self._settings

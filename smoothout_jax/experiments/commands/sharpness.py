@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from smoothout_jax.experiments.commands.trained import (
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.measures import MEASURES, MeasureSettings
 from smoothout_jax.experiments.options import InputError, option
-from smoothout_jax.experiments.progress import announce
+from smoothout_jax.experiments.progress import Forecast
 from smoothout_jax.experiments.reporting.figures import save_figure
 from smoothout_jax.experiments.reporting.formats import json_text, to_first_digit
 from smoothout_jax.experiments.reporting.provenance import provenance
@@ -117,7 +116,7 @@ def measure(
         for seed in checkpoint.settings.all_seeds
     ]
     interruptions.advise(lambda: _interrupted(len(kept), len(networks)))
-    began, done = time.monotonic(), len(kept)
+    forecast = Forecast("measuring")
     for label, checkpoint, seed in progress("networks", networks):
         key = f"{label} {seed}"
         if key not in kept:
@@ -126,9 +125,7 @@ def measure(
                 kept[key] = _measure(settings, measures, task, network)
             except ValueError as error:
                 raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
-            if len(kept) == done + 1:
-                left = len(networks) - len(kept)
-                announce("measuring", left * (time.monotonic() - began))
+            forecast.update(len(kept), len(networks))
     return [
         Row(label, seed, layer, error, {k: _pair(*v) for k, v in measured.items()})
         for label, _, seed in networks

@@ -8,6 +8,7 @@ weaker still, a method is SGD.
 """
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from smoothout_jax.experiments.plans import (
     Case,
     widened,
 )
+from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.regime import LEARNING_RATES
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
@@ -72,8 +74,10 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
         The trials of the methods, and those of the recipe under `RECIPE`.
     """
     settings = case_settings(case, data_dir, held_out=True)
+    began = time.monotonic()
     if "sgd" not in kept:
         kept["sgd"] = _Trials("sgd", case, Task(settings)).run()
+        _announce(case, settings, time.monotonic() - began)
     best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
     if case.recipe and RECIPE not in kept:
         kept[RECIPE] = _RecipeTrials("sgd", case, Task(best), kept["sgd"]).run()
@@ -91,6 +95,31 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
         kept[name] = max(found, key=_best) | {"at_each_learning_rate": found}
     names = "sgd", *([RECIPE] if case.recipe else []), *settings.methods
     return {name: kept[name] for name in names}
+
+
+def _grid(case: Case, setting: str) -> tuple[Any, ...]:
+    """The strengths that are tried first."""
+    return case.trials.get(setting, TRIALS[setting])
+
+
+def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
+    """Says how long a case will take, from how long the trials of SGD took.
+
+    Time goes by the number of runs, times the gradients of a step. Methods are tried at
+    one learning rate or two, and some strengths beyond the grid: two are counted.
+    """
+
+    def trials(name: str) -> int:
+        setting, _ = METHODS[name].strength_of(settings)
+        strengths = 1 if setting == "loss_rise" else len(_grid(case, setting))
+        return METHODS[name].gradients * strengths * case.trial_seeds
+
+    gradients = [METHODS[name].gradients for name in case.methods]
+    halved = sum(number == 2 for number in gradients)
+    compared = case.seeds * (sum(gradients) + halved + bool(halved))
+    tried = 2 * sum(trials(name) for name in case.methods if name != "sgd")
+    recipe = trials("sgd") if case.recipe else 0
+    announce(case.name, seconds * (recipe + tried + compared) / trials("sgd"))
 
 
 def _tasks(settings: CompareSettings, rates: tuple[float | None, ...]) -> list[Task]:
@@ -136,7 +165,7 @@ class _Trials:
         """
         setting, default = self._strength
         if setting != "loss_rise":
-            self._try(self._case.trials.get(setting, TRIALS[setting]))
+            self._try(_grid(self._case, setting))
             self._widen(setting)
         elif needed:
             self._try((default,))

@@ -1,6 +1,8 @@
 """What a command has done so far, kept in a file until it has done all."""
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ class Unfinished:
     def __init__(self, path: Path, whole: Any):
         self._path, self._whole = path, json.loads(json.dumps(whole))
         self._results: dict[str, Any] = {}
+        self._earlier, self._began = 0.0, time.monotonic()
         try:
             document = json.loads(path.read_text())
             if document["whole"] == self._whole:
                 self._results = dict(document["results"])
+                self._earlier = float(document["seconds"])
         except (OSError, ValueError, LookupError, TypeError):
             pass  # there is none, or it is damaged: all is done anew
 
@@ -43,9 +47,34 @@ class Unfinished:
     def __setitem__(self, key: str, result: Any) -> None:
         """Keeps a result; numbers that are not finite become `None`."""
         self._results[key] = json.loads(json_text(result))
+        self._write()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, those before an interruption included."""
+        return self._earlier + time.monotonic() - self._began
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Keeps the seconds that were spent, if an interruption ends the block."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._results:
+                self._write()
+            raise
+
+    def _write(self) -> None:
         with whole_file(self._path) as unfinished:
-            document = {"whole": self._whole, "results": self._results}
-            unfinished.write_text(json_text(document))
+            unfinished.write_text(
+                json_text(
+                    {
+                        "whole": self._whole,
+                        "seconds": self.seconds,
+                        "results": self._results,
+                    }
+                )
+            )
 
     def remove(self) -> None:
         """Deletes the file, once all is done."""
