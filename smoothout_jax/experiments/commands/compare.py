@@ -14,9 +14,9 @@ from smoothout_jax.experiments.commands.compared import (
     DIRECTIONS,
     Results,
     summary,
-    table,
     write,
 )
+from smoothout_jax.experiments.commands.table import table
 from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
 from smoothout_jax.experiments.options import option
 from smoothout_jax.experiments.settings import SharedSettings

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.commands import advice
@@ -16,15 +15,12 @@ from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting import figures
 from smoothout_jax.experiments.reporting.formats import (
     json_text,
-    with_error,
-    with_interval,
 )
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.statistics import (
     mean_and_error,
     paired_difference,
 )
-from smoothout_jax.experiments.reporting.tables import terminal_table
 from smoothout_jax.experiments.training.checkpoints import save_checkpoint
 from smoothout_jax.experiments.training.comparison import DISTANCES, Outcome, Training
 from smoothout_jax.experiments.training.guessing import has_learned
@@ -163,52 +159,6 @@ def _figures_of(outcome: Outcome, baseline: Outcome | None) -> dict[str, Any]:
         if np.isfinite(values).all():
             figures[name] = mean_and_error(values)
     return figures
-
-
-def table(results: Results) -> Table:
-    """The table that the command prints, at most 80 columns wide."""
-    settings, rows = results.settings, summary(results)
-    return terminal_table(
-        settings.title,
-        [_cells(name, row, fault_of(rows["sgd"])) for name, row in rows.items()],
-        header=(
-            "method",
-            "test",
-            "difference to SGD",
-            "train",
-            "rise",
-            "radius",
-            "time",
-        ),
-        caption="Accuracies in percent, mean ± standard error over the seeds; paired"
-        " difference with its 95 % interval. Rise: mean rise of the training loss"
-        f" (nats) under uniform noise of {settings.noise_radius:g} times each filter's"
-        " norm. Radius: of the noise at the end, where the rise of the loss decides."
-        " Time: of a step, relative to SGD's.",
-    )
-
-
-def fault_of(row: dict[str, Any]) -> str:
-    """What stands in the place of the figures of a row; empty if those stand."""
-    if "diverged" in row:
-        return "diverged"
-    return "did not learn" if "did_not_learn" in row else ""
-
-
-def _cells(name: str, row: dict[str, Any], no_baseline: str) -> tuple[str, ...]:
-    time = "{:.2f}".format(row["relative_step_time"])
-    if fault := fault_of(row):
-        return (METHODS[name].label, fault, "", "", "", "", time)
-    difference = None if no_baseline else row["difference_to_sgd"]
-    return (
-        METHODS[name].label,
-        with_error(row["test_accuracy"]),
-        "" if name == "sgd" or difference is None else with_interval(difference),
-        "{:.2f}".format(row["train_accuracy"][0]),
-        "{:.3g}".format(row["loss_rise"][0]),
-        "{:.2g}".format(row["radius"]) if "radius" in row else "",
-        time,
-    )
 
 
 def write(results: Results) -> list[Path]:

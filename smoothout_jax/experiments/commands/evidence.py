@@ -19,7 +19,7 @@ from smoothout_jax.experiments.commands.compare import (
     compare,
     summary,
 )
-from smoothout_jax.experiments.commands.compared import fault_of
+from smoothout_jax.experiments.commands.table import fault_of
 from smoothout_jax.experiments.commands.trials import (
     RECIPE,
     case_settings,
