@@ -125,7 +125,7 @@ def test_results_of_another_plan_are_not_added_to(document, tmp_path, capsys):
         ("rivals --form smoke", "form must be one of 'cpu'; got 'smoke'"),
         (
             "batches --cases mlp",
-            "cases must be one of 'digits, 500 images, mlp, batch 50, 1000 steps', 'dig",
+            "cases must be one of 'digits, 500 images, mlp, batch 50, 1000 steps', 'di",
         ),
     ],
 )
