@@ -318,7 +318,7 @@ def test_bad_settings_of_measures_are_told(
     given = {
         "sharpness": [checkpoint, *QUICK.split(), "--data-dir", data],
         "landscape": [checkpoint, "--data-dir", data],
-        "evidence": ["digits"],
+        "evidence": ["batches"],
     }[command]
     words = [command, *given, *options.split()]
     assert message in refused(capsys, *words, output=tmp_path / "output")
@@ -327,7 +327,7 @@ def test_bad_settings_of_measures_are_told(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_output_that_cannot_be_is_told(command, checkpoint, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    first = {"evidence": ["digits"], "train": [], "compare": []}
+    first = {"evidence": ["batches"], "train": [], "compare": []}
     words = [command, *first.get(command, [checkpoint])]
     for output, message in (
         ("", "argument --output: a path must not be empty"),
@@ -517,9 +517,9 @@ def test_a_damaged_log_is_told(trained_run, data, tmp_path, capsys):
     ],
 )
 def test_damaged_evidence_is_told(text, tmp_path, capsys):
-    (tmp_path / "digits-smoke.json").write_text(text)
-    line = refused(capsys, "evidence", "digits", "--form", "smoke", output=tmp_path)
-    assert f"{tmp_path}/digits-smoke.json is damaged" in line
+    (tmp_path / "batches-smoke.json").write_text(text)
+    line = refused(capsys, "evidence", "batches", "--form", "smoke", output=tmp_path)
+    assert f"{tmp_path}/batches-smoke.json is damaged" in line
 
 
 @pytest.mark.parametrize("damage", [cut, scramble, save_one_array])
@@ -567,7 +567,7 @@ def words_of(command, checkpoint, data):
     given = {
         "train": [*TRAIN.split(), "--steps", 1000, "--evaluate-every", 10],
         "compare": [*COMPARE.split(), "--steps", 40_000],
-        "evidence": ["digits", "--form", "smoke"],
+        "evidence": ["batches", "--form", "smoke"],
         "sharpness": [checkpoint, *QUICK.split(), "--data-dir", data],
         "landscape": [checkpoint, "--points", 41, "--data-dir", data],
     }[command]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smoothout_jax.experiments.data.datasets import hold_out, load
+from smoothout_jax.experiments.data.datasets import load
+from smoothout_jax.experiments.data.parts import hold_out
 from smoothout_jax.experiments.data.readers import (
     read_cifar_folder,
     read_idx_folder,
@@ -213,7 +214,7 @@ def test_images_that_cannot_be_drawn_in_proportion_are_told(tmp_path):
 
 
 def held_out(folder, size):
-    return hold_out(load("npz", folder, None), size)
+    return hold_out(load("npz", folder, None), validation_size=size)
 
 
 def test_damaged_npz_files_are_told_by_name(tmp_path):

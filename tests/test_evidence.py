@@ -1,5 +1,6 @@
 """The command `smoothout evidence`, and the page made of its results."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pages import results
 from pages.evidence import read
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence
-from smoothout_jax.experiments.commands.evidence import case_settings
+from smoothout_jax.experiments.commands.trials import BEYOND, case_settings
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIALS
 from smoothout_jax.experiments.training.task import Task
@@ -30,29 +31,41 @@ def standard_promotion():
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     output = tmp_path_factory.mktemp("evidence")
-    cli.main(["evidence", "digits", "--form", "smoke", "--output", str(output)])
+    cli.main(["evidence", "batches", "--form", "smoke", "--output", str(output)])
     return output
 
 
 @pytest.fixture(scope="module")
 def document(output):
-    return json.loads((output / "digits-smoke.json").read_text())
+    return json.loads((output / "batches-smoke.json").read_text())
 
 
 @pytest.mark.slow
 def test_every_method_gets_as_many_trials_and_chooses_the_best(document):
+    """At SGD's best learning rate and the default one, and beyond an end if need be."""
     trials = document["cases"][NAME]["trials"]
     assert list(trials) == ["sgd", "sam", "adasmoothout-split"]
+    tuned = trials["sgd"]["chosen"]
+    assert tuned != 0.1
     for name, trial in trials.items():
-        assert tuple(trial["strengths"]) == TRIALS[METHODS[name].strength]
-        assert len(trial["strengths"]) == 4
+        found = trial.get("at_each_learning_rate", [trial])
+        rates = [0.1] if name == "sgd" else [tuned, 0.1]
+        assert [each["learning_rate"] for each in found] == rates
+        planned = TRIALS[METHODS[name].strength]
+        assert len(planned) == 6
+        for each in found:
+            strengths, means = each["strengths"], np.mean(each["accuracies"], 1)
+            inside = [s for s in strengths if planned[0] <= s <= planned[-1]]
+            assert tuple(inside) == planned
+            assert len(strengths) <= len(planned) + 2 * BEYOND
+            assert means[strengths.index(each["chosen"])] == means.max()
+        best = max(np.mean(each["accuracies"], 1).max() for each in found)
         means = np.mean(trial["accuracies"], 1)
-        best = means[trial["strengths"].index(trial["chosen"])]
-        assert best == means.max()
+        assert means[trial["strengths"].index(trial["chosen"])] == best
 
 
 def test_trials_never_see_the_test_images():
-    (case,) = EXPERIMENTS["digits"]["smoke"]
+    (case,) = EXPERIMENTS["batches"]["smoke"]
     trial, final = (
         Task(case_settings(case, Path(), held_out=held_out)).data
         for held_out in (True, False)
@@ -74,13 +87,13 @@ def test_trials_never_see_the_test_images():
 
 def test_methods_are_compared_at_what_they_chose(document):
     """SAM's second seed, trained once more on its own."""
-    (case,) = EXPERIMENTS["digits"]["smoke"]
+    (case,) = EXPERIMENTS["batches"]["smoke"]
     found = document["cases"][NAME]
     chosen = {name: trial["chosen"] for name, trial in found["trials"].items()}
     assert found["settings"]["learning_rate"] == chosen["sgd"]
     settings = case_settings(case, Path(), held_out=False)
-    object.__setattr__(settings, "learning_rate", chosen["sgd"])
-    task = Task(settings)
+    rate = found["trials"]["sam"]["learning_rate"]
+    task = Task(dataclasses.replace(settings, learning_rate=rate))
     for held, steps in (("equal_updates", 4), ("equal_gradients", 2)):
         trainer = Trainer(METHODS["sam"], task, [1], [chosen["sam"]], steps=steps)
         trainer.advance(0, steps)
@@ -91,17 +104,17 @@ def test_methods_are_compared_at_what_they_chose(document):
 
 def test_cases_that_are_there_are_not_run_again(output, document, monkeypatch):
     monkeypatch.setattr(evidence, "examine", lambda *_: pytest.fail("it ran again"))
-    cli.main(["evidence", "digits", "--form", "smoke", "--output", str(output)])
-    assert json.loads((output / "digits-smoke.json").read_text()) == document
+    cli.main(["evidence", "batches", "--form", "smoke", "--output", str(output)])
+    assert json.loads((output / "batches-smoke.json").read_text()) == document
 
 
 def test_results_of_another_plan_are_not_added_to(document, tmp_path, capsys):
     other = json.loads(json.dumps(document))
     other["plan"][NAME]["seeds"] = 9
-    path = tmp_path / "digits-smoke.json"
+    path = tmp_path / "batches-smoke.json"
     path.write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["evidence", "digits", "--form", "smoke", "--output", str(tmp_path)])
+        cli.main(["evidence", "batches", "--form", "smoke", "--output", str(tmp_path)])
     assert f"case '{NAME}' of another plan" in capsys.readouterr().err
     assert json.loads(path.read_text()) == other
 
@@ -109,8 +122,11 @@ def test_results_of_another_plan_are_not_added_to(document, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("cifar10 --form smoke", "form must be one of 'cpu', 'full'; got 'smoke'"),
-        ("digits --cases mlp", "cases must be one of 'mlp, batch 50', 'mlp, batch fu"),
+        ("rivals --form smoke", "form must be one of 'cpu'; got 'smoke'"),
+        (
+            "batches --cases mlp",
+            "cases must be one of 'digits, 500 images, mlp, batch 50, 1000 steps', 'di",
+        ),
     ],
 )
 def test_bad_options_are_told(options, message, capsys):

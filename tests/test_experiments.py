@@ -173,8 +173,19 @@ def test_noise_is_held_by_the_rise_unless_its_size_is_given(
 
 def test_noise_is_fixed_where_the_name_says_so():
     settings = CompareSettings(loss_rise=0.1, relative_radius=0.4)
-    for name in ("adasmoothout-fixed", "smoothout-fixed", "no-denoising", "sgd-split"):
+    fixed = (
+        "adasmoothout-fixed",
+        "smoothout-fixed",
+        "smoothout-gaussian",
+        "lpf-sgd",
+        "rwp",
+        "no-denoising",
+        "sgd-split",
+    )
+    for name in fixed:
         assert not METHODS[name].holds_rise(settings)
+    for name in ("lpf-sgd", "rwp"):
+        assert METHODS[name].strength_of(settings) == ("std", 0.02)
     assert METHODS["adasmoothout-fixed"].strength_of(settings)[1] == 0.4
     assert METHODS["smoothout-fixed"].strength_of(settings)[1] == 0.1
 
@@ -430,7 +441,7 @@ def test_help_names_every_setting_and_its_default(capsys):
 def test_relative_time_compares_rounds_of_one_load(settings):
     seconds = {"sgd": np.array([1.0, 5.0, 2.0]), "sam": np.array([2.0, 10.0, 4.2])}
     training = {
-        name: Training(each, np.arange(3), np.empty(0), np.empty(0))
+        name: Training(each, np.arange(3), *[np.empty(0)] * 4)
         for name, each in seconds.items()
     }
     assert Results(settings, {}, {}, training).relative_time("sam") == 2.0

@@ -15,6 +15,7 @@ from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
 SEED, STEPS, TOTAL = 3, 3, 4
+AVERAGING = 0.99  # the default
 RATE, MOMENTUM, DECAY = 0.2, 0.8, 0.05
 RADIUS, RELATIVE, STD, RHO, MSAM_RHO, COPIES = 0.1, 0.3, 0.04, 0.5, 0.7, 4
 
@@ -101,6 +102,12 @@ def filters(key, params, step):
     return draw(uniform, key, params, scaled, "BatchNorm")
 
 
+def normal(key, params, step):
+    """Of the variance that the uniform noise has."""
+    std = rising(RADIUS, step) / np.sqrt(3)
+    return draw(gaussian, key, params, lambda w, z: std * z, "BatchNorm")
+
+
 def low_pass(key, params, step):
     """BatchNorm gets it too, and a leaf of one axis by the norm of the whole."""
     std = rising(STD, step)
@@ -136,12 +143,15 @@ def split(law):
     return copies
 
 
-def mix(key, params, step, **_):
-    noisy, _ = jax.random.split(jax.random.fold_in(key, step))
-    return [
-        (0.5, filters(noisy, params, step), slice(0, None, 2)),
-        (0.5, silence(key, params, step), slice(1, None, 2)),
-    ]
+def mix(law):
+    def copies(key, params, step, **_):
+        noisy, _ = jax.random.split(jax.random.fold_in(key, step))
+        return [
+            (0.5, law(noisy, params, step), slice(0, None, 2)),
+            (0.5, silence(key, params, step), slice(1, None, 2)),
+        ]
+
+    return copies
 
 
 def two_sided(key, params, step, **_):
@@ -176,8 +186,13 @@ BY_HAND = {
     "smoothout-split": split(box),
     "adasmoothout-split": split(filters),
     "two-sided": two_sided,
-    "mix": mix,
+    "mix": mix(filters),
     "gaussian": split(low_pass),
+    "lpf-sgd": split(low_pass),
+    "rwp": mix(low_pass),
+    "smoothout-gaussian": once(normal),
+    "ema": once(silence),
+    "nesterov": once(silence),
     "no-denoising": once(silence),
     "sgd-split": split(silence),
 }
@@ -187,21 +202,29 @@ def by_hand(name, task, gradient):
     """The clean parameters after `STEPS` steps of momentum SGD."""
     params_key, key, batch_key = jax.random.split(jax.random.key(SEED), 3)
     params, _ = task.init(params_key)
-    velocity = jax.tree.map(jnp.zeros_like, params)
+    velocity = mean = jax.tree.map(jnp.zeros_like, params)
     for step, rows in enumerate(batch_indices(batch_key, 40, 20, 0, STEPS)):
         copies = BY_HAND[name](
             key, params, step, gradient=gradient, rows=rows, velocity=velocity
         )
         decayed = add(params, copies[0][1]) if name == "msam" else params
+        before = velocity
         velocity = jax.tree.map(
             lambda v, p: MOMENTUM * v + DECAY * p, velocity, decayed
         )
         for weight, noise, part in copies:
             velocity = add(velocity, gradient(add(params, noise), rows[part]), weight)
         rate = RATE * (1 + np.cos(np.pi * step / TOTAL)) / 2
-        params = add(params, velocity, -rate)
+        direction = velocity
+        if name == "nesterov":  # the gradient, and the velocity after it
+            direction = add(add(velocity, before, -MOMENTUM), velocity, MOMENTUM)
+        params = add(params, direction, -rate)
+        mean = jax.tree.map(lambda m, p: AVERAGING * m + p, mean, params)
         if name == "no-denoising":
             params = add(params, box(jax.random.fold_in(key, step), params, step))
+    if name == "ema":
+        weight = sum(AVERAGING**step for step in range(STEPS))
+        return jax.tree.map(lambda m: m / weight, mean)
     return params
 
 
@@ -281,3 +304,55 @@ def test_msam_is_its_authors_program(optimizer, theirs):
             ):
                 found = np.concatenate([tree["a"], tree["b"]])
                 np.testing.assert_allclose(found, values, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("optimizer", "theirs"), [("sgd", "sgd"), ("adam", "nadam")])
+def test_nesterov_is_optax_s(optimizer, theirs):
+    settings = TrainSettings(optimizer=optimizer, learning_rate=0.1, steps=4)
+    method = METHODS["nesterov"]
+    ours = method.transform(Context(settings, 4, method), 0.7, None)
+    schedule = optax.cosine_decay_schedule(0.1, 4)
+    if theirs == "sgd":
+        theirs = optax.sgd(schedule, momentum=0.7, nesterov=True)
+    else:
+        theirs = optax.nadam(schedule, b1=0.7)
+    found = []
+    for transformation in (ours, theirs):
+        params = {"w": jnp.array([1.0, -2.0, 0.5])}
+        state = transformation.init(params)
+        for _ in range(3):
+            grads = jax.tree.map(lambda w: 3 * w + jnp.sin(w), params)
+            updates, state = transformation.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        found.append(params)
+    chex.assert_trees_all_close(*found, rtol=1e-6)
+
+
+def test_gaussian_noise_has_the_variance_of_uniform_noise():
+    settings, params = TrainSettings(radius=0.3), {"w": jnp.ones(50_000)}
+    variances = []
+    for name in ("smoothout-fixed", "smoothout-gaussian"):
+        noise, rise = Context(settings, 4, METHODS[name]).noise_and_rise(0.3)
+        assert rise is None
+        drawn = noise(jax.random.key(1), params, 0)["w"]
+        variances.append(float(drawn.var()))
+        bounded = bool((jnp.abs(drawn) <= 0.3).all())
+        assert bounded == (name == "smoothout-fixed")
+    np.testing.assert_allclose(variances, 0.3**2 / 3, rtol=0.03)
+
+
+def test_lpf_sgd_is_the_rising_gaussian_at_a_fixed_size():
+    """Where a rise of the loss is allowed, which `gaussian` holds."""
+    settings = TrainSettings(loss_rise=0.1)
+    held, fixed = (
+        Context(settings, 100, METHODS[name]).noise_and_rise(0.05)
+        for name in ("gaussian", "lpf-sgd")
+    )
+    assert held[1] is not None
+    assert fixed[1] is None
+    given = TrainSettings(std=0.05)
+    expected, _ = Context(given, 100, METHODS["gaussian"]).noise_and_rise(0.05)
+    params = {"w": jnp.full((3, 2), 2.0)}
+    for step in (0, 50, 99):
+        drawn = [law(jax.random.key(2), params, step) for law in (fixed[0], expected)]
+        chex.assert_trees_all_equal(*drawn)

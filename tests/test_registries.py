@@ -54,7 +54,7 @@ def registered(monkeypatch):
         "linear",
         Model(
             "logistic regression",
-            lambda settings, classes, norm: Linear(classes),
+            lambda settings, classes, norm, drop: Linear(classes),
             convolves=False,
             dimensions=(2,),
         ),
@@ -118,7 +118,7 @@ STEPS = (
     ("settings", "measures", "plans"),
     ("methods",),
     ("regime", "models"),
-    ("data", "networks"),
+    ("averaging", "data", "networks"),
     ("failures", "folders", "interruptions", "options", "progress"),
 )
 LEVELS = {name: level for level, names in enumerate(STEPS) for name in names}

@@ -348,6 +348,21 @@ def test_batch_norm_gets_no_noise(batch_normed):
     assert not any(moved["BatchNorm_0"].values())
 
 
+def test_batch_norm_gets_noise_where_the_settings_let_it():
+    settings = TrainSettings(
+        network="f1", hidden_sizes=(8,), noise_in_batch_norm=True, **TINY
+    )
+    trainer = Trainer(METHODS["adasmoothout-fixed"], Task(settings), (0,))
+    trainer.advance(0, 1)
+    ((clean, _),) = trainer.networks()
+    held = jax.tree.map(lambda leaf: leaf[0], trainer.state.params)
+    noise = optax.tree.sub(held, clean)
+    for layer, name in (("Dense_0", "kernel"), ("BatchNorm_0", "scale")):
+        added, weights = (tree["params"][layer][name] for tree in (noise, clean))
+        ratio = optax.tree.norm(added) / optax.tree.norm(weights)
+        assert float(ratio) == pytest.approx(0.2, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("method", "optimizer"), [("smoothout", "adamw"), ("msam", "adam"), ("sam", "adam")]
 )
@@ -433,14 +448,21 @@ def test_the_optimizer_is_optax_s(name, made):
     chex.assert_trees_all_close(*found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["anneal", "tanh", "cosine"])
+@pytest.mark.parametrize("name", ["anneal", "tanh", "cosine", "late"])
 def test_the_radius_follows_its_schedule(name):
     schedule = radius_schedule(make(radius_schedule=name), 0.4, 100)
     first, last = float(schedule(0)), float(schedule(99))
-    expected = {"anneal": (0.4, 0.4 * 100**-0.275), "tanh": (0, 0.4)}
+    zero_first = {"tanh": (0, 0.4), "late": (0, 0.4)}
+    expected = {"anneal": (0.4, 0.4 * 100**-0.275)} | zero_first
     np.testing.assert_allclose(
         (first, last), expected.get(name, (0.02, 0.4)), rtol=2e-3, atol=1e-4
     )
+
+
+def test_late_noise_begins_half_way():
+    schedule = radius_schedule(make(radius_schedule="late"), 0.4, 9)
+    radii = [float(schedule(step)) for step in range(9)]
+    np.testing.assert_allclose(radii, [0] * 4 + [0.4] * 5)
 
 
 def test_augmentation_moves_and_mirrors_each_image_by_itself():

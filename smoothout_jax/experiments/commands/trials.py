@@ -135,7 +135,9 @@ def _best(trial: dict[str, Any]) -> float:
     """The highest mean accuracy of a trial; below all others if there is none."""
     if not trial["accuracies"]:
         return -1.0
-    return float(np.nan_to_num(np.mean(trial["accuracies"], 1), nan=-1.0).max())
+    # Trials that were kept have `None` where training diverged.
+    accuracies = np.asarray(trial["accuracies"], float)
+    return float(np.nan_to_num(accuracies.mean(1), nan=-1.0).max())
 
 
 class _Trials:

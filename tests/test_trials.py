@@ -1,0 +1,404 @@
+"""The trials of an experiment: what each method tries, and what it chooses."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smoothout_jax.experiments.commands import compare, evidence, trials
+from smoothout_jax.experiments.commands.unfinished import Unfinished
+from smoothout_jax.experiments.plans import EXPERIMENTS, TRIALS, Case, widened
+
+CASE = Case(
+    data="digits",
+    network="mlp",
+    batch_size=10,
+    methods=("sgd", "sam", "msam"),
+    validation_size=20,
+    seeds=2,
+    trial_seeds=2,
+    training={"train_size": 60, "steps": 4},
+    trials={
+        "learning_rate": (0.01, 0.1, 1.0),
+        "rho": (0.1, 0.2, 0.4),
+        "msam_rho": (1.0, 2.0, 4.0),
+        "weight_decay": (1e-3, 1e-2),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "strengths", "low", "expected"),
+    [
+        ("rho", (0.1, 0.2, 0.6), False, 1.8),
+        ("rho", (0.1, 0.2, 0.6), True, 0.05),
+        ("learning_rate", (0.003, 0.01, 0.03), True, 0.0009),
+        ("momentum", (0.5, 0.9), False, 0.988),
+        ("ema_decay", (0.5, 0.9), True, 0.1),
+        ("dropout", (0.2, 0.5), False, 0.8),
+        ("label_smoothing", (0.02, 0.05), True, 0.00785),
+        ("shift", (0, 1, 3), False, 5),
+        ("shift", (1, 2, 3), True, 0),
+        ("shift", (0, 1, 2), True, None),
+    ],
+)
+def test_trials_go_on_beyond_an_end(setting, strengths, low, expected):
+    """By the last ratio, of sizes or of odds; shifts by the last difference."""
+    assert widened(setting, strengths, low) == expected
+
+
+@pytest.mark.parametrize("setting", TRIALS)
+@pytest.mark.parametrize("low", [False, True])
+def test_what_is_beyond_an_end_is_a_strength_too(setting, low):
+    strengths = TRIALS[setting]
+    for _ in range(trials.BEYOND):
+        beyond = widened(setting, strengths, low)
+        if beyond is None:
+            assert (setting, low) == ("shift", True)
+            return
+        assert isinstance(beyond, type(strengths[0]))
+        assert beyond > 0
+        strengths = tuple(sorted((*strengths, beyond)))
+        assert strengths[0 if low else -1] == beyond
+        assert len(set(strengths)) == len(strengths)
+        if setting in ("momentum", "ema_decay", "dropout", "label_smoothing"):
+            assert beyond < 1
+
+
+class FakeTask:
+    """Settings, whose networks are what `FakeTrainer` made of them."""
+
+    loaded = 0
+
+    def __init__(self, settings, data=None):
+        FakeTask.loaded += data is None
+        self.settings, self.data = settings, data or "the data"
+
+    def evaluate(self, accuracy, seed):
+        """An accuracy on the held-out images, and a lower one on those trained on."""
+        del seed
+        return {"test accuracy": accuracy, "train accuracy": accuracy / 2}
+
+
+@pytest.fixture
+def accuracies(monkeypatch):
+    """Makes accuracies a function of method, settings, strength and seed."""
+    seen = []
+
+    def install(function):
+        class FakeTrainer:
+            steps = 4
+
+            def __init__(self, method, task, seeds, strengths=None):
+                self._found = [
+                    (function(method.label, task.settings, strength, seed), seed)
+                    for strength, seed in zip(
+                        strengths or itertools.repeat(None), seeds, strict=False
+                    )
+                ]
+                seen.append((method.label, task.settings, strengths, list(seeds)))
+
+            def advance(self, start, stop):
+                assert (start, stop) == (0, 4)
+
+            def networks(self):
+                return self._found
+
+        monkeypatch.setattr(trials, "Trainer", FakeTrainer)
+        return seen
+
+    monkeypatch.setattr(trials, "Task", FakeTask)
+    return install
+
+
+def tried(method, case=CASE, plain=None, **changed):
+    """The trials of one method alone."""
+    settings = trials.case_settings(case, Path(), held_out=True)
+    task = FakeTask(dataclasses.replace(settings, **changed))
+    return trials._Trials(method, case, task, plain).run()
+
+
+def plain_at(accuracy):
+    return {"accuracies": [[0.1, 0.1], [accuracy, accuracy]]}
+
+
+def test_trials_go_on_above_while_the_best_is_there(accuracies):
+    accuracies(lambda method, settings, strength, seed: 1 - abs(strength - 0.8))
+    found = tried("sam")
+    assert found["strengths"] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert found["chosen"] == 0.8
+
+
+def test_trials_go_on_at_most_two_beyond(accuracies):
+    accuracies(lambda method, settings, strength, seed: strength / 10)
+    found = tried("sam")
+    assert found["strengths"] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert found["chosen"] == 1.6
+    assert found["accuracies"] == [[each / 10] * 2 for each in found["strengths"]]
+    assert found["train_accuracies"][-1] == [0.08, 0.08]
+
+
+def test_trials_stay_within_where_the_best_is(accuracies):
+    accuracies(lambda method, settings, strength, seed: 1 - abs(strength - 0.2))
+    found = tried("sam")
+    assert (found["strengths"], found["chosen"]) == ([0.1, 0.2, 0.4], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("sgd", "expected"),
+    [(0.85, [0.025, 0.05, 0.1, 0.2, 0.4]), (0.9, [0.1, 0.2, 0.4])],
+)
+def test_trials_go_on_below_only_if_better_than_sgd(sgd, expected, accuracies):
+    accuracies(lambda method, settings, strength, seed: 1 - strength)
+    found = tried("sam", plain=plain_at(sgd))
+    assert found["strengths"] == expected
+    assert found["chosen"] == expected[0]
+
+
+def test_learning_rates_go_on_below(accuracies):
+    """There is nothing that they must be better than."""
+    accuracies(lambda method, settings, strength, seed: 0.5 - strength / 10)
+    assert tried("sgd")["strengths"] == [0.0001, 0.001, 0.01, 0.1, 1.0]
+
+
+def test_of_equal_strengths_the_weakest_is_chosen(accuracies):
+    accuracies(lambda method, settings, strength, seed: 0.5 + 0.1 * (strength > 0.1))
+    assert tried("sam", plain=plain_at(0.5))["chosen"] == 0.2
+
+
+def test_of_equal_learning_rates_the_largest_is_chosen(accuracies):
+    accuracies(lambda method, settings, strength, seed: 0.6 - 0.1 * (strength > 0.1))
+    assert tried("sgd")["chosen"] == 0.1
+
+
+def test_a_strength_that_diverges_from_a_seed_is_not_chosen(accuracies):
+    def accuracy(method, settings, strength, seed):
+        return np.nan if strength >= 0.2 and seed % 2 else strength
+
+    accuracies(accuracy)
+    found = tried("sam", plain=plain_at(0.9))
+    assert (found["strengths"], found["chosen"]) == ([0.1, 0.2, 0.4], 0.1)
+
+
+def test_each_strength_is_tried_from_the_seeds_of_trials(accuracies):
+    seen = accuracies(lambda method, settings, strength, seed: seed - 1000 + strength)
+    found = tried("msam", plain=plain_at(0.5))
+    assert found["accuracies"][:3] == [[1.0, 2.0], [2.0, 3.0], [4.0, 5.0]]
+    for _, _, strengths, seeds in seen:
+        assert seeds == [1000, 1001] * (len(strengths) // 2)
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_where_the_rise_is_held_there_is_one_strength(needed, accuracies):
+    seen = accuracies(lambda method, settings, strength, seed: 0.7)
+    case = dataclasses.replace(
+        CASE, holds_rise=True, methods=("sgd", "adasmoothout", "adasmoothout-fixed")
+    )
+    settings = trials.case_settings(case, Path(), held_out=True)
+    held = trials._Trials("adasmoothout", case, FakeTask(settings))
+    found = held.run(needed=needed)
+    assert (found["strengths"], found["chosen"]) == ([0.15], 0.15)
+    assert found["accuracies"] == ([[0.7, 0.7]] if needed else [])
+    assert len(seen) == needed
+
+
+def by_rate(best):
+    """SGD is best at a rate, and the methods at 0.1, with middling strengths."""
+
+    def accuracy(method, settings, strength, seed):
+        del seed
+        if method == "SGD":
+            return 0.9 - abs(np.log(strength / best)) / 100
+        far = abs(np.log(settings.learning_rate / 0.1)) / 100
+        return 0.8 - far - 0.1 * (strength not in (0.2, 2.0))
+
+    return accuracy
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Unfinished(tmp_path / "unfinished.json", CASE.to_json())
+
+
+def test_methods_try_sgd_s_best_learning_rate_and_the_default(accuracies, kept):
+    seen = accuracies(by_rate(best=1.0))
+    before = FakeTask.loaded
+    found = trials.try_strengths(CASE, Path(), kept)
+    assert FakeTask.loaded - before == 2  # for SGD, and for all others
+    assert list(found) == ["sgd", "sam", "msam"]
+    assert found["sgd"]["chosen"] == 1.0
+    for name, label, strength in (("sam", "SAM", 0.2), ("msam", "MSAM", 2.0)):
+        rates = [settings.learning_rate for each, settings, *_ in seen if each == label]
+        assert rates == [1.0, 0.1]
+        both = found[name]["at_each_learning_rate"]
+        assert [each["learning_rate"] for each in both] == [1.0, 0.1]
+        assert [each["chosen"] for each in both] == [strength] * 2
+        assert found[name]["learning_rate"] == 0.1
+        assert found[name]["accuracies"] == both[1]["accuracies"]
+    for _, settings, *_ in seen:
+        assert settings.validation_size == 20
+
+
+def test_the_default_learning_rate_is_tried_once(accuracies, kept):
+    accuracies(by_rate(best=0.1))
+    found = trials.try_strengths(CASE, Path(), kept)
+    assert [len(found[name]["at_each_learning_rate"]) for name in ("sam", "msam")] == [
+        1,
+        1,
+    ]
+
+
+def test_of_two_equal_learning_rates_methods_take_sgd_s(accuracies, kept):
+    def accuracy(method, settings, strength, seed):
+        return strength if method == "SGD" else 0.5
+
+    accuracies(accuracy)
+    found = trials.try_strengths(CASE, Path(), kept)
+    assert found["sam"]["learning_rate"] == found["sgd"]["chosen"] == 100.0
+
+
+def test_learning_rates_from_which_sgd_diverges_do_not_stop_the_trials(
+    accuracies, kept
+):
+    """They are kept as numbers that are missing."""
+
+    def accuracy(method, settings, strength, seed):
+        lost = method == "SGD" and strength > 0.1
+        return np.nan if lost else 0.5
+
+    accuracies(accuracy)
+    found = trials.try_strengths(CASE, Path(), kept)
+    assert found["sgd"]["accuracies"][-1] == [None, None]
+    assert found["sgd"]["chosen"] == 0.1
+    assert found["sam"]["strengths"] == [0.1, 0.2, 0.4]
+
+
+def test_trials_that_are_done_are_not_done_again(accuracies, kept, tmp_path):
+    accuracies(by_rate(best=1.0))
+    found = trials.try_strengths(CASE, Path(), kept)
+    again = Unfinished(tmp_path / "unfinished.json", CASE.to_json())
+    accuracies(lambda *_: pytest.fail("it tried again"))
+    assert trials.try_strengths(CASE, Path(), again) == found
+
+
+RECIPE_CASE = dataclasses.replace(CASE, recipe="weight_decay")
+
+
+def with_recipe(method, settings, strength, seed):
+    """Best at a weight decay of 0.01, of which methods know nothing."""
+    if method == "SGD" and strength is None:
+        return 0.95 - abs(np.log(settings.weight_decay / 0.01)) / 100
+    return by_rate(best=1.0)(method, settings, strength, seed)
+
+
+def test_a_recipe_is_tried_by_sgd_and_shared_by_all(accuracies, kept):
+    seen = accuracies(with_recipe)
+    found = trials.try_strengths(RECIPE_CASE, Path(), kept)
+    assert list(found) == ["sgd", "recipe", "sam", "msam"]
+    recipe = found["recipe"]
+    assert (recipe["strengths"], recipe["chosen"]) == ([1e-3, 1e-2, 0.1], 1e-2)
+    assert recipe["learning_rate"] == 1.0
+    decays = [
+        (method, strengths is None, settings.learning_rate, settings.weight_decay)
+        for method, settings, strengths, _ in seen
+    ]
+    rates = [each for each in decays if each[:2] == ("SGD", False)]
+    assert {decay for *_, decay in rates} == {0.0}
+    recipes = [each[2:] for each in decays if each[:2] == ("SGD", True)]
+    assert recipes == [(1.0, 1e-3), (1.0, 1e-2), (1.0, 0.1)]
+    others = [each[2:] for each in decays if each[0] != "SGD"]
+    assert others == [(1.0, 1e-2), (0.1, 1e-2)] * 2
+
+
+def test_a_recipe_s_trials_go_on_below_only_if_it_helps(accuracies, kept):
+    def accuracy(method, settings, strength, seed):
+        if method == "SGD" and strength is None:
+            return 0.9 - settings.weight_decay
+        return by_rate(best=1.0)(method, settings, strength, seed)
+
+    accuracies(accuracy)
+    found = trials.try_strengths(RECIPE_CASE, Path(), kept)
+    assert found["recipe"]["strengths"] == [1e-3, 1e-2]
+    assert found["recipe"]["chosen"] == 1e-3
+
+
+@pytest.mark.parametrize("case", [CASE, RECIPE_CASE])
+def test_methods_are_compared_with_the_rates_strengths_and_recipe_chosen(
+    case, accuracies, kept, monkeypatch, tmp_path
+):
+    accuracies(with_recipe)
+    compared = []
+
+    def record(settings, strengths, rates, *, curves):
+        assert not curves
+        compared.append((settings, strengths, rates))
+
+    monkeypatch.setattr(evidence, "compare", record)
+    monkeypatch.setattr(evidence, "_to_json", lambda results: {"found": results})
+    evidence.examine(case, Path(), kept, tmp_path)
+    strengths = {"sgd": 1.0, "sam": 0.2, "msam": 2.0}
+    rates = {"sgd": 1.0, "sam": 0.1, "msam": 0.1}
+    (settings, *chosen), (halved, *again) = compared
+    assert chosen == again == [strengths, rates]
+    for each in (settings, halved):
+        assert each.learning_rate == 1.0
+        assert each.weight_decay == (1e-2 if case.recipe else 0)
+        assert each.validation_size == 0
+    assert halved.equal_gradients
+    assert halved.methods == ("sgd", "sam")
+
+
+def test_comparisons_take_a_learning_rate_for_each_method(monkeypatch):
+    class TrainingError(Exception):
+        """Ends the comparison where training would begin."""
+
+    found = {}
+
+    class FakeTrainer:
+        def __init__(self, method, task, seeds, strengths, steps):
+            del seeds, steps
+            rate = task.settings.learning_rate
+            found[method.label] = rate, strengths, task.data
+
+    def train(trainers, kept):
+        raise TrainingError
+
+    monkeypatch.setattr(compare, "train_in_turns", train)
+    monkeypatch.setattr(compare, "Trainer", FakeTrainer)
+    monkeypatch.setattr(compare, "Task", FakeComparedTask)
+    settings = compare.CompareSettings(
+        methods=("sam", "msam"), learning_rate=0.5, seeds=2
+    )
+    with pytest.raises(TrainingError):
+        compare.compare(settings, {"sam": 0.7}, {"sam": 0.1})
+    assert found == {
+        "SGD": (0.5, None, "the data"),
+        "SAM": (0.1, [0.7, 0.7], "the data"),
+        "MSAM": (0.5, None, "the data"),
+    }
+
+
+class FakeComparedTask(FakeTask):
+    steps = 4
+
+
+def test_images_that_a_comparison_watches_are_those_of_its_trials():
+    for case in EXPERIMENTS["wrong-labels"]["cpu"]:
+        held, final = (
+            trials.case_settings(case, Path(), held_out=each) for each in (True, False)
+        )
+        assert held.validation_size == final.watch_size == case.validation_size > 0
+        assert held.watch_size == final.validation_size == 0
+        assert held.label_noise == final.label_noise > 0
+
+
+def test_plans_tell_their_cases_apart():
+    for experiment, forms in EXPERIMENTS.items():
+        for form, cases in forms.items():
+            names = [case.name for case in cases]
+            assert len(set(names)) == len(names), (experiment, form)
+            for case in cases:
+                for held_out in (True, False):
+                    trials.case_settings(case, Path(), held_out=held_out)
