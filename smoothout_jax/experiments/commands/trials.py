@@ -1,8 +1,8 @@
 """The trials of an experiment: what each method chooses, on held-out training images.
 
 First SGD tries learning rates, then the strength of the recipe, if the case has one;
-then every method tries as many strengths, at SGD's best learning rate and at the
-default one: with noise, larger rates may be better. Where the best is at an end of what
+then every method tries as many strengths, at SGD's best learning rate, at the default
+one and at those between: with noise, other rates may be better. Where the best is at an end of what
 was tried, more is tried beyond it, unless it is the lower end and no better than SGD:
 weaker still, a method is SGD.
 """
@@ -85,8 +85,8 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
         best = dataclasses.replace(best, **{case.recipe: kept[RECIPE]["chosen"]})
     plain = kept[RECIPE if case.recipe else "sgd"]
     others = [name for name in settings.methods if name not in kept]
-    rates = dict.fromkeys([best.learning_rate, LEARNING_RATES[best.optimizer]])
-    tasks = _tasks(best, tuple(rates)) if others else []
+    rates = _rates(best.learning_rate, LEARNING_RATES[best.optimizer], kept["sgd"])
+    tasks = _tasks(best, rates) if others else []
     for name in progress("trials", others):
         found = [
             _Trials(name, case, task, plain).run(needed=len(tasks) > 1)
@@ -95,6 +95,13 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
         kept[name] = max(found, key=_best) | {"at_each_learning_rate": found}
     names = "sgd", *([RECIPE] if case.recipe else []), *settings.methods
     return {name: kept[name] for name in names}
+
+
+def _rates(best: Any, default: float, tried: dict[str, Any]) -> tuple[float, ...]:
+    """SGD's best learning rate, the default one, and those tried between the two."""
+    low, high = sorted((best, default))
+    between = [rate for rate in tried["strengths"] if low < rate < high]
+    return tuple(dict.fromkeys((best, *between, default)))
 
 
 def _grid(case: Case, setting: str) -> tuple[Any, ...]:
@@ -106,7 +113,7 @@ def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
     """Says how long a case will take, from how long the trials of SGD took.
 
     Time goes by the number of runs, times the gradients of a step. Methods are tried at
-    one learning rate or two, and some strengths beyond the grid: two are counted.
+    one learning rate or more, and some strengths beyond the grid: two rates are counted.
     """
 
     def trials(name: str) -> int:
@@ -122,7 +129,7 @@ def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
     announce(case.name, seconds * (recipe + tried + compared) / trials("sgd"))
 
 
-def _tasks(settings: CompareSettings, rates: tuple[float | None, ...]) -> list[Task]:
+def _tasks(settings: CompareSettings, rates: tuple[float, ...]) -> list[Task]:
     """The task at each learning rate, with the data loaded once."""
     tasks = [Task(dataclasses.replace(settings, learning_rate=rates[0]))]
     for rate in rates[1:]:
