@@ -2,9 +2,9 @@
 
 First SGD tries learning rates, then the strength of the recipe, if the case has one;
 then every method tries as many strengths, at SGD's best learning rate, at the default
-one and at those between: with noise, other rates may be better. Where the best is at an end of what
-was tried, more is tried beyond it, unless it is the lower end and no better than SGD:
-weaker still, a method is SGD.
+one and at those between: with noise, other rates may be better. Where the best is at an
+end of what was tried, more is tried beyond it, unless it is the lower end and no better
+than SGD: weaker still, a method is SGD.
 """
 
 import dataclasses
@@ -112,8 +112,8 @@ def _grid(case: Case, setting: str) -> tuple[Any, ...]:
 def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
     """Says how long a case will take, from how long the trials of SGD took.
 
-    Time goes by the number of runs, times the gradients of a step. Methods are tried at
-    one learning rate or more, and some strengths beyond the grid: two rates are counted.
+    Time goes by the number of runs, times the gradients of a step. Methods try one
+    learning rate or more, and some strengths beyond the grid: two rates are counted.
     """
 
     def trials(name: str) -> int:
