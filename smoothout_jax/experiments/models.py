@@ -115,6 +115,16 @@ MODELS = {
         width=16,
         dimensions=(2,),
     ),
+    "resnet18": Model(
+        "ResNet-18, for small images",
+        lambda settings, classes, norm, drop: ResNet(
+            settings.layers, classes, norm, settings.channels, stages=4
+        ),
+        depth=18,
+        depth_form="8n + 2",
+        width=64,
+        dimensions=(2,),
+    ),
     "wide-resnet": Model(
         "a wide residual network",
         lambda settings, classes, norm, drop: WideResNet(

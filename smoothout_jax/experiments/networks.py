@@ -83,16 +83,18 @@ class CNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The residual network for small images, of depth 6n + 2.
+    """The residual network for small images, of depth 6n + 2, or 8n + 2.
 
-    Three stages of n blocks, each with twice the channels of the one before; shortcuts
-    that change the shape are 1×1 convolutions.
+    Stages of n blocks, each with twice the channels of the one before; shortcuts that
+    change the shape are 1×1 convolutions. With four stages from 64 channels and a depth
+    of 18 it is ResNet-18 as it is used for small images.
 
     Attributes:
         depth: number of weight layers, 6n + 2: 20, 32, 44, …
         num_classes: number of logits.
         norm: makes a normalisation layer.
         channels: channels of the first stage.
+        stages: number of stages; with four, the depth is 8n + 2.
 
     Reference:
         He et al., `Deep Residual Learning for Image Recognition
@@ -103,20 +105,25 @@ class ResNet(nn.Module):
     num_classes: int = 10
     norm: Norm = lambda: nn.GroupNorm(num_groups=8)
     channels: int = 16
+    stages: int = 3
 
     def __post_init__(self):
-        """Checks that the depth is 6n + 2."""
+        """Checks that the depth is 6n + 2, or what it must be with other stages."""
         super().__post_init__()
-        if self.depth < 8 or self.depth % 6 != 2:
-            raise ValueError(f"depth must be 6n + 2, such as 20; got {self.depth}")
+        layers = 2 * self.stages
+        if self.depth < layers + 2 or self.depth % layers != 2:
+            raise ValueError(
+                f"depth must be {layers}n + 2, such as {3 * layers + 2}; got"
+                f" {self.depth}"
+            )
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, sizes…, channels)."""
         x = nn.relu(self.norm()(_conv(self.channels)(images)))
-        for stage in range(3):
+        for stage in range(self.stages):
             channels = self.channels * 2**stage
-            for block in range((self.depth - 2) // 6):
+            for block in range((self.depth - 2) // (2 * self.stages)):
                 strides = 2 if stage and not block else 1
                 y = nn.relu(self.norm()(_conv(channels, strides)(x)))
                 y = self.norm()(_conv(channels)(y))

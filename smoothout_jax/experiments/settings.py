@@ -26,6 +26,11 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
         " clean weights, or the running ones of training",
     )
 
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "what gradients are computed in; weights and what is evaluated are float32",
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if self.train_size is None:

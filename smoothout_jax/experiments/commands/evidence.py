@@ -48,10 +48,10 @@ class EvidenceSettings(Settings):
     experiment: str = argument(
         f"one of {', '.join(EXPERIMENTS)}", "EXPERIMENT", choices=EXPERIMENTS
     )
-    form: Literal["cpu", "full", "smoke"] = option(
+    form: Literal["cpu", "gpu", "smoke"] = option(
         "cpu",
-        "the full experiment, for a GPU; a smaller one for two CPU cores; or smoke,"
-        " where there is one, to check that it runs",
+        "its size: for two CPU cores, for one GPU, or, to check that it runs, smoke;"
+        " not every experiment has each",
     )
     cases: tuple[str, ...] = option(
         (), "cases to run, such as 'mlp, batch full'; by default all", "CASE"

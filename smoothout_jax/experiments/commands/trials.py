@@ -76,7 +76,7 @@ def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any
     settings = case_settings(case, data_dir, held_out=True)
     began = time.monotonic()
     if "sgd" not in kept:
-        kept["sgd"] = _Trials("sgd", case, Task(settings)).run()
+        kept["sgd"] = _Trials("sgd", case, Task(settings)).run(needed=False)
         _announce(case, settings, time.monotonic() - began)
     best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
     if case.recipe and RECIPE not in kept:
@@ -170,23 +170,26 @@ class _Trials:
         """The strengths tried, the accuracies reached, and the strength chosen.
 
         Args:
-            needed: whether to try a strength to which there is no other.
+            needed: whether to try a strength that is the only one.
         """
         setting, default = self._strength
+        grid: tuple[Any, ...] = (default,)
         if setting != "loss_rise":
-            self._try(_grid(self._case, setting))
+            grid = _grid(self._case, setting)
+        if len(grid) > 1:
+            self._try(grid)
             self._widen(setting)
         elif needed:
-            self._try((default,))
+            self._try(grid)
         strengths = sorted(self._reached)
         return {
             "learning_rate": self._task.settings.learning_rate,
-            "strengths": strengths or [default],
+            "strengths": strengths or list(grid),
             "accuracies": [self._of(each, "test accuracy") for each in strengths],
             "train_accuracies": [
                 self._of(each, "train accuracy") for each in strengths
             ],
-            "chosen": self._chosen if strengths else default,
+            "chosen": self._chosen if strengths else grid[0],
         }
 
     def _widen(self, setting: str) -> None:

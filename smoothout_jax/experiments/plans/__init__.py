@@ -1,8 +1,8 @@
 """The plans of the experiments: data, networks, batches, methods, seeds and trials.
 
-An experiment answers a question, and has several forms: `cpu`, sized to two cores, and
-`smoke`, to check that it runs. A plan names its methods, so that a new method does not
-change it.
+An experiment answers a question, and has several forms: `cpu`, sized to two cores,
+`gpu`, sized to one GPU, and `smoke`, to check that it runs. A plan names its methods,
+so that a new method does not change it.
 """
 
 from smoothout_jax.experiments.plans import questions
@@ -14,6 +14,7 @@ from smoothout_jax.experiments.plans.case import (
     cases,
     widened,
 )
+from smoothout_jax.experiments.plans.published import LPF_SGD
 from smoothout_jax.experiments.plans.rise import LOSS_RISE_CASES
 
 __all__ = ["EXPERIMENTS", "FIRST_TRIAL_SEED", "FITS", "TRIALS", "Case", "widened"]
@@ -35,5 +36,6 @@ EXPERIMENTS = {
     "parts": {"cpu": questions.PARTS},
     "rivals": {"cpu": questions.RIVALS},
     "networks": {"cpu": questions.NETWORKS},
+    "lpf-sgd": LPF_SGD,
     "loss-rise": {"cpu": LOSS_RISE_CASES},
 }

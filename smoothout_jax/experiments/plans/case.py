@@ -38,7 +38,8 @@ class Case:
         seeds: seeds of the comparison.
         trial_seeds: seeds of each trial, all different from those of the comparison.
         training: other settings of training.
-        trials: strengths that methods try, by the setting, if not `TRIALS`.
+        trials: strengths that methods try, by the setting, if not `TRIALS`; a single
+            one is taken without a trial.
         recipe: a setting that SGD tries next after its learning rate, in as many
             trials, and that all methods then share.
         label: its name, if not that of its network and batch.

@@ -125,7 +125,11 @@ class Task:
 
         The key is that of dropout.
         """
+        if self.settings.precision != "float32":
+            params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+            images = images.astype(jnp.bfloat16)
         logits, stats = _apply_training(self._training, params, stats, images, key)
+        logits = logits.astype(jnp.float32)
         smoothing = self.settings.label_smoothing
         loss = _cross_entropy(logits, labels)
         if smoothing:
