@@ -1,5 +1,6 @@
 """What the pictures share: checks of what they are given, colours, scales, labels."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,15 @@ from smoothout_jax._grid import Landscape
 
 Units = Mapping[str, str]
 
-# Okabe and Ito's.
+# The colours of Okabe and Ito: each method has one in every picture, and networks of
+# other names take them in turn.
+METHOD_COLORS = {
+    "SGD": "#000000",
+    "SmoothOut": "#56b4e9",
+    "AdaSmoothOut": "#0072b2",
+    "SAM": "#d55e00",
+    "MSAM": "#e69f00",
+}
 PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 LINE_STYLES = ("-", "--", ":", "-.")
 FIRST, SECOND = "first direction / its length", "second direction / its length"
@@ -22,6 +31,15 @@ def by_name(results) -> dict[str, Any]:
     if not named:
         raise ValueError("there is nothing to plot: the dict is empty")
     return named
+
+
+def network_colors(networks, colors: Mapping[str, str] | None) -> dict[str, str]:
+    """The colour of each network: the one given, its method's, or one not yet taken."""
+    known = METHOD_COLORS | dict(colors or {})
+    taken = {known[name] for name in networks if name in known}
+    free = [color for color in PALETTE if color not in taken] or PALETTE
+    others = itertools.cycle(free)
+    return {name: known.get(name) or next(others) for name in networks}
 
 
 def check_kind(kind: Any, expected: str, **values: Any) -> None:
@@ -108,6 +126,49 @@ def color_norm(values, norm=None):
     return kind(low, high)
 
 
+def drawn_values(surface, quantity: str | None, rise: float | None):
+    """The name of a quantity, and its values or, if asked for, its rises."""
+    quantity, values = surface_values(surface, quantity)
+    if rise is None:
+        return quantity, values
+    _checks.positive(rise=rise)
+    return quantity, values - np.nanmin(values)
+
+
+def drawn_norm(values, rise: float | None, norm=None):
+    """Colours of all the values: those of rises stop at ten times that of interest."""
+    if rise is None or norm is not None:
+        return color_norm(values, norm)
+    highest = max(np.nanmax(array) for array in values)
+    kind = require("matplotlib.colors", "sharpness").Normalize
+    return kind(0.0, min(10 * rise, highest) or rise)
+
+
+def drawn_label(quantity: str, units: Units | None, rise: float | None) -> str:
+    return with_unit(quantity if rise is None else f"rise of the {quantity}", units)
+
+
+def show_all(axes, landscapes) -> None:
+    """Lets all the axes show the same part of the plane."""
+    for index, set_limits in enumerate(("set_xlim", "set_ylim")):
+        points = np.concatenate([each.points[index] for each in landscapes])
+        for ax in axes:
+            getattr(ax, set_limits)(points.min(), points.max())
+
+
+def share_of_plane(surface, inside) -> float:
+    """How much of the plane some points stand for, in percent."""
+    first, second = (_widths(points) for points in surface.points)
+    areas = first[:, None] * second
+    return 100 * float(np.sum(areas * inside) / np.sum(areas))
+
+
+def _widths(points: np.ndarray) -> np.ndarray:
+    """The lengths of the line that are nearest to each of the points."""
+    middles = (points[1:] + points[:-1]) / 2
+    return np.diff(np.concatenate([points[:1], middles, points[-1:]]))
+
+
 def colorbar_ends(norm, values) -> str:
     """Which end of the scale of colours some values lie beyond, up to rounding."""
     slack = 1e-6 * (norm.vmax - norm.vmin)
@@ -121,6 +182,12 @@ def colorbar_ends(norm, values) -> str:
 def with_unit(name, units: Units | None) -> str:
     unit = (units or {}).get(quantity_of(name))
     return f"{name} ({unit})" if unit else name
+
+
+def scale_of_colors(norm):
+    """What tells the colour of a value."""
+    mappable = require("matplotlib.cm", "sharpness").ScalarMappable
+    return mappable(norm, "viridis")
 
 
 def add_colorbar(filled, axes, label: str) -> None:

@@ -1,7 +1,8 @@
 """Pictures of landscapes and spectra, in Matplotlib's axes.
 
-Networks differ in colour, by a palette that readers of every colour vision can tell
-apart, and data sets in the style of the line.
+Networks differ in colour, and data sets in the style of the line. Networks that are
+named after a method, such as `"SGD"` or `"AdaSmoothOut"`, have its colour in every
+picture; the palette is one that readers of every colour vision can tell apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,16 @@ from smoothout_jax._axes import (
     colorbar_ends,
     default_metric,
     draw_quantity,
+    drawn_label,
+    drawn_norm,
+    drawn_values,
     label_x,
+    network_colors,
     new_axes,
     quantity_of,
+    scale_of_colors,
+    share_of_plane,
+    show_all,
     surface_values,
     with_unit,
 )
@@ -59,7 +67,8 @@ def plot_curve(
         metric: quantity for the right axis, such as `"accuracy"`; by default the one
             that is not the loss, if there is one.
         units: units of the quantities, such as `{"loss": "nats", "accuracy": "%"}`.
-        colors: colours of the networks by name; by default from a palette.
+        colors: colours of the networks by name; by default those of the methods that
+            they are named after, and others of the palette.
         ax: Matplotlib's axes to draw on; by default those of a new figure.
 
     Returns:
@@ -80,14 +89,13 @@ def plot_curve(
     _checks.choice((None, *map(quantity_of, names)), metric=metric)
     ax = new_axes() if ax is None else ax
     right = ax.twinx() if metric else None
-    for index, (network, curve) in enumerate(networks.items()):
+    colors = network_colors(networks, colors)
+    for network, curve in networks.items():
         for quantity, axis in (("loss", ax), (metric, right)):
             if axis is not None:
-                color = (colors or {}).get(network, PALETTE[index % len(PALETTE)])
                 alone = len(networks) == 1 and quantity == metric
-                draw_quantity(
-                    axis, curve, quantity, network, PALETTE[2] if alone else color
-                )
+                color = PALETTE[2] if alone else colors[network]
+                draw_quantity(axis, curve, quantity, network, color)
     ax.set_ylabel(with_unit("loss", units))
     if right is not None:
         right.set_ylabel(with_unit(metric, units))
@@ -110,6 +118,7 @@ def plot_contour(
     *,
     quantity: str | None = None,
     units: Units | None = None,
+    rise: float | None = None,
     norm: Any = None,
     colorbar: bool = True,
     ax: Any = None,
@@ -120,8 +129,14 @@ def plot_contour(
         surface: what `loss_surface` returned.
         quantity: name of the values to draw; by default the first, which is the loss.
         units: units of the quantities, such as `{"loss": "nats"}`.
-        norm: Matplotlib's norm of the colours; by default logarithmic for positive
-            values of more than one order of magnitude, and linear otherwise.
+        rise: draws the rise of the quantity above its lowest value, with a thick
+            contour where it is as large as this, say 0.1 nats: the wider that contour,
+            the flatter the minimum. Colours are then linear by default, and stop at ten
+            times the rise. Without it, the quantity itself is drawn, and minima that
+            are deeper look narrower than they are.
+        norm: Matplotlib's norm of the colours; without `rise` it is by default
+            logarithmic for positive values of more than one order of magnitude, and
+            linear otherwise.
         colorbar: whether to draw the scale of the colours.
         ax: Matplotlib's axes to draw on; by default those of a new figure.
 
@@ -131,13 +146,14 @@ def plot_contour(
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
         TypeError: if an argument is of another type.
-        ValueError: if the landscape has not two axes, no such quantity, or no value.
+        ValueError: if the landscape has not two axes, no such quantity, or no value, or
+            if the rise is not positive.
     """
     check_style(units=units)
     check_axes(ax=ax)
     check_landscape(surface, 2, "surface")
-    quantity, values = surface_values(surface, quantity)
-    norm = color_norm([values], norm)
+    quantity, values = drawn_values(surface, quantity, rise)
+    norm = drawn_norm([values], rise, norm)
     ax = new_axes() if ax is None else ax
     grid = (*surface.points, values.T)
     levels = np.asarray(norm.inverse(np.linspace(0, 1, 21)))
@@ -149,12 +165,15 @@ def plot_contour(
         extend=colorbar_ends(norm, values),
     )
     ax.contour(*grid, levels=levels, norm=norm, colors="white", linewidths=0.4)
+    if rise is not None and np.nanmax(values) > rise:
+        line = ax.contour(*grid, levels=[rise], colors="white", linewidths=2.5)
+        ax.clabel(line, fmt="%g", fontsize="small")
     ax.plot(0, 0, "x", color="white", ms=8, mew=2)
     ax.set_facecolor("0.8")  # where the loss overflowed
     ax.set_ylabel(SECOND)
     label_x(ax, FIRST, [surface])
     if colorbar:
-        add_colorbar(filled, [ax], with_unit(quantity, units))
+        add_colorbar(filled, [ax], drawn_label(quantity, units, rise))
     return ax
 
 
@@ -163,6 +182,7 @@ def plot_side_by_side(
     *,
     quantity: str | None = None,
     units: Units | None = None,
+    rise: float | None = None,
     axes: Any = None,
 ) -> Sequence[Any] | np.ndarray:
     """Draws the surfaces of several networks beside each other on one colour scale.
@@ -171,10 +191,12 @@ def plot_side_by_side(
         surfaces: what `loss_surface` returned, by the network's name.
         quantity: as for `plot_contour`.
         units: as for `plot_contour`.
+        rise: as for `plot_contour`; each network's is above its own lowest value. The
+            titles say how much of the plane lies below it.
         axes: Matplotlib's axes, one for each network; by default those of a new figure.
 
     Returns:
-        The axes.
+        The axes, all of which show the same part of the plane.
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
@@ -190,7 +212,7 @@ def plot_side_by_side(
         check_landscape(surface, 2, "surfaces")
     if axes is None:
         figure = require("matplotlib.figure", "sharpness").Figure(
-            figsize=(1.2 + 3.2 * len(surfaces), 3.6), layout="constrained"
+            figsize=(1.2 + 2.7 * len(surfaces), 3.4), layout="constrained"
         )
         axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
     check_kind((Sequence, np.ndarray), "a sequence of Matplotlib's axes", axes=axes)
@@ -198,14 +220,27 @@ def plot_side_by_side(
         check_axes(axes=ax)
     if len(axes) != len(surfaces):
         raise ValueError(f"got {len(axes)} axes for {len(surfaces)} surfaces")
-    drawn = [surface_values(surface, quantity) for surface in surfaces.values()]
-    norm = color_norm([values for _, values in drawn])
-    for ax, (network, surface) in zip(axes, surfaces.items(), strict=True):
-        plot_contour(surface, quantity=quantity, norm=norm, colorbar=False, ax=ax)
+    drawn = [drawn_values(surface, quantity, rise) for surface in surfaces.values()]
+    norm = drawn_norm([values for _, values in drawn], rise)
+    for ax, (network, surface), (name, values) in zip(
+        axes, surfaces.items(), drawn, strict=True
+    ):
+        plot_contour(
+            surface, quantity=quantity, rise=rise, norm=norm, colorbar=False, ax=ax
+        )
         ax.set_title(network)
+        if rise is not None:
+            unit = (units or {}).get(quantity_of(name), "")
+            share = share_of_plane(surface, values <= rise)
+            below = " ".join(("rise below", f"{rise:g}", *unit.split()))
+            ax.set_title(f"{network}\n{below} on {share:.0f} %", fontsize="medium")
         ax.label_outer()
-    label = with_unit(drawn[0][0], units)
-    add_colorbar(axes[0].collections[0], list(axes), label)
+    show_all(axes, surfaces.values())
+    label = drawn_label(drawn[0][0], units, rise)
+    # Of all panels, the one whose colours are cut off where those of any are.
+    ends = [colorbar_ends(norm, values) for _, values in drawn]
+    widest = max(range(len(ends)), key=lambda index: ends[index] != "neither")
+    add_colorbar(axes[widest].collections[0], list(axes), label)
     return axes
 
 
@@ -215,6 +250,7 @@ def plot_surface(
     quantity: str | None = None,
     units: Units | None = None,
     norm: Any = None,
+    colorbar: bool = True,
     ax: Any = None,
 ) -> Any:
     """Draws a surface in three dimensions.
@@ -223,7 +259,9 @@ def plot_surface(
         surface: what `loss_surface` returned.
         quantity: as for `plot_contour`.
         units: as for `plot_contour`.
-        norm: as for `plot_contour`; the height is on the same scale as the colour.
+        norm: as for `plot_contour` without a rise; the height is on the same scale as
+            the colour.
+        colorbar: whether to draw the scale of the colours.
         ax: Matplotlib's axes, of projection `"3d"`; by default those of a new figure.
 
     Returns:
@@ -244,21 +282,24 @@ def plot_surface(
         raise ValueError(f'ax must have projection="3d"; got {ax!r}')
     logarithmic = isinstance(norm, require("matplotlib.colors", "sharpness").LogNorm)
     heights = np.log10(values) if logarithmic else values
-    colormap = require("matplotlib", "sharpness").colormaps["viridis"]
+    colors = scale_of_colors(norm)
     ax.plot_surface(
         *np.meshgrid(*surface.points, indexing="ij"),
         heights,
-        facecolors=colormap(norm(values)),
+        facecolors=colors.to_rgba(values),
         rcount=100,
         ccount=100,
         linewidth=0,
         antialiased=True,
+        shade=False,  # or colours would not be those of the scale
     )
     ax.set_box_aspect(None, zoom=0.85)  # leaves room for the labels
     ax.set_ylabel(SECOND)
     label = with_unit(quantity, units)
     ax.set_zlabel(f"log₁₀ {label}" if logarithmic else label)
     label_x(ax, FIRST, [surface])
+    if colorbar:
+        add_colorbar(colors, [ax], label)
     return ax
 
 
@@ -274,7 +315,8 @@ def plot_density(
 
     Args:
         densities: what `hessian_density` returned, or several by the network's name.
-        colors: colours of the networks by name; by default from a palette.
+        colors: colours of the networks by name; by default those of the methods that
+            they are named after, and others of the palette.
         ax: Matplotlib's axes to draw on; by default those of a new figure.
 
     Returns:
@@ -292,8 +334,9 @@ def plot_density(
         check_kind(SpectralDensity, "what hessian_density returned", densities=density)
     ax = new_axes() if ax is None else ax
     peak = 0.0
-    for index, (network, density) in enumerate(networks.items()):
-        color = (colors or {}).get(network, PALETTE[index % len(PALETTE)])
+    colors = network_colors(networks, colors)
+    for network, density in networks.items():
+        color = colors[network]
         ax.plot(density.eigenvalues, density.density, color=color, label=network)
         ax.fill_between(
             density.eigenvalues,

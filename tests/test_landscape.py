@@ -12,10 +12,13 @@ import optax
 import pytest
 from flax import linen as nn
 from jax.tree_util import Partial
+from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from smoothout_jax import exclude, gaussian, landscape
+from smoothout_jax._axes import METHOD_COLORS
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.landscape import (
     Landscape,
     direction_between,
@@ -514,6 +517,15 @@ def test_networks_differ_in_colour_and_share_the_axes_given():
     assert given.figure.axes == [given]
 
 
+def test_a_method_has_the_colour_of_the_table_of_methods():
+    table = {method.label: method.color for method in METHODS.values()}
+    assert table | METHOD_COLORS == table
+    curves = dict.fromkeys(("AdaSmoothOut", "mine", "SGD", "other"), a_curve("loss"))
+    found = [line.get_color() for line in plot_curve(curves).lines]
+    assert found[::2] == [table["AdaSmoothOut"], table["SGD"]]
+    assert len(set(found)) == 4
+
+
 def test_surfaces_side_by_side_share_one_scale_of_colours():
     axes = plot_side_by_side(
         {"SGD": a_surface(30), "ours": a_surface()}, units={"loss": "nats"}
@@ -527,6 +539,64 @@ def test_surfaces_side_by_side_share_one_scale_of_colours():
     assert bar.get_ylabel() == "train loss (nats)"
     given = Figure().subplots(1, 2)
     assert plot_side_by_side({"a": a_surface(), "b": a_surface()}, axes=given) is given
+
+
+def white_line(ax):
+    """The thick contour: where it runs."""
+    (line,) = [each for each in ax.collections if 2.5 in each.get_linewidths()]
+    (path,) = line.get_paths()
+    return path.vertices
+
+
+def test_rises_are_compared_above_the_lowest_point_of_each_network():
+    """A minimum that is deeper, and else the same, is drawn the same."""
+    line = np.linspace(-2, 2, 81)
+    squares = line[:, None] ** 2 + line**2
+
+    def bowl(curvature, depth):
+        return Landscape((line, line), {"loss": depth + curvature * squares / 2})
+
+    surfaces = {"SGD": bowl(2, 0.3), "ours": bowl(0.5, 0.3), "deeper": bowl(0.5, 1e-4)}
+    axes = plot_side_by_side(surfaces, units={"loss": "nats"}, rise=0.25)
+    for ax, radius in zip(axes, (0.5, 1, 1), strict=True):
+        distances = np.linalg.norm(white_line(ax), axis=1)
+        np.testing.assert_allclose(distances, radius, rtol=0.02)
+        norm = ax.collections[0].norm
+        assert type(norm) is Normalize
+        assert (norm.vmin, norm.vmax) == (0, 2.5)
+    below = [100 * np.pi * radius**2 / 16 for radius in (0.5, 1)]
+    for ax, (name, share) in zip(
+        axes, zip(surfaces, [*below, below[1]], strict=True), strict=True
+    ):
+        title, found = ax.get_title().split("\n")
+        assert title == name
+        assert found.startswith("rise below 0.25 nats on ")
+        assert abs(float(found.split()[-2]) - share) < 1
+    (bar,) = [ax for ax in axes[0].figure.axes if ax not in list(axes)]
+    assert bar.get_ylabel() == "rise of the loss (nats)"
+
+
+def test_the_share_below_a_rise_counts_the_plane_and_not_the_points():
+    dense = np.array([-1.0, -0.1, -0.05, 0.0, 0.05, 0.1, 1.0])
+    surface = Landscape((dense, dense), {"loss": np.abs(dense)[:, None] + 0 * dense})
+    (ax,) = plot_side_by_side({"it": surface}, rise=0.5)
+    assert ax.get_title() == "it\nrise below 0.5 on 55 %"
+
+
+def test_a_rise_that_no_point_reaches_has_no_contour():
+    surface = a_surface(0.01)
+    ax = plot_contour(surface, rise=0.5)
+    assert not [each for each in ax.collections if 2.5 in each.get_linewidths()]
+    np.testing.assert_allclose(ax.collections[0].norm.vmax, 0.05)
+    constant = Landscape(surface.points, {"loss": np.full((4, 3), 2.0)})
+    assert plot_contour(constant, rise=0.5).collections[0].norm.vmax == 0.5
+
+
+def test_surfaces_side_by_side_show_the_same_part_of_the_plane():
+    narrow = a_surface()
+    wide = Landscape((3 * POINTS, 2 * POINTS[:3]), narrow.values)
+    for ax in plot_side_by_side({"narrow": narrow, "wide": wide}):
+        assert (ax.get_xlim(), ax.get_ylim()) == ((-3, 6), (-2, 1))
 
 
 def test_contours_are_of_the_quantity_asked_for_with_gaps_in_grey():
@@ -545,9 +615,24 @@ def test_a_surface_stands_in_three_dimensions():
     ax = plot_surface(a_surface(), units={"loss": "nats"})
     assert ax.get_zlabel() == "log₁₀ train loss (nats)"
     assert ax.get_zlim()[0] < -0.9
+    (bar,) = [other for other in ax.figure.axes if other is not ax]
+    assert bar.get_ylabel() == "train loss (nats)"
+    alone = plot_surface(a_surface(), colorbar=False)
+    assert alone.figure.axes == [alone]
     given = Figure().add_subplot(projection="3d")
     assert plot_surface(a_surface(), quantity="accuracy", ax=given) is given
     assert given.get_zlabel() == "accuracy"
+
+
+def test_a_surface_has_the_colours_of_its_scale():
+    """Unshaded: of both ends, and none that the scale has not."""
+    line = np.linspace(0, 1, 40)
+    ax = plot_surface(Landscape((line, line), {"loss": line[:, None] + 0 * line}))
+    faces = ax.collections[0].get_facecolor()
+    scale = colormaps["viridis"](np.linspace(0, 1, 256))
+    distances = np.abs(faces[:, None] - scale).max(-1)
+    assert distances.min(axis=1).max() < 0.02
+    assert distances.min(axis=0)[[0, -1]].max() < 0.1
 
 
 def test_densities_are_drawn_on_a_logarithmic_scale():
@@ -567,6 +652,7 @@ def test_densities_are_drawn_on_a_logarithmic_scale():
         lambda: plot_curve(a_curve("train loss", "accuracy", note="anew")),
         lambda: plot_contour(a_surface()),
         lambda: plot_side_by_side({"a": a_surface(), "b": a_surface(0)})[0],
+        lambda: plot_side_by_side({"a": a_surface(), "b": a_surface(9)}, rise=0.5)[0],
         lambda: plot_surface(a_surface()),
     ],
 )
@@ -587,6 +673,8 @@ def test_pictures_can_be_written(draw, tmp_path):
             "metric must be one of None, 'loss'; got 'error'",
         ),
         (lambda: plot_contour(a_surface(), quantity="error"), "quantity must be one"),
+        (lambda: plot_contour(a_surface(), rise=0), "rise must be .* above 0, got 0"),
+        (lambda: plot_side_by_side({"a": a_surface()}, rise=-1), "rise must be .* -1"),
         (
             lambda: plot_contour(
                 Landscape((POINTS, POINTS), {"loss": np.full((4, 4), np.nan)})

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from smoothout_jax import exclude, flax_filters
+from smoothout_jax._axes import add_colorbar, scale_of_colors, with_unit
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
 from smoothout_jax.experiments.commands.trained import (
@@ -33,6 +35,9 @@ from smoothout_jax.landscape import (
 )
 from smoothout_jax.plots import plot_curve, plot_side_by_side, plot_surface
 from smoothout_jax.sharpness import hessian_eigenvalues
+
+# Above the minimum of the training loss, in nats: where widths are compared.
+RISE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +159,9 @@ def _surface(
     counts = settings.points
     points = _points(settings, counts[0]), _points(settings, counts[-1])
     landscapes, paths = _around(settings, checkpoints, 2, loss_surface, points)
-    contours = plot_side_by_side(landscapes, quantity="train loss", units=UNITS)
+    contours = plot_side_by_side(
+        landscapes, quantity="train loss", units=UNITS, rise=RISE
+    )
     return [
         *paths,
         *save_figure(contours[0].figure, settings.output / "contours"),
@@ -298,14 +305,27 @@ def _eigenvectors(task, params, stats, number: int) -> list[Any]:
 
 
 def _solid(landscapes) -> Figure:
-    """Draws the surfaces in three dimensions, beside each other."""
-    figure = Figure(figsize=(4.5 * len(landscapes), 4), layout="constrained")
+    """Draws the surfaces in three dimensions, beside each other and on one scale."""
+    figure = Figure(figsize=(1.2 + 4.2 * len(landscapes), 4), layout="constrained")
+    values = [each.values["train loss"] for each in landscapes.values()]
+    norm = Normalize(0, max(np.nanmax(each) for each in values))
     options: dict[str, Any] = {"projection": "3d"}
     for index, (label, landscape) in enumerate(landscapes.items(), start=1):
-        ax = figure.add_subplot(1, len(landscapes), index, **options)
+        ax: Any = figure.add_subplot(1, len(landscapes), index, **options)
         options["sharez"] = figure.axes[0]
-        plot_surface(landscape, quantity="train loss", units=UNITS, ax=ax)
+        plot_surface(
+            landscape,
+            quantity="train loss",
+            units=UNITS,
+            norm=norm,
+            colorbar=False,
+            ax=ax,
+        )
         ax.set_title(label)
+        ax.set_zlim(norm.vmin, norm.vmax)
+        ax.set_zlabel("")  # the scale of the colours has it
+    label = with_unit("train loss", UNITS)
+    add_colorbar(scale_of_colors(norm), figure.axes, label)
     return figure
 
 
