@@ -1,8 +1,8 @@
 """The documentation: `sphinx-build -W --keep-going -c docs . site`.
 
 The source folder is the root of the repository, so that links between pages, notebooks
-and the README hold on a code host and on the site alike. The site loads nothing from the
-network: a folder of it can be read offline.
+and the README hold on a code host and on the site alike. The site loads nothing from
+the network: a folder of it can be read offline.
 """
 
 import sys

@@ -6,7 +6,7 @@ import optax
 from docutils import nodes
 from sphinx.util.typing import stringify_annotation
 
-# A cell of figures only, such as "+0.37 [+0.21, +0.53]", "96.5 ± 0.1" or "0.98 to 1.08".
+# A cell of figures only, such as "+0.37 [+0.21, +0.53]", "96.5 ± 0.1", "0.98 to 1.1".
 FIGURES = re.compile(r"[-+±\d.,:*()[\]% ]*\d( to |[-+±\d.,:*()[\]% ])*")
 SCHEDULE = stringify_annotation(optax.Schedule, "smart")
 
