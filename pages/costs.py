@@ -12,7 +12,6 @@ from benchmarks.tables import costs, noise, ratios
 from pages.source import DOCS, measured_on
 from smoothout_jax.experiments.reporting.tables import markdown
 
-
 # What the README tells of, by the contenders' names in the results.
 README = {
     "smoothout": "`smoothout`",

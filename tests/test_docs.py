@@ -99,7 +99,9 @@ def test_the_tour_of_the_command_runs_as_printed(tmp_path):
     text = (DOCS / "command.md").read_text(encoding="utf-8")
     (tour,) = re.findall(r"```sh\n(.*?)```", text, re.S)
     command = tmp_path / "smoothout"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m smoothout_command "$@"\n')
+    command.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m smoothout_command "$@"\n'
+    )
     command.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",

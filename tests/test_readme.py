@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import smoothout_jax
-from pages import costs, eigenvalues, readme, rise, scaling
+from pages import costs, eigenvalues, gallery, readme, rise, scaling
 from pages.evidence import read
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +73,11 @@ def test_the_page_of_scaling_is_that_of_the_committed_counts():
 
 def test_the_page_of_the_rise_is_that_of_the_committed_results():
     assert rise.page(rise.read()) == (ROOT / "docs/rise.md").read_text()
+
+
+@pytest.mark.parametrize("name", gallery.PICTURES)
+def test_pictures_of_the_gallery_are_those_of_the_notebooks(name):
+    assert (ROOT / "docs" / "gallery" / f"{name}.png").read_bytes() == gallery.png(name)
 
 
 @pytest.mark.parametrize(

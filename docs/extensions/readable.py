@@ -18,6 +18,13 @@ def keep_figures_in_a_line(app, doctree):
             entry["classes"].append("figures")
 
 
+def drop_links_to_the_page_itself(app, doctree, docname):
+    """Leaves the text of a link that leads nowhere, such as to a folder of its name."""
+    for link in list(doctree.findall(nodes.reference)):
+        if link.get("refuri") in ("", "#"):
+            link.replace_self(link.children)
+
+
 def shorten_types(app, what, name, obj, options, signature, returns):
     """Names types that Sphinx would write out."""
     return tuple(
@@ -27,7 +34,8 @@ def shorten_types(app, what, name, obj, options, signature, returns):
 
 
 def setup(app):
-    """Connects both."""
+    """Connects them."""
     app.connect("doctree-read", keep_figures_in_a_line)
+    app.connect("doctree-resolved", drop_links_to_the_page_itself)
     app.connect("autodoc-process-signature", shorten_types)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
