@@ -65,10 +65,8 @@ def groups(cases: list[Result]) -> str:
     header = (
         "method",
         "gradients a step",
-        f"{len(fit)} cases that SGD fits",
-        "better, undecided, worse",
-        f"{len(rest)} that it does not",
-        "better, undecided, worse",
+        f"in the {len(fit)} cases that SGD fits",
+        f"in the {len(rest)} that it does not",
     )
     return markdown(header, rows)
 
@@ -87,8 +85,8 @@ def _verdicts(name: str, *groups: list[Result]) -> list[str]:
         better = sum(low > 0 for _, low, _ in differences)
         worse = sum(high < 0 for _, _, high in differences)
         undecided = len(differences) - better - worse
-        cells.append(f"{np.mean([mean for mean, _, _ in differences]):+.2f}")
-        cells.append(f"{better}, {undecided}, {worse}")
+        mean = np.mean([mean for mean, _, _ in differences])
+        cells.append(f"{mean:+.2f} ({better}, {undecided}, {worse})")
     return cells
 
 

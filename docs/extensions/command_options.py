@@ -31,7 +31,7 @@ class CommandOptions(SphinxDirective):
             return [listed(actions)]
         hidden = SHARED if name in TRAINING else ()
         actions = [each for each in actions_of(name) if each.dest not in hidden]
-        return [nodes.paragraph("", COMMANDS[name].description), listed(actions)]
+        return [plain(COMMANDS[name].description), listed(actions)]
 
 
 def listed(actions):
@@ -40,11 +40,16 @@ def listed(actions):
         nodes.definition_list_item(
             "",
             nodes.term("", "", nodes.literal("", written(action))),
-            nodes.definition("", nodes.paragraph("", action.help % vars(action))),
+            nodes.definition("", plain(action.help % vars(action))),
         )
         for action in actions
     ]
     return nodes.definition_list("", *items, classes=["options"])
+
+
+def plain(text):
+    """A paragraph whose hyphens stay two, as in the names of options."""
+    return nodes.paragraph("", text, support_smartquotes=False)
 
 
 def actions_of(name):
