@@ -45,6 +45,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"smoothout_jax {release}"
 html_math_renderer = "mathml"
 html_additional_pages = {"index": "redirect.html"}
