@@ -117,7 +117,7 @@ TABLES = {
     "costs": Table(README, lambda: costs.readme(_read("performance/cpu.json"))),
     "digits": Table(COMMAND, lambda: digits(_read("digits/results.json"))),
     "sharpness": Table(COMMAND, lambda: sharpness(_read("sharpness/sharpness.json"))),
-    "radii": Table(DOCS / "getting-started.md", lambda: results.advice(_cpu_form())),
+    "radii": Table(DOCS / "faq.md", lambda: results.advice(_cpu_form())),
 }
 
 
