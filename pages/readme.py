@@ -1,4 +1,4 @@
-"""The tables of the README, from the committed results.
+"""The tables of the README and of hand-written pages, from the committed results.
 
 `python -m pages.readme` puts each in its place, between `<!-- name -->` and
 `<!-- /name -->`.
@@ -6,11 +6,15 @@
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pages import costs, results
 from pages.evidence import Result, read
+from pages.rise import FITS
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
@@ -50,14 +54,40 @@ def sharpness(document: Mapping[str, Any]) -> str:
     return markdown(header, lines)
 
 
-def evidence() -> str:
-    """Differences to SGD in all cases of the CPU form."""
-    return results.batches(_cpu_form())
+def groups(cases: list[Result]) -> str:
+    """Differences to SGD, apart by whether SGD fits its training images."""
+    fit = [each for each in cases if _fits(each)]
+    rest = [each for each in cases if not _fits(each)]
+    rows = [
+        (METHODS[name].label, str(METHODS[name].gradients), *_verdicts(name, fit, rest))
+        for name in ("smoothout", "adasmoothout", "adasmoothout-split", "msam", "sam")
+    ]
+    header = (
+        "method",
+        "gradients a step",
+        f"in the {len(fit)} cases that SGD fits",
+        f"in the {len(rest)} that it does not",
+    )
+    return markdown(header, rows)
 
 
-def radii() -> str:
-    """Gains of each strength in these cases."""
-    return results.advice(_cpu_form())
+def _fits(result: Result) -> bool:
+    """Whether SGD fits the training images."""
+    summary = result.case["equal_updates"]["summary"]
+    return summary["sgd"]["train_accuracy"][0] >= FITS
+
+
+def _verdicts(name: str, *groups: list[Result]) -> list[str]:
+    """The mean difference in each group, and how many cases are certain."""
+    cells = []
+    for group in groups:
+        differences = [d for each in group if (d := each.difference(name))]
+        better = sum(low > 0 for _, low, _ in differences)
+        worse = sum(high < 0 for _, _, high in differences)
+        undecided = len(differences) - better - worse
+        mean = np.mean([mean for mean, _, _ in differences])
+        cells.append(f"{mean:+.2f} ({better}, {undecided}, {worse})")
+    return cells
 
 
 def _cpu_form() -> list[Result]:
@@ -68,30 +98,43 @@ def _read(path: str) -> Any:
     return json.loads((DOCS / path).read_text())
 
 
+class Table(NamedTuple):
+    """A table in a page.
+
+    Attributes:
+        page: the page.
+        make: makes it.
+    """
+
+    page: Path
+    make: Callable[[], str]
+
+
+README = ROOT / "README.md"
+COMMAND = DOCS / "command.md"
 TABLES = {
-    "digits": lambda: digits(_read("digits/results.json")),
-    "evidence": evidence,
-    "sharpness": lambda: sharpness(_read("sharpness/sharpness.json")),
-    "radii": radii,
-    "costs": lambda: costs.readme(_read("performance/cpu.json")),
+    "groups": Table(README, lambda: groups(_cpu_form())),
+    "costs": Table(README, lambda: costs.readme(_read("performance/cpu.json"))),
+    "digits": Table(COMMAND, lambda: digits(_read("digits/results.json"))),
+    "sharpness": Table(COMMAND, lambda: sharpness(_read("sharpness/sharpness.json"))),
+    "radii": Table(DOCS / "faq.md", lambda: results.advice(_cpu_form())),
 }
 
 
 def block(name: str) -> str:
     """A table between its marks."""
-    return f"<!-- {name} -->\n{TABLES[name]()}\n<!-- /{name} -->"
+    return f"<!-- {name} -->\n{TABLES[name].make()}\n<!-- /{name} -->"
 
 
 def main() -> None:
-    """Writes the tables into the README."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    for name in TABLES:
+    """Writes the tables into their pages."""
+    for name, table in TABLES.items():
         place = rf"(?s)<!-- {name} -->.*<!-- /{name} -->"
-        text, count = re.subn(place, lambda _, name=name: block(name), text)
+        new = block(name)
+        text, count = re.subn(place, lambda _, new=new: new, table.page.read_text())
         if count != 1:
-            raise ValueError(f"README.md must have one table {name}, it has {count}")
-    path.write_text(text)
+            raise ValueError(f"{table.page} must have one table {name}, it has {count}")
+        table.page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The documentation tells the truth: its code runs, prints and fails as it says."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -88,3 +92,47 @@ def test_every_public_name_has_its_place_in_the_reference():
     modules = smoothout_jax, smoothout_jax.sharpness, landscape, plots
     public = [name for module in modules for name in module.__all__]
     assert sorted(named) == sorted(public)
+
+
+@pytest.mark.slow
+def test_the_tour_of_the_command_runs_as_printed(tmp_path):
+    text = (DOCS / "command.md").read_text(encoding="utf-8")
+    (tour,) = re.findall(r"```sh\n(.*?)```", text, re.S)
+    command = tmp_path / "smoothout"
+    command.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m smoothout_command "$@"\n'
+    )
+    command.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(DOCS.parent),
+        "MPLBACKEND": "agg",
+    }
+    script = ["bash", "-euo", "pipefail", "-c", tour]
+    subprocess.run(script, cwd=tmp_path, env=environment, check=True)
+    for each in tour.splitlines():
+        output = {
+            "compare": "smoothout-results/results.json",
+            "sharpness": "smoothout-sharpness/sharpness.csv",
+            "landscape": "smoothout-landscape/between.png",
+            "train": "smoothout-run/log.csv",
+        }[each.split()[1]]
+        assert (tmp_path / output).stat().st_size
+
+
+def test_the_networks_of_the_claim_are_flatter_by_every_measure():
+    rows = json.loads((DOCS / "sharpness/sharpness.json").read_text())["rows"]
+    text = (DOCS / "command.md").read_text(encoding="utf-8")
+    assert "flatter than SGD's by every measure" in text
+    for name in rows[0]["measures"]:
+        sgd, ours, relative = (
+            [
+                row["measures"][name][0]
+                for row in rows
+                if (row["network"], row["layer"]) == (network, "whole")
+            ]
+            for network in ("SGD", "SmoothOut", "AdaSmoothOut")
+        )
+        assert len(sgd) == len(ours) == len(relative) == 10
+        assert sum(ours) < sum(sgd) / 2
+        assert sum(relative) < sum(sgd)

@@ -1,0 +1,65 @@
+"""Makes tables, pictures and signatures of the site readable on a narrow screen."""
+
+import re
+
+import jax
+import optax
+from docutils import nodes
+from sphinx.util.osutil import relative_uri
+from sphinx.util.typing import stringify_annotation
+
+# A cell of figures only, such as "+0.37 [+0.21, +0.53]", "96.5 ± 0.1", "0.98 to 1.1".
+FIGURES = re.compile(r"[-+±\d.,:*()[\]% ]*\d( to |[-+±\d.,:*()[\]% ])*")
+# Names of types that Sphinx would write out; the last is in the others.
+TYPES = {
+    "Schedule": optax.Schedule,
+    "OptState": optax.OptState,
+    "ArrayLike": jax.typing.ArrayLike,
+}
+NAMES = {stringify_annotation(each, "smart"): name for name, each in TYPES.items()}
+NAMES["[[...]"] = "[..."
+
+
+def keep_figures_in_a_line(app, doctree):
+    """Marks the cells of figures, which the style sheet does not break."""
+    for entry in doctree.findall(nodes.entry):
+        if FIGURES.fullmatch(entry.astext()):
+            entry["classes"].append("figures")
+
+
+def drop_links_to_the_page_itself(app, doctree, docname):
+    """Leaves the text of a link that leads nowhere, such as to a folder of its name."""
+    for link in list(doctree.findall(nodes.reference)):
+        if link.get("refuri") in ("", "#"):
+            link.replace_self(link.children)
+
+
+def link_pictures_to_themselves(app, doctree, docname):
+    """Lets a picture be opened alone, to be seen at its full size."""
+    page = app.builder.get_target_uri(docname)
+    links = doctree.findall(nodes.reference)
+    linked = {image for link in links for image in link.findall(nodes.image)}
+    for image in set(doctree.findall(nodes.image)) - linked:
+        if image["uri"] in app.env.images:
+            _, name = app.env.images[image["uri"]]
+            uri = relative_uri(page, f"_images/{name}")
+            link = nodes.reference("", "", internal=True, refuri=uri)
+            image.replace_self(link)
+            link += image
+
+
+def shorten_types(app, what, name, obj, options, signature, returns):
+    """Names types that Sphinx would write out."""
+    texts = [signature, returns]
+    for written, name in NAMES.items():
+        texts = [text and text.replace(written, name) for text in texts]
+    return tuple(texts)
+
+
+def setup(app):
+    """Connects them."""
+    app.connect("doctree-read", keep_figures_in_a_line)
+    app.connect("doctree-resolved", drop_links_to_the_page_itself)
+    app.connect("doctree-resolved", link_pictures_to_themselves)
+    app.connect("autodoc-process-signature", shorten_types)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
