@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gallery
 import nbformat
 import pytest
 
@@ -47,10 +46,3 @@ def test_a_notebook_runs_from_nothing(path, tmp_path):
     for kept, new in zip(committed, executed, strict=True):
         assert kinds(kept) == kinds(new)
         assert "stderr" not in kinds(new)
-
-
-def test_the_gallery_shows_the_pictures_of_the_notebooks():
-    pictures = dict(gallery.pictures())
-    assert sorted(pictures) == sorted(gallery.GALLERY.iterdir())
-    for path, content in pictures.items():
-        assert path.read_bytes() == content

@@ -31,9 +31,14 @@ NETWORKS = {
 # Cases by what the prediction says of them.
 GROUPS = {
     "fits": "SGD fits its training images",
-    "wrong": "training labels are wrong",
-    "short": "SGD does not fit them",
+    "wrong": "Some training labels are wrong",
+    "short": "SGD does not fit its training images",
 }
+
+
+# The experiment whose cases are shown beside those of `batches`, where these are not
+# among them. It had five radii and fewer learning rates to try.
+RISE = "loss-rise"
 
 
 class Result(NamedTuple):
@@ -66,11 +71,15 @@ class Result(NamedTuple):
         images = f"{int(images.split()[0]):,}"
         batch = batch.removeprefix("batch ")
         parts = f"{DATA[data]} {images}", NETWORKS[network], f"batch {batch}"
-        return ", ".join([*parts, f"{int(steps.split()[0]):,} steps", *rest])
+        dagger = " †" if self.experiment == RISE else ""
+        steps = f"{int(steps.split()[0]):,} steps{dagger}"
+        return ", ".join([*parts, steps, *rest])
 
     @property
     def fits(self) -> bool:
         """Whether SGD fits its images in the trials, at any learning rate."""
+        if self.experiment == RISE:  # which did not keep that
+            return self.summary["sgd"]["train_accuracy"][0] >= 100 * FITS
         reached = self.case["trials"]["sgd"]["train_accuracies"]
         return max(np.nan_to_num(np.array(each, float)).mean() for each in reached) >= (
             FITS
@@ -79,7 +88,7 @@ class Result(NamedTuple):
     @property
     def group(self) -> str:
         """Which of `GROUPS` it belongs to."""
-        if self.settings["label_noise"]:
+        if self.settings.get("label_noise"):
             return "wrong"
         return "fits" if self.fits else "short"
 
@@ -90,10 +99,9 @@ class Result(NamedTuple):
 
     def difference(self, method: str, equal: str = "equal_updates") -> tuple | None:
         """Mean difference to SGD in percent with its interval, if it was compared."""
-        row = self.case[equal]["summary"].get(method)
-        return (
-            tuple(row["difference_to_sgd"]) if row and "diverged" not in row else None
-        )
+        row = self.case[equal]["summary"].get(method, {})
+        difference = row.get("difference_to_sgd")
+        return None if difference is None else tuple(difference)
 
     def p_value(self, method: str) -> float:
         """Of the paired t-test of no difference to SGD, two-sided."""
@@ -120,15 +128,17 @@ def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
 
 def read(form: str = "cpu") -> list[Result]:
     """Reads the committed results of all cases, in the order of the experiments."""
-    results = []
-    for experiment in QUESTIONS:
-        path = DOCS / "results" / f"{experiment}-{form}.json"
+    results: list[Result] = []
+    for experiment in (*QUESTIONS, RISE):
+        folder = "rise" if experiment == RISE else "results"
+        path = DOCS / folder / f"{experiment}-{form}.json"
         if path.exists():
+            there = {each.name for each in results}
             cases = json.loads(path.read_text())["cases"]
             results += [
                 Result(experiment, case.name, cases[case.name])
                 for case in EXPERIMENTS[experiment][form]
-                if case.name in cases
+                if case.name in cases and case.name not in there
             ]
     return results
 

@@ -1,49 +1,34 @@
-"""The pictures of the gallery that notebooks draw, from the committed notebooks.
+"""The pictures of the gallery, from the committed notebooks.
 
-`python -m pages.gallery` writes them to docs/gallery.
+`python -m pages.gallery` takes the picture of each cell that has the name of a file as
+`gallery` in its metadata, and writes it to docs/gallery.
 """
 
 import base64
 import json
-from typing import NamedTuple
 
 from pages.source import DOCS, ROOT
 
 
-class Picture(NamedTuple):
-    """A picture in a notebook.
-
-    Attributes:
-        notebook: the notebook's name.
-        number: the picture's place among those of the notebook, from 0.
-    """
-
-    notebook: str
-    number: int
-
-
-PICTURES = {"smoothed-loss": Picture("1-why-flat-minima", 0)}
-
-
-def png(name: str) -> bytes:
-    """A picture, as the notebook holds it."""
-    picture = PICTURES[name]
-    notebook = json.loads(
-        (ROOT / "notebooks" / f"{picture.notebook}.ipynb").read_text()
-    )
-    found = [
-        output["data"]["image/png"]
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    ]
-    return base64.b64decode(found[picture.number])
+def pictures() -> dict[str, bytes]:
+    """The pictures, by the names of their files."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            if name := cell["metadata"].get("gallery"):
+                (png,) = (
+                    output["data"]["image/png"]
+                    for output in cell["outputs"]
+                    if "image/png" in output.get("data", {})
+                )
+                found[name] = base64.b64decode(png)
+    return found
 
 
 def main() -> None:
-    """Writes the pictures."""
-    for name in PICTURES:
-        (DOCS / "gallery" / f"{name}.png").write_bytes(png(name))
+    """Writes the files."""
+    for name, content in pictures().items():
+        (DOCS / "gallery" / f"{name}.png").write_bytes(content)
 
 
 if __name__ == "__main__":

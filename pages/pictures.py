@@ -2,14 +2,14 @@
 
 from matplotlib.figure import Figure
 
-from pages.evidence import DATA, GROUPS, NETWORKS, Result
+from pages.evidence import DATA, GROUPS, NETWORKS, RISE, Result
 from pages.source import DOCS
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting.statistics import paired_difference
 
 SHOWN = ("adasmoothout", "smoothout-fixed", "sam")
 LABELS = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
-MAIN = ("batches", "wrong-labels", "networks")
+MAIN = ("batches", "wrong-labels", "networks", RISE)
 
 
 def paired(one: Result, method: str, other: Result) -> tuple[float, float, float]:
@@ -43,7 +43,7 @@ def forest(results: list[Result]) -> Figure:
         ax.set_ylim(len(here) - 0.4, -0.6)
         ax.grid(axis="x", alpha=0.3)
         ax.set_xscale("symlog", linthresh=2, linscale=1)
-        ax.set_title(f"{GROUPS[name][0].upper()}{GROUPS[name][1:]}", loc="left")
+        ax.set_title(GROUPS[name], loc="left")
         ticks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 40]
         low, high = _limits(groups)
         ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
@@ -75,15 +75,15 @@ def _bar(ax, row: float, difference: tuple, method: str) -> None:
 
 
 def _limits(groups: dict[str, list[Result]]) -> tuple[float, float]:
-    """Limits that hold all means, on both sides of zero."""
-    means = [
-        d[0]
+    """Limits that hold all intervals, on both sides of zero."""
+    ends = [
+        end
         for here in groups.values()
         for each in here
         for method in SHOWN
-        if (d := each.difference(method))
+        for end in each.difference(method) or ()
     ]
-    return min(-2.5, 1.4 * min(means)), max(2.5, 1.4 * max(means))
+    return min(-2.5, 1.1 * min(ends)), max(2.5, 1.1 * max(ends))
 
 
 def wrong_labels(results: list[Result]) -> Figure:

@@ -10,11 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pages import costs, results
-from pages.evidence import Result, read
-from pages.rise import FITS
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
@@ -54,46 +50,6 @@ def sharpness(document: Mapping[str, Any]) -> str:
     return markdown(header, lines)
 
 
-def groups(cases: list[Result]) -> str:
-    """Differences to SGD, apart by whether SGD fits its training images."""
-    fit = [each for each in cases if _fits(each)]
-    rest = [each for each in cases if not _fits(each)]
-    rows = [
-        (METHODS[name].label, str(METHODS[name].gradients), *_verdicts(name, fit, rest))
-        for name in ("smoothout", "adasmoothout", "adasmoothout-split", "msam", "sam")
-    ]
-    header = (
-        "method",
-        "gradients a step",
-        f"in the {len(fit)} cases that SGD fits",
-        f"in the {len(rest)} that it does not",
-    )
-    return markdown(header, rows)
-
-
-def _fits(result: Result) -> bool:
-    """Whether SGD fits the training images."""
-    summary = result.case["equal_updates"]["summary"]
-    return summary["sgd"]["train_accuracy"][0] >= FITS
-
-
-def _verdicts(name: str, *groups: list[Result]) -> list[str]:
-    """The mean difference in each group, and how many cases are certain."""
-    cells = []
-    for group in groups:
-        differences = [d for each in group if (d := each.difference(name))]
-        better = sum(low > 0 for _, low, _ in differences)
-        worse = sum(high < 0 for _, _, high in differences)
-        undecided = len(differences) - better - worse
-        mean = np.mean([mean for mean, _, _ in differences])
-        cells.append(f"{mean:+.2f} ({better}, {undecided}, {worse})")
-    return cells
-
-
-def _cpu_form() -> list[Result]:
-    return [each for each in read() if each.form == "cpu"]
-
-
 def _read(path: str) -> Any:
     return json.loads((DOCS / path).read_text())
 
@@ -113,11 +69,10 @@ class Table(NamedTuple):
 README = ROOT / "README.md"
 COMMAND = DOCS / "command.md"
 TABLES = {
-    "groups": Table(README, lambda: groups(_cpu_form())),
+    "groups": Table(README, lambda: results.groups(results.main_cases())),
     "costs": Table(README, lambda: costs.readme(_read("performance/cpu.json"))),
     "digits": Table(COMMAND, lambda: digits(_read("digits/results.json"))),
     "sharpness": Table(COMMAND, lambda: sharpness(_read("sharpness/sharpness.json"))),
-    "radii": Table(DOCS / "faq.md", lambda: results.advice(_cpu_form())),
 }
 
 

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from pages import cases, pictures
-from pages.evidence import GROUPS, QUESTIONS, Result, holm, missing, read
+from pages.evidence import GROUPS, QUESTIONS, RISE, Result, holm, missing, read
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.plans import TRIALS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
 
-MAIN = ("batches", "wrong-labels", "networks")
+MAIN = ("batches", "wrong-labels", "networks", RISE)
 METHODS_SHOWN = (
     "adasmoothout", "adasmoothout-fixed", "smoothout-fixed", "msam", "sam",
 )  # fmt: skip
@@ -34,9 +35,10 @@ def page(results: list[Result]) -> str:
         name: [each for each in results if each.experiment == name]
         for name in QUESTIONS
     }
+    asked["batches"] += [each for each in results if each.experiment == RISE]
     parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
     parts += [verdict(main), "![Differences to SGD by group](results/groups.png)"]
-    parts += [groups(main), OVER_GROUPS]
+    parts += [groups(main), OVER_GROUPS, MORE]
     sections = {
         "batches": batches,
         "wrong-labels": wrong_labels,
@@ -48,11 +50,17 @@ def page(results: list[Result]) -> str:
     for name, section in sections.items():
         if asked[name]:
             parts += [f"## {QUESTIONS[name]}", *section(asked[name])]
+    parts += ["## Which radius, if you choose one?", ADVICE, advice(results)]
     parts += ["## What else do flat minima give?", *robustness(main)]
     parts.append((ROOT / "pages" / "results_method.md").read_text().rstrip())
     if left := missing():
         parts += ["### Planned, and not run yet", "\n".join(f"- {n}" for n in left)]
     return "\n\n".join(parts) + "\n"
+
+
+def main_cases() -> list[Result]:
+    """The committed cases that the groups are made of."""
+    return [each for each in read() if each.experiment in MAIN]
 
 
 def _of_group(results: list[Result], group: str) -> list[Result]:
@@ -81,13 +89,13 @@ def verdict(main: list[Result]) -> str:
         "short": "Where SGD does not fit",
     }
     for group, start in says.items():
-        cases = _of_group(main, group)
-        if counted := tally(cases, "adasmoothout"):
+        here = _of_group(main, group)
+        if counted := tally(here, "adasmoothout"):
             mean, better, undecided, worse = counted
             sentences.append(
                 f"**{start}**, AdaSmoothOut, with no radius chosen, changes test"
-                f" accuracy by {mean:+.1f} % on average, and is better in {better} of"
-                f" {len(cases)} cases, undecided in {undecided}, and worse in {worse}."
+                f" accuracy by {mean:+.1f} % on average: better in {better} of"
+                f" {len(here)} cases, undecided in {undecided}, worse in {worse}."
             )
     return "\n".join(f"- {each}" for each in sentences)
 
@@ -102,19 +110,23 @@ def groups(main: list[Result]) -> str:
     rows = []
     for group, title in GROUPS.items():
         here = _of_group(main, group)
-        cells = []
-        for method, rejected in certain.items():
-            counted = tally(here, method)
-            sure = sum(rejected[each.name, each.experiment] for each in here)
-            cells.append("" if counted is None else _counted(counted) + f" ({sure})")
-        if here:
-            rows.append((f"{title} ({len(here)})", *cells))
+        common = [each for each in here if all(map(each.difference, certain))]
+        for part, name in ((here, title), (common, "of these, by all methods")):
+            if part and not (part is common and len(common) == len(here)):
+                cells = [_group_cell(part, *each) for each in certain.items()]
+                rows.append((f"{name} ({len(part)})", *cells))
     return markdown(("cases", *map(label, certain)), rows)
 
 
-def _counted(counted: tuple[float, int, int, int]) -> str:
-    mean, *counts = counted
-    return f"{mean:+.1f}: {'/'.join(map(str, counts))}"
+def _group_cell(
+    cases: list[Result], method: str, rejected: dict[tuple[str, str], bool]
+) -> str:
+    """A method in a group; empty where it was not in all of its cases."""
+    if not all(each.difference(method) for each in cases):
+        return ""
+    mean, *counts = tally(cases, method) or ()
+    sure = sum(rejected[each.name, each.experiment] for each in cases)
+    return f"{mean:+.1f}: {'/'.join(map(str, counts))} ({sure})"
 
 
 def _certain(results: list[Result], method: str) -> dict[tuple[str, str], bool]:
@@ -134,6 +146,12 @@ OVER_GROUPS = (
 )
 
 
+MORE = (
+    "What to make of it: [how to choose](choose.md). All figures: [case by"
+    " case](cases.md). What others published: [reproductions](reproductions.md)."
+)
+
+
 def _differences(results: list[Result], methods: tuple[str, ...]) -> str:
     """SGD's accuracy, and differences to it."""
     methods = tuple(n for n in methods if any(n in r.summary for r in results))
@@ -141,14 +159,18 @@ def _differences(results: list[Result], methods: tuple[str, ...]) -> str:
         (
             each.label,
             _accuracy(each, "sgd"),
-            *(
-                with_interval(d) if (d := each.difference(name)) else "diverged"
-                for name in methods
-            ),
+            *(_cell(each, name) for name in methods),
         )
         for each in results
     ]
     return markdown(("case", "SGD, %", *map(label, methods)), rows)
+
+
+def _cell(result: Result, method: str) -> str:
+    """A difference to SGD with its interval, or what stands in its place."""
+    if difference := result.difference(method):
+        return with_interval(difference)
+    return "diverged" if "diverged" in result.summary.get(method, {}) else ""
 
 
 def _accuracy(result: Result, method: str) -> str:
@@ -159,7 +181,7 @@ def batches(results: list[Result]) -> Iterator[str]:
     """Differences case by case, those that fit first."""
     for group in ("fits", "short"):
         if here := _of_group(results, group):
-            yield f"Cases in which {GROUPS[group]}:"
+            yield f"{GROUPS[group]}:"
             yield _differences(here, METHODS_SHOWN)
 
 
@@ -240,10 +262,7 @@ def of_parts(results: list[Result]) -> Iterator[str]:
     rows = [
         (
             METHODS[name].label,
-            *(
-                with_interval(d) if (d := each.difference(name)) else "diverged"
-                for each in whole
-            ),
+            *(_cell(each, name) for each in whole),
         )
         for name in names
         if name != "sgd"
@@ -279,8 +298,7 @@ def rivals(results: list[Result]) -> Iterator[str]:
         ]
         cells = []
         for each in results:
-            d = each.difference(name)
-            text = with_interval(d) if d else "diverged"
+            text = _cell(each, name)
             if METHODS[name].gradients > 1 and (
                 fair := each.difference(name, "equal_gradients")
             ):
@@ -289,6 +307,43 @@ def rivals(results: list[Result]) -> Iterator[str]:
         rows.append((label(name), *cells, f"{np.median(times):.2f}"))
     header = ("method", *(each.label for each in results), "step time / SGD's")
     yield markdown(header, rows)
+
+
+ADVICE = (
+    "Accuracy on held-out images less SGD's, in percent, at SGD's best learning rate,"
+    " averaged over the cases that SGD fits: what a wrong radius costs. In parentheses:"
+    " how many of the cases chose the strength."
+)
+
+
+def advice(results: list[Result]) -> str:
+    """Gain of each strength over SGD on held-out images, and how often it won."""
+    here = [r for r in results if r.experiment == "batches" and r.group == "fits"]
+    rows = []
+    for name in ("adasmoothout-fixed", "smoothout-fixed", "msam", "sam"):
+        strengths = TRIALS[METHODS[name].strength]
+        gains = np.mean([_gains(each, name, strengths) for each in here], 0)
+        chosen = [each.case["trials"][name]["chosen"] for each in here]
+        cells = [
+            f"{strength:g}: {gain:+.1f} ({chosen.count(strength)})"
+            for strength, gain in zip(strengths, gains, strict=True)
+        ]
+        rows.append((METHODS[name].label, *cells))
+    header = ("method", *(f"strength {i + 1}" for i in range(len(rows[0]) - 1)))
+    return markdown(header, rows)
+
+
+def _gains(result: Result, name: str, strengths: tuple[float, ...]) -> np.ndarray:
+    """Accuracy at each strength minus SGD's best, in percent; 0 % if one diverged."""
+    trials = result.case["trials"]
+    at_best = trials[name]["at_each_learning_rate"][0]
+    reached = dict(zip(at_best["strengths"], at_best["accuracies"], strict=True))
+    best = max(_mean(each) for each in trials["sgd"]["accuracies"])
+    return 100 * np.array([_mean(reached[each]) - best for each in strengths])
+
+
+def _mean(accuracies: list[float | None]) -> float:
+    return float(np.nan_to_num(np.array(accuracies, float)).mean())
 
 
 def robustness(results: list[Result]) -> Iterator[str]:

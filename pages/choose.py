@@ -1,0 +1,106 @@
+"""The page of which method and which setting to choose, from the results.
+
+`python -m pages.choose` makes docs/choose.md from pages/choose.md and the figures of
+docs/results; `Figures.claims` is what its advice rests on.
+"""
+
+import numpy as np
+
+from pages.evidence import Result, read
+from pages.results import MAIN, METHODS_SHOWN, tally
+from pages.source import DOCS, ROOT
+
+OURS, SWEPT = "adasmoothout", "adasmoothout-fixed"
+
+
+class Figures:
+    """The figures of the page.
+
+    Args:
+        results: the results.
+    """
+
+    def __init__(self, results: list[Result]):
+        main = [each for each in results if each.experiment in MAIN]
+        self._of = {
+            group: [each for each in main if each.group == group]
+            for group in ("fits", "wrong", "short")
+        }
+        # Cases in which all methods were compared.
+        self._common = [
+            each
+            for each in self._of["fits"]
+            if all(map(each.difference, METHODS_SHOWN))
+        ]
+
+    def mean(self, method: str, cases: list[Result]) -> float:
+        """Mean difference to SGD."""
+        return float(np.mean([each.difference(method)[0] for each in cases]))
+
+    def lost(self, method: str) -> float:
+        """Accuracy that rounding to 4 bits costs, where all was measured."""
+        rows = [each.summary[method] for each in self._common]
+        return float(np.mean([row["lost_at_4_bits"][0] for row in rows]))
+
+    def by_batch(self, large: bool) -> list[Result]:
+        """The cases that SGD fits, with batches of at least 500 or with smaller ones."""
+        return [
+            r for r in self._of["fits"] if (r.settings["batch_size"] >= 500) == large
+        ]
+
+    def texts(self) -> dict[str, str]:
+        """What stands in the page, by name."""
+        return {
+            **{group: _counted(cases) for group, cases in self._of.items()},
+            "large": f"{self.mean(OURS, self.by_batch(True)):+.1f}",
+            "small": f"{self.mean(OURS, self.by_batch(False)):+.1f}",
+            "swept": f"{self.mean(SWEPT, self._common):+.1f}",
+            "unswept": f"{self.mean(OURS, self._common):+.1f}",
+            "sam": f"{self.mean('sam', self._common):+.1f}",
+            "msam": f"{self.mean('msam', self._common):+.1f}",
+            "sgd_4_bits": f"{self.lost('sgd'):.2f} %",
+            "ours_4_bits": f"{self.lost(OURS):.2f} %",
+        }
+
+    @property
+    def claims(self) -> dict[str, bool]:
+        """What the advice rests on, and whether the figures bear it."""
+        fits, short = (tally(self._of[group], OURS) for group in ("fits", "short"))
+        mean = self.mean
+        return {
+            "it helps where SGD fits": fits[0] > 0 and fits[1] > fits[2] + fits[3],
+            "it harms no network that fits": fits[3] == 0,
+            "it does not help where SGD does not fit": short[0] <= 0 and not short[1],
+            "large batches gain more": mean(OURS, self.by_batch(True))
+            > mean(OURS, self.by_batch(False)),
+            "a sweep gains more": mean(SWEPT, self._common) > mean(OURS, self._common),
+            "MSAM is the one to beat": mean("msam", self._common)
+            == max(mean(name, self._common) for name in METHODS_SHOWN),
+            "SAM's second gradient does not pay": mean("sam", self._common)
+            <= mean(OURS, self._common),
+            "rounding costs less": self.lost(OURS) < self.lost("sgd"),
+        }
+
+
+def _counted(cases: list[Result]) -> str:
+    """The mean of a group, and how many of its cases are certain."""
+    mean, better, undecided, worse = tally(cases, OURS)
+    return (
+        f"{mean:+.1f}: better in {better} of {len(cases)} cases, undecided in"
+        f" {undecided}, worse in {worse}"
+    )
+
+
+def page(results: list[Result]) -> str:
+    """The page."""
+    text = (ROOT / "pages" / "choose.md").read_text()
+    return text.format(**Figures(results).texts())
+
+
+def main() -> None:
+    """Writes the page."""
+    (DOCS / "choose.md").write_text(page(read()))
+
+
+if __name__ == "__main__":
+    main()
