@@ -43,7 +43,7 @@ class Figures:
         return float(np.mean([row["lost_at_4_bits"][0] for row in rows]))
 
     def by_batch(self, large: bool) -> list[Result]:
-        """The cases that SGD fits, with batches of at least 500 or with smaller ones."""
+        """The cases that SGD fits, in batches of at least 500 or in smaller ones."""
         return [
             r for r in self._of["fits"] if (r.settings["batch_size"] >= 500) == large
         ]
