@@ -8,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from pages import results
-from pages.evidence import read
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence
 from smoothout_jax.experiments.commands.trials import BEYOND, case_settings
@@ -133,22 +131,3 @@ def test_bad_options_are_told(options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evidence", *options.split()])
     assert message in capsys.readouterr().err
-
-
-def test_the_page_is_that_of_the_committed_results():
-    committed = read()
-    assert committed
-    page = (ROOT / "docs" / "results.md").read_text()
-    assert page == results.page(committed)
-    for form in {each.form for each in committed}:
-        assert (ROOT / "docs" / "results" / f"differences-{form}.png").exists()
-
-
-def test_committed_results_are_of_the_plans():
-    for each in read():
-        plan = {case.name: case for case in EXPERIMENTS[each.experiment][each.form]}
-        settings = case_settings(plan[each.name], Path(), held_out=False).to_json()
-        kept = each.case["settings"] | {"learning_rate": settings["learning_rate"]}
-        # Written before there was a rise to hold.
-        kept |= {name: settings[name] for name in ("loss_rise", "rise_epochs")}
-        assert json.loads(json.dumps(settings)) == kept

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from smoothout_jax import flax_filters
 from smoothout_jax.experiments.training.task import BATCH, MEASURED_IMAGES, Task
 from smoothout_jax.noise import Noise
 
@@ -67,15 +68,19 @@ def rounded(params: Any, bits: int) -> Any:
     the usual quantization of weights.
 
     Args:
-        params: the parameters, filters along the last axis.
+        params: the parameters of a network of Flax.
         bits: number of bits, at least 2.
     """
 
-    def of_leaf(leaf):
-        if leaf.ndim < 2:
+    def of_leaf(leaf, filter_axes):
+        filters = np.arange(leaf.ndim)[np.atleast_1d(filter_axes)]
+        others = tuple(axis for axis in range(leaf.ndim) if axis not in filters)
+        if not others:  # a bias or a scale
             return leaf
-        largest = jnp.abs(leaf).max(range(leaf.ndim - 1), keepdims=True)
+        largest = jnp.abs(leaf).max(others, keepdims=True)
         step = largest / (2 ** (bits - 1) - 1)
         return jnp.where(step > 0, jnp.round(leaf / step) * step, leaf)
 
-    return jax.tree.map(of_leaf, params)
+    leaves, tree = jax.tree.flatten(params)
+    axes = tree.flatten_up_to(flax_filters(params))
+    return jax.tree.unflatten(tree, map(of_leaf, leaves, axes))

@@ -1,0 +1,366 @@
+"""Label smoothing, dropout and averaged weights, and images that are watched."""
+
+import csv
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from smoothout_jax import smoothout_eval_params
+from smoothout_jax.experiments import cli, regime
+from smoothout_jax.experiments.averaging import averaged_params
+from smoothout_jax.experiments.commands.compare import (
+    CompareSettings,
+    Results,
+    compare,
+    summary,
+)
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.commands.trained import load_checkpoint
+from smoothout_jax.experiments.data.datasets import load
+from smoothout_jax.experiments.methods.rivals import msam_eval_params
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.reporting.statistics import mean_and_error
+from smoothout_jax.experiments.training import comparison
+from smoothout_jax.experiments.training.comparison import (
+    Outcome,
+    Training,
+    train_in_turns,
+)
+from smoothout_jax.experiments.training.kept import KeptTraining
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
+
+TINY = {"train_size": 40, "batch_size": 20, "steps": 4, "hidden_sizes": (8,)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return load("digits", tmp_path_factory.getbasetemp(), 40)
+
+
+def logits_of(params, images):
+    """Of an MLP with one hidden layer."""
+    layers = jax.tree.map(np.asarray, params["params"])
+    hidden, last = layers["Dense_0"], layers["Dense_1"]
+    units = images.reshape(len(images), -1) @ hidden["kernel"] + hidden["bias"]
+    return np.maximum(units, 0) @ last["kernel"] + last["bias"]
+
+
+def accuracy_of(params, images, labels):
+    return (logits_of(params, images).argmax(-1) == labels).mean()
+
+
+def test_smoothed_labels_are_optax_s_and_networks_are_judged_without(digits):
+    task = Task(TrainSettings(label_smoothing=0.3, **TINY), data=digits)
+    params = jax.tree.map(lambda leaf: 3 * leaf, task.init(jax.random.key(1))[0])
+    images, labels = digits.train_images, digits.train_labels
+    logits = logits_of(params, images)
+    smooth = optax.smooth_labels(jax.nn.one_hot(labels, 10), 0.3)
+    smoothed = optax.softmax_cross_entropy(logits, smooth).mean()
+    plain = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    assert abs(smoothed - plain) > 0.01
+    loss, (_, accuracy) = task.loss(params, {}, images, labels)
+    np.testing.assert_allclose(loss, smoothed, rtol=1e-5)
+    np.testing.assert_allclose(accuracy, accuracy_of(params, images, labels))
+    found = task.evaluate(params, {}, ["train"])["train loss"]
+    np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mlp", "f1", "cnet"])
+def test_dropout_changes_training_alone(network, digits):
+    sizes = {"width": 2} if network == "cnet" else {"hidden_sizes": (8,)}
+    options = TINY | {"hidden_sizes": ()} | sizes
+    whole, dropping = (
+        Task(TrainSettings(network=network, dropout=each, **options), data=digits)
+        for each in (0.0, 0.5)
+    )
+    params, stats = dropping.init(jax.random.key(1))
+    chex.assert_trees_all_equal((params, stats), whole.init(jax.random.key(1)))
+    batch = digits.train_images[:20], digits.train_labels[:20]
+    losses = [
+        float(dropping.loss(params, stats, *batch, jax.random.key(key))[0])
+        for key in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1]
+    plain = float(whole.loss(params, stats, *batch, jax.random.key(1))[0])
+    assert len({losses[0], losses[2], plain}) == 3
+    chex.assert_trees_all_equal(
+        dropping.quantities(params, batch, stats),
+        whole.quantities(params, batch, stats),
+    )
+
+
+def test_dropout_drops_hidden_units_with_its_probability():
+    """And makes the others larger, so that the mean stays."""
+    units = jnp.ones((4, 5000))
+    settings = TrainSettings(dropout=0.2, **TINY)
+    drop = Task(settings)._training.drop
+    dropped = drop.apply({}, units, rngs={"dropout": jax.random.key(0)})
+    assert float((dropped == 0).mean()) == pytest.approx(0.2, abs=0.01)
+    np.testing.assert_allclose(dropped[dropped > 0], 1.25, rtol=1e-6)
+
+
+def test_each_step_drops_other_units_and_a_seed_the_same(digits):
+    """Of one image over and over, at a learning rate so small that weights stay."""
+    first = np.zeros(40, int)
+    alike = digits._replace(
+        train_images=digits.train_images[first], train_labels=digits.train_labels[first]
+    )
+    settings = TrainSettings(dropout=0.5, learning_rate=1e-30, **TINY)
+    trainer = Trainer(METHODS["sgd"], Task(settings, data=alike), (0, 0))
+    first = jax.tree.map(np.asarray, trainer.state.params)
+    metrics, _ = trainer.advance(0, 3)
+    chex.assert_trees_all_close(trainer.state.params, first, atol=1e-20)
+    ours, again = metrics.loss
+    assert np.ptp(ours) > 1e-3
+    assert len(np.unique(ours)) == 3
+    np.testing.assert_allclose(ours, again, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["sam", "two-sided"])
+def test_the_gradients_of_a_step_share_what_is_dropped(method, digits):
+    """Without an ascent, or without noise, both are the same."""
+    settings = TrainSettings(dropout=0.5, rho=0.0, relative_radius=0.0, **TINY)
+    task = Task(settings, data=digits)
+    networks = []
+    for name in ("sgd", method):
+        trainer = Trainer(METHODS[name], task, (0,))
+        trainer.advance(0, 3)
+        networks.append(trainer.networks()[0][0])
+    chex.assert_trees_all_close(*networks, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_dropout_works_in_copies_with_sam_and_after_convolutions(tmp_path):
+    settings = CompareSettings(
+        network="cnet",
+        width=2,
+        dropout=0.3,
+        methods=("sam", "adasmoothout-split"),
+        copies=2,
+        seeds=2,
+        noise_samples=1,
+        output=tmp_path,
+        **TINY | {"steps": 1, "hidden_sizes": ()},
+    )
+    for outcome in compare(settings, curves=False).outcomes.values():
+        assert np.isfinite(outcome.test_loss).all()
+
+
+def test_the_average_is_that_of_the_steps_corrected_for_its_start():
+    settings = TrainSettings(ema_decay=0.8, schedule="constant", learning_rate=0.1)
+    optimizer = regime.make_optimizer(settings, 4)
+    params, mean, weight = {"w": jnp.array([1.0, -2.0])}, 0.0, 0.0
+    state = optimizer.init(params)
+    for _ in range(4):
+        updates, state = optimizer.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        mean, weight = 0.8 * mean + 0.2 * params["w"], 0.8 * weight + 0.2
+        np.testing.assert_allclose(
+            averaged_params(state)["w"], mean / weight, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "clean"),
+    [
+        ("sgd", lambda state, params: params),
+        ("sam", lambda state, params: params),
+        ("msam", msam_eval_params),
+        ("adasmoothout", smoothout_eval_params),
+    ],
+)
+def test_weights_are_averaged_without_their_noise(method, clean, digits):
+    settings = TrainSettings(ema_decay=0.8, relative_radius=0.3, msam_rho=0.5, **TINY)
+    trainer = Trainer(METHODS[method], Task(settings, data=digits), (0,))
+    held, found = [], []
+    for step in range(3):
+        trainer.advance(step, step + 1)
+        state = jax.tree.map(lambda leaf: leaf[0], trainer.state)
+        found.append(clean(state.opt_state, state.params))
+        held.append(state.params)
+    weights = np.array([0.64, 0.8, 1]) / 2.44
+
+    def mean(trees):
+        return jax.tree.map(
+            lambda *leaves: sum(map(np.multiply, weights, leaves)), *trees
+        )
+
+    ((evaluated, _),) = trainer.networks()
+    chex.assert_trees_all_close(evaluated, mean(found), rtol=1e-4, atol=1e-6)
+    moved = float(optax.tree.norm(optax.tree.sub(mean(held), evaluated)))
+    assert (moved > 0.01) == (method in ("msam", "adasmoothout"))
+    last = float(optax.tree.norm(optax.tree.sub(found[-1], evaluated)))
+    assert last > 0.01
+
+
+ALL = (
+    "--steps 4 --evaluate-every 2 --train-size 60 --watch-size 20 --batch-size 20"
+    " --hidden-sizes 8 --label-noise 0.2 --label-smoothing 0.1 --dropout 0.2"
+    " --ema-decay 0.9 --checkpoint-minutes 0 --method adasmoothout"
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    cli.main(["train", *ALL.split(), "--output", str(output)])
+    return output
+
+
+def rows_of(run):
+    with (run / "log.csv").open() as file:
+        return [{**row, "seconds": None} for row in csv.DictReader(file)]
+
+
+def digests(run):
+    about = run / "checkpoints" / "4" / "about" / "metadata"
+    return json.loads(about.read_text())["digests"]
+
+
+def test_train_logs_the_accuracy_on_the_watched_images(whole):
+    kept = load_checkpoint(whole)
+    watched = Task(kept.settings).data.watched
+    assert len(watched.labels) == 20
+    rows = rows_of(whole)
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    expected = accuracy_of(kept.network(0)[0], *watched)
+    assert float(rows[-1]["watched accuracy"]) == pytest.approx(expected, abs=1e-6)
+    for name in ("watched loss", "test accuracy"):
+        assert float(rows[-1][name]) > 0
+
+
+def test_a_run_with_every_recipe_goes_on_to_the_same_bits(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "4")
+    cli.main(["train", "--resume", "--output", str(run)])
+    assert digests(run) == digests(whole)
+    assert rows_of(run) == rows_of(whole)
+
+
+WATCHED = CompareSettings(
+    methods=("sgd",),
+    seeds=2,
+    watch_size=20,
+    learning_rate=0.5,
+    schedule="constant",
+    **TINY | {"train_size": 60, "steps": 6},
+)
+
+
+class Watching:
+    """One trainer that can begin again, which would take long to compile twice."""
+
+    def __init__(self):
+        self.task = Task(WATCHED)
+        self.trainer = Trainer(METHODS["sgd"], self.task, WATCHED.all_seeds)
+        self._first = jax.tree.map(np.asarray, self.trainer.state)
+
+    def anew(self):
+        self.trainer.restore(jax.tree.map(jnp.asarray, self._first))
+        return {"sgd": self.trainer}
+
+
+@pytest.fixture(scope="module")
+def watching():
+    return Watching()
+
+
+@pytest.fixture(scope="module")
+def training(watching):
+    return train_in_turns(watching.anew())["sgd"]
+
+
+def test_training_sees_the_watched_and_the_test_images_in_each_round(
+    watching, training
+):
+    (trainer,) = watching.anew().values()
+    data, found = watching.task.data, []
+    for step in range(6):
+        trainer.advance(step, step + 1)
+        found.append(
+            [
+                [accuracy_of(params, *part) for params, _ in trainer.networks()]
+                for part in (data.watched, (data.test_images, data.test_labels))
+            ]
+        )
+    watched, tested = np.transpose(found, (1, 2, 0))
+    np.testing.assert_allclose(training.watched_accuracy, watched, atol=1e-6)
+    np.testing.assert_allclose(training.test_accuracy, tested, atol=1e-6)
+    best = [tested[run, watched[run].argmax()] for run in range(2)]
+    np.testing.assert_allclose(training.best_accuracy, best, atol=1e-6)
+
+
+def test_the_best_round_is_that_of_the_watched_images():
+    """The first of equal ones; those where training had diverged do not count."""
+    watched = np.array([[0.2, 0.7, 0.7], [0.9, 0.1, 0.2], [np.nan, 0.3, np.nan]])
+    test = np.arange(9.0).reshape(3, 3)
+    rows = [np.empty(0)] * 4
+    np.testing.assert_array_equal(
+        Training(*rows, watched, test).best_accuracy, [1, 3, 7]
+    )
+
+
+def test_the_summary_tells_the_accuracy_of_the_best_round(training):
+    numbers = np.array([0.3, 0.5])
+    outcome = Outcome(*[numbers] * len(Outcome._fields))
+    one = training._replace(
+        watched_accuracy=np.array([[0.9, 0.1], [0.1, 0.9]]),
+        test_accuracy=np.array([[0.6, 0.2], [0.1, 0.8]]),
+    )
+    results = Results(WATCHED, {}, {"sgd": outcome}, {"sgd": one})
+    row = summary(results)["sgd"]
+    assert row["best_accuracy"] == mean_and_error(np.array([60.0, 80.0]))
+    assert row["best_difference_to_sgd"][0] == 0
+    assert row["test_accuracy"] == mean_and_error(100 * numbers)
+    unwatched = CompareSettings(methods=("sgd",), seeds=2)
+    row = summary(Results(unwatched, {}, {"sgd": outcome}, {"sgd": one}))["sgd"]
+    assert "best_accuracy" not in row
+
+
+class StoppedError(Exception):
+    """As an interruption ends training."""
+
+
+class Stopping(KeptTraining):
+    """Ends training after some saves."""
+
+    def save(self, trainers, done, seen):
+        super().save(trainers, done, seen)
+        if done == 4:
+            raise StoppedError
+
+
+def test_training_that_was_interrupted_keeps_what_was_watched(
+    watching, training, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(comparison, "SECONDS_BETWEEN_SAVES", 0.0)
+    with pytest.raises(StoppedError):
+        train_in_turns(watching.anew(), Stopping(tmp_path, ["all"]))
+    kept = KeptTraining(tmp_path, ["all"])
+    assert kept
+    advanced = []
+    advance = watching.trainer.advance
+
+    def count(start, stop):
+        advanced.append((start, stop))
+        return advance(start, stop)
+
+    monkeypatch.setattr(watching.trainer, "advance", count)
+    continued = train_in_turns(watching.anew(), kept)["sgd"]
+    assert advanced == [(4, 5), (5, 6)]
+    for name in ("steps", "watched_accuracy", "test_accuracy"):
+        np.testing.assert_array_equal(getattr(continued, name), getattr(training, name))
