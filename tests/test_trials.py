@@ -324,6 +324,19 @@ def test_a_recipe_s_trials_go_on_below_only_if_it_helps(accuracies, kept):
     assert found["recipe"]["chosen"] == 1e-3
 
 
+def test_methods_must_be_better_than_sgd_with_the_recipe(accuracies, kept):
+    """To try weaker strengths: 0.92 is more than SGD's 0.9, but less than 0.95."""
+
+    def accuracy(method, settings, strength, seed):
+        if method == "SGD":
+            return with_recipe(method, settings, strength, seed)
+        return 0.92 - strength / 1000
+
+    accuracies(accuracy)
+    found = trials.try_strengths(RECIPE_CASE, Path(), kept)
+    assert found["sam"]["strengths"] == [0.1, 0.2, 0.4]
+
+
 @pytest.mark.parametrize("case", [CASE, RECIPE_CASE])
 def test_methods_are_compared_with_the_rates_strengths_and_recipe_chosen(
     case, accuracies, kept, monkeypatch, tmp_path
