@@ -20,7 +20,7 @@ import pytest
 
 from smoothout_jax import landscape
 from smoothout_jax.experiments import cli, folders, interruptions
-from smoothout_jax.experiments.commands import COMMANDS, sharpness
+from smoothout_jax.experiments.commands import COMMANDS, sharpness, trials
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.plans import EXPERIMENTS
@@ -401,7 +401,7 @@ def test_a_network_that_does_not_learn_is_told(tmp_path, capsys):
 
 
 def test_experiments_mark_what_did_not_learn(tmp_path, capsys):
-    (case,) = EXPERIMENTS["digits"]["smoke"]
+    (case,) = EXPERIMENTS["batches"]["smoke"]
     figures = {"test_accuracy": [9.9, 0.1], "difference_to_sgd": [-80.0, -81.0, -79.0]}
     summary = {
         "sgd": figures | {"test_accuracy": [90.0, 0.1]},
@@ -410,15 +410,15 @@ def test_experiments_mark_what_did_not_learn(tmp_path, capsys):
     }
     plan = {case.name: case.to_json()}
     cases = {case.name: {"trials": summary, "equal_updates": {"summary": summary}}}
-    path = tmp_path / "digits-smoke.json"
+    path = tmp_path / "batches-smoke.json"
     for sgd, row in (({}, "90.00 ± 0.10"), ({"did_not_learn": [0]}, "did not learn")):
         summary["sgd"] |= sgd
         path.write_text(
             json.dumps(
-                {"experiment": "digits", "form": "smoke", "plan": plan, "cases": cases}
+                {"experiment": "batches", "form": "smoke", "plan": plan, "cases": cases}
             )
         )
-        run("evidence", "digits", "--form", "smoke", output=tmp_path)
+        run("evidence", "batches", "--form", "smoke", output=tmp_path)
         shown = capsys.readouterr()
         assert f"SAM did not learn in {case.name}" in shown.err
         rows = dict(
@@ -877,13 +877,14 @@ def test_experiments_that_are_continued_have_the_same_bits(
     tmp_path, monkeypatch, capsys
 ):
     """Interrupted in a trial, and in the middle of training."""
-    (case,) = EXPERIMENTS["digits"]["smoke"]
-    few = {"learning_rate": (0.1,), "msam_rho": (0.1,)}
+    (case,) = EXPERIMENTS["batches"]["smoke"]
+    few = {"learning_rate": (0.1,), "msam_rho": (0.1, 0.3)}
+    monkeypatch.setattr(trials, "BEYOND", 0)
     case = dataclasses.replace(case, methods=("sgd", "msam"), trials=few)
-    monkeypatch.setitem(EXPERIMENTS["digits"], "smoke", (case,))
-    words = ["evidence", "digits", "--form", "smoke"]
-    # A trial each of SGD and MSAM, and four turns of each.
-    for call, number in ((2, 2), (4, 4), (None, 5)):
+    monkeypatch.setitem(EXPERIMENTS["batches"], "smoke", (case,))
+    words = ["evidence", "batches", "--form", "smoke"]
+    # A trial of MSAM, and four turns of each.
+    for call, number in ((1, 1), (4, 4), (None, 5)):
         with monkeypatch.context() as patched:
             calls = interrupted_at(patched, comparison.Trainer, "advance", call)
             if call:
@@ -894,14 +895,14 @@ def test_experiments_that_are_continued_have_the_same_bits(
         assert len(calls) == number
     run(*words, output=tmp_path / "whole")
     parts, whole = (
-        strict((tmp_path / name / "digits-smoke.json").read_text())["cases"][case.name]
+        strict((tmp_path / name / "batches-smoke.json").read_text())["cases"][case.name]
         for name in ("parts", "whole")
     )
     assert 60 * parts["minutes"] > minutes["seconds"] > 0
     assert parts["trials"] == whole["trials"]
     assert parts["equal_updates"]["outcomes"] == whole["equal_updates"]["outcomes"]
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [
-        "digits-smoke.json"
+        "batches-smoke.json"
     ]
 
 
