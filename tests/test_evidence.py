@@ -40,14 +40,16 @@ def document(output):
 
 @pytest.mark.slow
 def test_every_method_gets_as_many_trials_and_chooses_the_best(document):
-    """At SGD's best learning rate and the default one, and beyond an end if need be."""
+    """At SGD's best learning rate, the default one, those between; beyond ends too."""
     trials = document["cases"][NAME]["trials"]
     assert list(trials) == ["sgd", "sam", "adasmoothout-split"]
     tuned = trials["sgd"]["chosen"]
     assert tuned != 0.1
     for name, trial in trials.items():
         found = trial.get("at_each_learning_rate", [trial])
-        rates = [0.1] if name == "sgd" else [tuned, 0.1]
+        low, high = sorted((tuned, 0.1))
+        between = [s for s in trials["sgd"]["strengths"] if low < s < high]
+        rates = [0.1] if name == "sgd" else [tuned, *between, 0.1]
         assert [each["learning_rate"] for each in found] == rates
         planned = TRIALS[METHODS[name].strength]
         assert len(planned) == 6

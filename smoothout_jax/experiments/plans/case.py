@@ -21,7 +21,8 @@ TRIALS: dict[str, tuple[float, ...]] = {
     "shift": (0, 1, 2, 3, 4, 6),
 }
 FIRST_TRIAL_SEED = 1000
-# Accuracy of SGD on its training images, in trials, from which on a case fits.
+# A case fits if SGD has this accuracy on its training images, in trials at its best
+# learning rate.
 FITS = 0.999
 
 

@@ -1,8 +1,8 @@
 """The plans of the experiments that ask when noise helps, how much, and what to set.
 
-Stated before they were run: a case *fits* if SGD, in its trials, classifies 99.9 % of
-its training images correctly. The prediction is that noise brings accuracy where SGD
-fits, and nothing, or harm, where it does not.
+Stated before they were run: a case *fits* if SGD, at its best learning rate, classifies
+99.9 % of its training images correctly in its trials. The prediction is that noise
+brings accuracy where SGD fits, and nothing, or harm, where it does not.
 """
 
 import dataclasses
