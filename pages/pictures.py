@@ -26,6 +26,27 @@ def save(results: list[Result]) -> None:
         wrong_labels(wrong).savefig(DOCS / "results" / "wrong-labels.png", dpi=130)
 
 
+def robustness(lost: dict[str, dict[str, float]]) -> Figure:
+    """Accuracy lost without training again: a panel for each cause.
+
+    Args:
+        lost: mean accuracy lost in percent, by cause and method.
+    """
+    figure = Figure(figsize=(8.6, 2.6), layout="constrained")
+    panels = figure.subplots(1, len(lost), sharey=True)
+    for ax, (cause, values) in zip(panels, lost.items(), strict=True):
+        names = [LABELS.get(name, METHODS[name].label) for name in values]
+        colors = [METHODS[name].color for name in values]
+        bars = ax.barh(names, list(values.values()), color=colors)
+        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        ax.set_title(cause, fontsize=10)
+        ax.margins(x=0.15)
+        ax.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    figure.supxlabel("test accuracy lost (%), mean of the cases", fontsize=9)
+    return figure
+
+
 def forest(results: list[Result]) -> Figure:
     """Paired differences to SGD with their intervals: a panel for each group."""
     groups = {name: [each for each in results if each.group == name] for name in GROUPS}

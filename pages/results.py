@@ -346,26 +346,46 @@ def _mean(accuracies: list[float | None]) -> float:
     return float(np.nan_to_num(np.array(accuracies, float)).mean())
 
 
+# What is measured of trained networks, by the column's heading.
+LOST = {
+    "at 8 bits": "lost_at_8_bits",
+    "at 4 bits": "lost_at_4_bits",
+    "under noise": "lost_under_noise",
+}
+
+
+def lost(results: list[Result]) -> dict[str, dict[str, float]]:
+    """Mean accuracy lost in the cases that all methods fit, by cause and method."""
+    methods = ("sgd", *METHODS_SHOWN)
+    here = [
+        each
+        for each in _of_group(results, "fits")
+        if all(LOST["at 4 bits"] in each.summary.get(name, {}) for name in methods)
+    ]
+    return {
+        cause: {
+            name: float(np.mean([each.summary[name][quantity][0] for each in here]))
+            for name in methods
+        }
+        for cause, quantity in LOST.items()
+    }
+
+
 def robustness(results: list[Result]) -> Iterator[str]:
     """Accuracy lost by rounding and by noise, of the same networks."""
     yield (
         "The networks of these comparisons, without training them again: how much test"
         " accuracy they lose, in percent, when the weights of a filter are rounded to 8"
-        " or 4 bits, or get uniform noise of half their norm. Means over the cases in"
-        " which SGD fits right labels."
+        " or 4 bits, or get uniform noise of half their norm. Means over the cases that"
+        " SGD fits and in which all methods were compared."
     )
-    here = _of_group(results, "fits")
-    rows = []
-    for name in ("sgd", *METHODS_SHOWN):
-        there = [each.summary[name] for each in here if name in each.summary]
-        if not there:
-            continue
-        cells = [
-            f"{np.mean([row[quantity][0] for row in there if quantity in row]):.2f}"
-            for quantity in ("lost_at_8_bits", "lost_at_4_bits", "lost_under_noise")
-        ]
-        rows.append((label(name), *cells))
-    yield markdown(("method", "at 8 bits", "at 4 bits", "under noise"), rows)
+    yield "![Accuracy lost by rounding and by noise](results/robustness.png)"
+    found = lost(results)
+    rows = [
+        (label(name), *(f"{found[cause][name]:.2f}" for cause in LOST))
+        for name in ("sgd", *METHODS_SHOWN)
+    ]
+    yield markdown(("method", *LOST), rows)
 
 
 def main() -> None:
@@ -374,6 +394,9 @@ def main() -> None:
     (DOCS / "results.md").write_text(page(results))
     (DOCS / "cases.md").write_text(cases.page(results))
     pictures.save(results)
+    causes = lost([each for each in results if each.experiment in MAIN])
+    shown = {cause: causes[cause] for cause in ("at 4 bits", "under noise")}
+    pictures.robustness(shown).savefig(DOCS / "results" / "robustness.png", dpi=130)
 
 
 if __name__ == "__main__":
