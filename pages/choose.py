@@ -58,6 +58,7 @@ class Figures:
             "unswept": f"{self.mean(OURS, self._common):+.1f}",
             "sam": f"{self.mean('sam', self._common):+.1f}",
             "msam": f"{self.mean('msam', self._common):+.1f}",
+            "wrong_swept": f"{self.mean(SWEPT, self._of['wrong']):+.1f}",
             "sgd_4_bits": f"{self.lost('sgd'):.2f} %",
             "ours_4_bits": f"{self.lost(OURS):.2f} %",
         }
@@ -78,6 +79,10 @@ class Figures:
             == max(mean(name, self._common) for name in METHODS_SHOWN),
             "SAM's second gradient does not pay": mean("sam", self._common)
             <= mean(OURS, self._common),
+            "a radius does more for wrong labels than the rise": mean(
+                SWEPT, self._of["wrong"]
+            )
+            > mean(OURS, self._of["wrong"]),
             "rounding costs less": self.lost(OURS) < self.lost("sgd"),
         }
 

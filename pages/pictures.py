@@ -7,7 +7,7 @@ from pages.source import DOCS
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting.statistics import paired_difference
 
-SHOWN = ("adasmoothout", "smoothout-fixed", "sam")
+SHOWN = ("adasmoothout", "smoothout-fixed", "msam", "sam")
 LABELS = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
 MAIN = ("batches", "wrong-labels", "networks", RISE)
 
@@ -21,9 +21,15 @@ def save(results: list[Result]) -> None:
     """Writes the pictures that there are results for."""
     main = [each for each in results if each.experiment in MAIN]
     forest(main).savefig(DOCS / "results" / "groups.png", dpi=130)
-    wrong = [each for each in results if each.experiment == "wrong-labels"]
-    if wrong:
+    if wrong := at_several_fractions(results):
         wrong_labels(wrong).savefig(DOCS / "results" / "wrong-labels.png", dpi=130)
+
+
+def at_several_fractions(results: list[Result]) -> list[Result]:
+    """The cases of wrong labels on data of which several fractions were wrong."""
+    wrong = [each for each in results if each.experiment == "wrong-labels"]
+    data = [each.settings["data"] for each in wrong]
+    return [each for each in wrong if data.count(each.settings["data"]) > 1]
 
 
 def robustness(lost: dict[str, dict[str, float]]) -> Figure:
@@ -58,7 +64,7 @@ def forest(results: list[Result]) -> Figure:
         for row, each in enumerate(here):
             for index, method in enumerate(SHOWN):
                 if d := each.difference(method):
-                    _bar(ax, row + 0.2 * (index - 1), d, method)
+                    _bar(ax, row + 0.19 * (index - 1.5), d, method)
         ax.axvline(0, color="black", lw=0.8)
         ax.set_yticks(range(len(here)), [each.label for each in here], fontsize=8)
         ax.set_ylim(len(here) - 0.4, -0.6)
@@ -73,7 +79,7 @@ def forest(results: list[Result]) -> Figure:
     handles, names = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     figure.legend(
-        unique.values(), unique, loc="outside upper center", ncols=3, frameon=False
+        unique.values(), unique, loc="outside upper center", ncols=4, frameon=False
     )
     figure.supxlabel(
         "test accuracy minus SGD's (%), mean and 95 % interval of pairs", fontsize=10

@@ -187,8 +187,9 @@ def batches(results: list[Result]) -> Iterator[str]:
 
 def wrong_labels(results: list[Result]) -> Iterator[str]:
     """Accuracy at the end, at its best, and what was memorised."""
+    if pictures.at_several_fractions(results):
+        yield "![Accuracy by the part of wrong labels](results/wrong-labels.png)"
     yield (
-        "![Accuracy by the part of wrong labels](results/wrong-labels.png)\n\n"
         "Some training labels are wrong, held-out ones too; the test labels are right."
         " *Early stopping*: the test accuracy at the time when the accuracy on held-out"
         " images was highest. *Memorised*: which part of the"

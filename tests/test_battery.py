@@ -220,10 +220,12 @@ def test_idx_test_images_of_another_size_are_told(tmp_path, capsys):
         labels = (np.arange(30) % 10).astype(np.uint8)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
     own = ["--data", "fashion-mnist", "--data-dir", folder.parent]
+    names = [case.name for case in EXPERIMENTS["batches"]["cpu"]]
+    cases = ["--cases", *(name for name in names if "fashion-mnist" in name)]
     for command in (
         ["train", *TRAIN.split(), *own],
         ["compare", *COMPARE.split(), *own],
-        ["evidence", "fashion-mnist", "--data-dir", folder.parent],
+        ["evidence", "batches", *cases, "--data-dir", folder.parent],
     ):
         line = refused(capsys, *command, output=tmp_path / "output")
         assert "of train have shape (4, 4, 1), those of t10k (5, 5, 1)" in line
@@ -1008,7 +1010,7 @@ def test_data_are_loaded_and_losses_compiled_once(
 ):
     """For however many checkpoints of one data set and network."""
     other = copied(checkpoint, tmp_path / "other")
-    loads = spied(monkeypatch, task, "load")
+    loads = spied(monkeypatch, task, "prepare")
     traces = spied(monkeypatch, task.Task, "quantities")
     counts = []
     for number in (1, 2):

@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     message = refused(capsys, *options, "--output", tmp_path)
     assert "the loss is nan at step" in message
     assert f"the last good checkpoint is {tmp_path}/checkpoints/0" in message
-    assert "Lower the learning_rate (1e+30) or loss_rise (0.1)" in message
+    assert "lower the learning_rate (1e+30) or loss_rise (0.1)" in message
     assert steps_of(tmp_path) == [0]
 
 
