@@ -245,8 +245,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("network", MODELS)
 def test_every_network_learns(network):
-    depths = {"resnet": 8, "wide-resnet": 10, "vit": 1}
-    widths = {"cnet": 4, "resnet": 4, "wide-resnet": 4, "vit": 12}
+    depths = {"resnet": 8, "wide-resnet": 10, "resnet18": 10, "vit": 1}
+    widths = {"cnet": 4, "resnet": 4, "wide-resnet": 4, "resnet18": 2, "vit": 12}
     settings = TrainSettings(
         network=network,
         **TINY | {"steps": 10},
