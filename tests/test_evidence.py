@@ -1,4 +1,4 @@
-"""The command `smoothout evidence`, and the page made of its results."""
+"""The command `smoothout evidence`: its trials, its comparisons, its interruptions."""
 
 import dataclasses
 import json
@@ -7,12 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_battery import ends_as_interrupted, interrupted_at, run, strict
 
 from smoothout_jax.experiments import cli
-from smoothout_jax.experiments.commands import evidence
+from smoothout_jax.experiments.commands import evidence, trials
 from smoothout_jax.experiments.commands.trials import BEYOND, case_settings
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, TRIALS
+from smoothout_jax.experiments.training import comparison
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
@@ -133,3 +135,46 @@ def test_bad_options_are_told(options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evidence", *options.split()])
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_experiments_that_are_continued_have_the_same_bits(
+    tmp_path, monkeypatch, capsys
+):
+    """Interrupted in a trial, and in the middle of training."""
+    (case,) = EXPERIMENTS["batches"]["smoke"]
+    few = {"learning_rate": (0.1,), "msam_rho": (0.1, 0.3)}
+    monkeypatch.setattr(trials, "BEYOND", 0)
+    case = dataclasses.replace(case, methods=("sgd", "msam"), trials=few)
+    monkeypatch.setitem(EXPERIMENTS["batches"], "smoke", (case,))
+    words = ["evidence", "batches", "--form", "smoke"]
+    # A trial of MSAM, and four turns of each.
+    for call, number in ((1, 1), (4, 4), (None, 5)):
+        with monkeypatch.context() as patched:
+            calls = interrupted_at(patched, comparison.Trainer, "advance", call)
+            if call:
+                ends_as_interrupted(capsys, words, tmp_path / "parts")
+                minutes = strict((tmp_path / "parts/unfinished.json").read_text())
+            else:
+                run(*words, output=tmp_path / "parts")
+        assert len(calls) == number
+    run(*words, output=tmp_path / "whole")
+    parts, whole = (
+        strict((tmp_path / name / "batches-smoke.json").read_text())["cases"][case.name]
+        for name in ("parts", "whole")
+    )
+    assert 60 * parts["minutes"] > minutes["seconds"] > 0
+    assert parts["trials"] == whole["trials"]
+    assert parts["equal_updates"]["outcomes"] == whole["equal_updates"]["outcomes"]
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [
+        "batches-smoke.json"
+    ]

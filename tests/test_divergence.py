@@ -1,0 +1,114 @@
+"""What is said of training that came to nothing: it diverged, or did not learn."""
+
+import json
+
+import jax
+import pytest
+from test_battery import COMPARE, TRAIN, checked, refused, run, strict
+
+from smoothout_jax.experiments.plans import EXPERIMENTS
+from smoothout_jax.experiments.training.checkpoints import steps_of
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_methods_that_diverge_are_told_and_the_others_kept(tmp_path, capsys):
+    options = [*COMPARE.split(), "--methods", "smoothout-fixed", "--radius", "1e30"]
+    with pytest.raises(SystemExit) as ended:
+        run("compare", *options, output=tmp_path)
+    shown = capsys.readouterr()
+    line = checked(shown.err, ended.value.code)
+    assert "SmoothOut, fixed diverged from 2 of 2 seeds (0 1)" in line
+    assert "lower the learning_rate (0.1) or radius (1e+30)" in line
+    assert [row.split()[:3] for row in shown.out.splitlines() if "fixed" in row] == [
+        ["SmoothOut,", "fixed", "diverged"]
+    ]
+    summary = strict((tmp_path / "results.json").read_text())["summary"]
+    assert summary["sgd"]["test_accuracy"][0] > 0
+    assert summary["smoothout-fixed"].keys() == {"diverged", "relative_step_time"}
+    path = tmp_path / "checkpoints" / "smoothout-fixed"
+    for command in ("sharpness", "landscape"):
+        line = refused(capsys, command, path, output=tmp_path / "other")
+        assert f"{path}: training from seed 0 diverged" in line
+
+
+def test_methods_that_do_not_learn_are_told(tmp_path, capsys):
+    """The noise makes of the network one that says the same of all images."""
+    options = ["--methods", "smoothout-fixed", "--radius", "2", "--steps", "60"]
+    run("compare", *COMPARE.split(), *options, output=tmp_path)
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn from 2")
+    assert "nats, is not below that of guessing, 2.302: train for longer" in line
+    assert "or lower the learning_rate (0.1) or radius (2)" in line
+    (row,) = (row.split() for row in shown.out.splitlines() if "fixed" in row)
+    assert row[:5] == ["SmoothOut,", "fixed", "did", "not", "learn"]
+    assert len(row) == 6  # the time of a step
+    summary = strict((tmp_path / "results.json").read_text())["summary"]
+    assert summary["smoothout-fixed"]["did_not_learn"] == [0, 1]
+    assert summary["smoothout-fixed"]["test_accuracy"][0] < 20
+    assert "did_not_learn" not in summary["sgd"]
+
+
+def test_a_network_that_does_not_learn_is_told(tmp_path, capsys):
+    words = [*TRAIN.split(), "--method", "smoothout-fixed", "--radius", "2"]
+    run("train", *words, "--steps", "60", output=tmp_path)
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn: its tr")
+    assert steps_of(tmp_path)[-1] == 60
+    assert "train accuracy" in shown.out
+
+
+def test_experiments_mark_what_did_not_learn(tmp_path, capsys):
+    (case,) = EXPERIMENTS["batches"]["smoke"]
+    figures = {"test_accuracy": [9.9, 0.1], "difference_to_sgd": [-80.0, -81.0, -79.0]}
+    summary = {
+        "sgd": figures | {"test_accuracy": [90.0, 0.1]},
+        "sam": figures | {"did_not_learn": [1]},
+        "msam": figures,
+    }
+    plan = {case.name: case.to_json()}
+    cases = {case.name: {"trials": summary, "equal_updates": {"summary": summary}}}
+    path = tmp_path / "batches-smoke.json"
+    for sgd, row in (({}, "90.00 ± 0.10"), ({"did_not_learn": [0]}, "did not learn")):
+        summary["sgd"] |= sgd
+        path.write_text(
+            json.dumps(
+                {"experiment": "batches", "form": "smoke", "plan": plan, "cases": cases}
+            )
+        )
+        run("evidence", "batches", "--form", "smoke", output=tmp_path)
+        shown = capsys.readouterr()
+        assert f"SAM did not learn in {case.name}" in shown.err
+        rows = dict(
+            line.split(maxsplit=1)
+            for line in shown.out.splitlines()
+            if line.startswith(("SGD", "SAM"))
+        )
+        assert rows["SAM"].strip() == "did not learn"
+        assert rows["SGD"].strip() == row
+        # A difference to what did not learn says nothing.
+        assert ("-80.00" in shown.out) == (not sgd)
+
+
+def test_a_comparison_that_diverges_is_told(tmp_path, capsys):
+    options = [*COMPARE.split(), "--learning-rate", "1e30"]
+    with pytest.raises(SystemExit) as ended:
+        run("compare", *options, output=tmp_path)
+    shown = capsys.readouterr()
+    assert "SGD diverged from 2 of 2" in checked(shown.err, ended.value.code)
+    assert "nan" not in shown.out
+    strict((tmp_path / "results.json").read_text())
+    assert "nan" not in (tmp_path / "results.csv").read_text()
+
+
+def test_training_that_diverges_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("train", *TRAIN.split(), "--learning-rate", "1e30", output=tmp_path)
+    line = checked(capsys.readouterr().err, ended.value.code)
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/" in line
