@@ -9,6 +9,7 @@ than SGD: weaker still, a method is SGD.
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,8 @@ class _Trials:
             needed: whether to try a strength that is the only one.
         """
         setting, default = self._strength
-        grid: tuple[Any, ...] = (default,)
-        if setting != "loss_rise":
-            grid = _grid(self._case, setting)
+        rise = setting == "loss_rise"
+        grid = [default] if rise else [*_grid(self._case, setting)]
         if len(grid) > 1:
             self._try(grid)
             self._widen(setting)
@@ -184,7 +184,7 @@ class _Trials:
         strengths = sorted(self._reached)
         return {
             "learning_rate": self._task.settings.learning_rate,
-            "strengths": strengths or list(grid),
+            "strengths": strengths or grid,
             "accuracies": [self._of(each, "test accuracy") for each in strengths],
             "train_accuracies": [
                 self._of(each, "train accuracy") for each in strengths
@@ -219,7 +219,7 @@ class _Trials:
         mean = np.mean(self._of(strength, "test accuracy"))
         return float(np.nan_to_num(mean, nan=-1.0))
 
-    def _try(self, strengths: tuple[Any, ...]) -> None:
+    def _try(self, strengths: Sequence[Any]) -> None:
         seeds = self._seeds
         trainer = Trainer(
             self._method,
@@ -245,7 +245,7 @@ class _RecipeTrials(_Trials):
     def _strength(self) -> tuple[str, Any]:
         return self._case.recipe, None
 
-    def _try(self, strengths: tuple[Any, ...]) -> None:
+    def _try(self, strengths: Sequence[Any]) -> None:
         for strength in strengths:
             interruptions.check()
             changed = {self._case.recipe: strength}
