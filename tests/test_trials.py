@@ -415,3 +415,10 @@ def test_plans_tell_their_cases_apart():
             for case in cases:
                 for held_out in (True, False):
                     trials.case_settings(case, Path(), held_out=held_out)
+
+
+def test_learning_rates_between_the_best_and_the_default_are_tried_too():
+    tried = {"strengths": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
+    assert trials._rates(0.003, 0.1, tried) == (0.003, 0.01, 0.03, 0.1)
+    assert trials._rates(1.0, 0.1, tried) == (1.0, 0.3, 0.1)
+    assert trials._rates(0.1, 0.1, tried) == (0.1,)

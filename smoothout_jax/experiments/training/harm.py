@@ -30,7 +30,7 @@ def memorised(task: Task, params: Any, stats: Any) -> float:
     if not len(wrong):
         return float("nan")
     batch = task.data.train_images[wrong], labels[wrong]
-    return float(task.quantities(params, batch, stats)["accuracy"])
+    return float(task.measure(params, stats, [batch])["accuracy"])
 
 
 def accuracy_lost(
