@@ -8,6 +8,7 @@ from test_battery import COMPARE, TRAIN, checked, refused, run, strict
 
 from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.training.checkpoints import steps_of
+from smoothout_jax.experiments.training.guessing import Guessing
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,3 +113,11 @@ def test_training_that_diverges_is_told(tmp_path, capsys):
         run("train", *TRAIN.split(), "--learning-rate", "1e30", output=tmp_path)
     line = checked(capsys.readouterr().err, ended.value.code)
     assert f"the last good checkpoint is {tmp_path}/checkpoints/" in line
+
+
+def test_what_learned_the_right_labels_has_learned_whatever_the_wrong_ones_cost():
+    guessing = Guessing(2.3, 0.13)
+    assert guessing.beaten_by(2.2, 0.1)
+    assert guessing.beaten_by(3.0, 0.5)
+    assert not guessing.beaten_by(3.0, 0.12)
+    assert not guessing.beaten_by(2.3 - 1e-6, 0.1)

@@ -21,7 +21,7 @@ from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
 from smoothout_jax.experiments.options import option
 from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.comparison import Measurement, train_in_turns
-from smoothout_jax.experiments.training.guessing import guessing_loss
+from smoothout_jax.experiments.training.guessing import Guessing
 from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer, stack
@@ -150,7 +150,7 @@ def compare(
         networks={name: stack(each) for name, each in networks.items()},
         outcomes=outcomes,
         training=training,
-        guessing=guessing_loss(task),
+        guessing=Guessing.on(task),
     )
 
 

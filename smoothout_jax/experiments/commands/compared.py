@@ -23,7 +23,7 @@ from smoothout_jax.experiments.reporting.statistics import (
 )
 from smoothout_jax.experiments.training.checkpoints import save_checkpoint
 from smoothout_jax.experiments.training.comparison import DISTANCES, Outcome, Training
-from smoothout_jax.experiments.training.guessing import has_learned
+from smoothout_jax.experiments.training.guessing import Guessing
 from smoothout_jax.experiments.training.kept import remove_kept
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ class Results:
             along a leading axis.
         outcomes: what each method reached, by its name.
         training: how training went, by the method's name.
-        guessing: the training loss of guessing, in nats.
+        guessing: what guessing reaches on the training images.
     """
 
     settings: "CompareSettings"
     networks: dict[str, Any]
     outcomes: dict[str, Outcome]
     training: dict[str, Training]
-    guessing: float = np.inf
+    guessing: Guessing = Guessing()  # noqa: RUF009
 
     def relative_time(self, method: str) -> float:
         """Median over rounds of the step time relative to SGD's in the same round."""
@@ -69,7 +69,9 @@ class Results:
     @property
     def unlearned(self) -> dict[str, list[int]]:
         """The seeds from which a method did not learn, but did not diverge either."""
-        found = self._seeds(lambda each: ~has_learned(each.train_loss, self.guessing))
+        found = self._seeds(
+            lambda each: ~self.guessing.beaten_by(each.train_loss, each.train_accuracy)
+        )
         return {k: seeds for k, seeds in found.items() if k not in self.diverged}
 
     def _seeds(self, where: Callable[[Outcome], np.ndarray]) -> dict[str, list[int]]:
@@ -94,7 +96,7 @@ class Results:
         told = []
         for name, seeds in self.unlearned.items():
             method, loss = METHODS[name], float(self.outcomes[name].train_loss.max())
-            reason = advice.to_learn(method, self.settings, loss, self.guessing)
+            reason = advice.to_learn(method, self.settings, loss, self.guessing.loss)
             told.append(
                 f"{method.label} did not learn from {self._number(seeds)}: {reason}"
             )

@@ -31,7 +31,7 @@ from smoothout_jax.experiments.training.checkpoints import (
     save_checkpoint,
     steps_of,
 )
-from smoothout_jax.experiments.training.guessing import guessing_loss, has_learned
+from smoothout_jax.experiments.training.guessing import Guessing
 from smoothout_jax.experiments.training.logs import Log, read_log
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.experiments.training.processes import any_process, is_first
@@ -108,7 +108,7 @@ class Run:
             return Report(None, [])
         names = "settings.json", "log.csv", "tensorboard", "checkpoints"
         paths = [settings.output / name for name in names]
-        warning = self._warning(reached["train loss"])
+        warning = self._warning(reached["train loss"], reached["train accuracy"])
         return Report(self._table(reached), paths + self._picture(), warning=warning)
 
     def _bar(self) -> Any:
@@ -221,12 +221,12 @@ class Run:
             " clip gradients with clip_norm"
         )
 
-    def _warning(self, loss: float) -> str:
+    def _warning(self, loss: float, accuracy: float) -> str:
         """Whether the network did not learn, and what to change."""
-        guessing = guessing_loss(self._task)
-        if has_learned(loss, guessing):
+        guessing = Guessing.on(self._task)
+        if guessing.beaten_by(loss, accuracy):
             return ""
-        reason = advice.to_learn(self._method, self._settings, loss, guessing)
+        reason = advice.to_learn(self._method, self._settings, loss, guessing.loss)
         return f"{self._method.label} did not learn: {reason}"
 
     def _save(self) -> None:
