@@ -3,12 +3,16 @@
 What `execution="auto"` should choose there, what noise costs, and what the barrier
 around it is for. Parts run in order of what they tell; each is written as soon as it is
 measured, and none begins when the time is nearly over.
+
+On a GPU, XLA tries many kernels for each matrix product while it compiles. Programs
+share what it found to be fastest.
 """
 
 import argparse
 import contextlib
 import functools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +140,26 @@ def run(
     return results
 
 
+@contextlib.contextmanager
+def shared_tuning() -> Iterator[None]:
+    """Compilations that share what XLA found to be fastest, but no programs."""
+    settings = {
+        "jax_compilation_cache_dir": "",
+        "jax_persistent_cache_enable_xla_caches": "xla_gpu_per_fusion_autotune_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs": float("inf"),
+    }
+    kept = {name: getattr(jax.config, name) for name in settings}
+    with tempfile.TemporaryDirectory() as folder:
+        settings["jax_compilation_cache_dir"] = folder
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                jax.config.update(name, value)
+
+
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(
@@ -159,7 +183,8 @@ def main() -> None:
             parser.error(f"--parts: no part {name!r}; there are {'; '.join(todo)}")
     chosen = {name: todo[name] for name in options.parts or todo}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    results = run(chosen, options.output, 60 * options.minutes)
+    with shared_tuning():
+        results = run(chosen, options.output, 60 * options.minutes)
     print(f"wrote {options.output}; not begun: {len(results['not_begun'])}")
 
 

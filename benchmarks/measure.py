@@ -36,7 +36,7 @@ def measure(
     Returns:
         The figures, plain numbers all: seconds of every round, and bytes.
     """
-    params = problem.init(jax.random.key(0))
+    params = jax.jit(problem.init)(jax.random.key(0))
     batches = [problem.batch(jax.random.key(1 + i)) for i in range(NUM_BATCHES)]
 
     def start(name):

@@ -1,6 +1,26 @@
 """Makes all pages from the committed results: `python -m pages`."""
 
-from pages import choose, costs, eigenvalues, gallery, readme, results, rise, scaling
+from pages import (
+    choose,
+    convolutions,
+    costs,
+    eigenvalues,
+    gallery,
+    readme,
+    results,
+    rise,
+    scaling,
+)
 
-for page in (choose, costs, eigenvalues, gallery, readme, results, rise, scaling):
+for page in (
+    choose,
+    convolutions,
+    costs,
+    eigenvalues,
+    gallery,
+    readme,
+    results,
+    rise,
+    scaling,
+):
     page.main()

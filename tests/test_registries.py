@@ -118,7 +118,7 @@ STEPS = (
     ("settings", "measures", "plans"),
     ("methods",),
     ("regime", "models"),
-    ("averaging", "data", "networks"),
+    ("averaging", "convolutions", "data", "networks"),
     ("failures", "folders", "interruptions", "options", "progress"),
 )
 LEVELS = {name: level for level, names in enumerate(STEPS) for name in names}

@@ -29,8 +29,8 @@ class Model(NamedTuple):
         help: what it is, in a few words.
         build: function of (settings, number of classes, norm, dropout) to the module.
         drops: whether it has dropout.
-        convolves: whether it has convolutions, which are slow in loops and under vmap
-            on CPU.
+        convolves: whether it has convolutions, which are slow under vmap, and an
+            attribute `convolve`.
         hidden_sizes: default widths of its hidden layers; empty if it has none to
             choose.
         depth: default depth; `None` if it has none to choose.
@@ -140,6 +140,7 @@ MODELS = {
         lambda settings, classes, norm, drop: ViT(
             settings.layers, settings.channels, classes
         ),
+        convolves=False,
         depth=6,
         width=192,
         dimensions=(2,),

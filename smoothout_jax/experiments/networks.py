@@ -1,14 +1,17 @@
 """The networks of the experiments, as Flax Linen modules."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 Norm = Callable[[], Any]
 Dropout = Callable[[jax.Array], jax.Array]
+Convolve = Callable[..., jax.Array]
 
 
 def keep(x: jax.Array) -> jax.Array:
@@ -58,6 +61,7 @@ class CNet(nn.Module):
         num_classes: number of logits.
         norm: makes a normalisation layer.
         drop: what follows the ReLU of each hidden layer, such as dropout.
+        convolve: the convolution, for Flax.
 
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
@@ -68,13 +72,14 @@ class CNet(nn.Module):
     num_classes: int
     norm: Norm
     drop: Dropout = keep
+    convolve: Convolve = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, sizes…, channels)."""
-        x, axes = images, images.ndim - 2
+        x, axes, conv = images, images.ndim - 2, _conv(self.convolve)
         for _ in range(2):
-            x = nn.Conv(self.channels, (5,) * axes, use_bias=False)(x)
+            x = conv(self.channels, (5,) * axes)(x)
             x = nn.max_pool(nn.relu(self.norm()(x)), (2,) * axes, (2,) * axes)
         x = x.reshape(len(x), -1)
         for size in (6 * self.channels, 3 * self.channels):
@@ -95,6 +100,7 @@ class ResNet(nn.Module):
         norm: makes a normalisation layer.
         channels: channels of the first stage.
         stages: number of stages; with four, the depth is 8n + 2.
+        convolve: the convolution, for Flax.
 
     Reference:
         He et al., `Deep Residual Learning for Image Recognition
@@ -106,6 +112,7 @@ class ResNet(nn.Module):
     norm: Norm = lambda: nn.GroupNorm(num_groups=8)
     channels: int = 16
     stages: int = 3
+    convolve: Convolve = lax.conv_general_dilated
 
     def __post_init__(self):
         """Checks that the depth is 6n + 2, or what it must be with other stages."""
@@ -120,15 +127,16 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, sizes…, channels)."""
-        x = nn.relu(self.norm()(_conv(self.channels)(images)))
+        conv = _conv(self.convolve)
+        x = nn.relu(self.norm()(conv(self.channels, (3, 3))(images)))
         for stage in range(self.stages):
             channels = self.channels * 2**stage
             for block in range((self.depth - 2) // (2 * self.stages)):
                 strides = 2 if stage and not block else 1
-                y = nn.relu(self.norm()(_conv(channels, strides)(x)))
-                y = self.norm()(_conv(channels)(y))
+                y = nn.relu(self.norm()(conv(channels, (3, 3), strides)(x)))
+                y = self.norm()(conv(channels, (3, 3))(y))
                 if x.shape != y.shape:
-                    x = self.norm()(_conv(channels, strides, kernel=1)(x))
+                    x = self.norm()(conv(channels, (1, 1), strides)(x))
                 x = nn.relu(x + y)
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
@@ -144,6 +152,7 @@ class WideResNet(nn.Module):
         channels: channels of the first stage: 16 times the widening factor.
         num_classes: number of logits.
         norm: makes a normalisation layer.
+        convolve: the convolution, for Flax.
 
     Reference:
         Zagoruyko and Komodakis, `Wide Residual Networks
@@ -154,6 +163,7 @@ class WideResNet(nn.Module):
     channels: int
     num_classes: int
     norm: Norm
+    convolve: Convolve = lax.conv_general_dilated
 
     def __post_init__(self):
         """Checks that the depth is 6n + 4."""
@@ -164,22 +174,23 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, height, width, channels)."""
-        x = _conv(16)(images)
+        conv = _conv(self.convolve)
+        x = conv(16, (3, 3))(images)
         for stage in range(3):
             channels = self.channels * 2**stage
             for block in range((self.depth - 4) // 6):
                 strides = 2 if stage and not block else 1
                 y = nn.relu(self.norm()(x))
                 if not block:
-                    x = _conv(channels, strides, kernel=1)(y)
-                y = nn.relu(self.norm()(_conv(channels, strides)(y)))
-                x = x + _conv(channels)(y)
+                    x = conv(channels, (1, 1), strides)(y)
+                y = nn.relu(self.norm()(conv(channels, (3, 3), strides)(y)))
+                x = x + conv(channels, (3, 3))(y)
         x = nn.relu(self.norm()(x))
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
-def _conv(channels: int, strides: int = 1, *, kernel: int = 3) -> nn.Conv:
-    return nn.Conv(channels, (kernel, kernel), strides, use_bias=False)
+def _conv(convolve: Convolve) -> Callable[..., nn.Conv]:
+    return functools.partial(nn.Conv, use_bias=False, conv_general_dilated=convolve)
 
 
 class ViT(nn.Module):
@@ -208,8 +219,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, height, width, channels)."""
-        patches = nn.Conv(self.channels, (4, 4), 4)(images)
-        x = patches.reshape(len(images), -1, self.channels)
+        x = nn.Dense(self.channels)(_patches(images))
         position = nn.initializers.normal(0.02)
         x = x + self.param("position", position, (1, *x.shape[1:]))
         for _ in range(self.depth):
@@ -217,6 +227,13 @@ class ViT(nn.Module):
             hidden = nn.gelu(nn.Dense(4 * self.channels)(nn.LayerNorm()(x)))
             x = x + nn.Dense(self.channels)(hidden)
         return nn.Dense(self.num_classes)(nn.LayerNorm()(x).mean(1))
+
+
+def _patches(images: jax.Array) -> jax.Array:
+    """Cuts images into patches of 4 × 4: (images, patches, values)."""
+    count, height, width, channels = images.shape
+    patches = images.reshape(count, height // 4, 4, width // 4, 4, channels)
+    return patches.swapaxes(2, 3).reshape(count, -1, 16 * channels)
 
 
 class Transformer(nn.Module):

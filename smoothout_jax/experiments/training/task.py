@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from smoothout_jax.experiments import interruptions
+from smoothout_jax.experiments.convolutions import convolve
 from smoothout_jax.experiments.data.datasets import Dataset, prepare
 from smoothout_jax.experiments.networks import keep
 from smoothout_jax.experiments.options import InputError
@@ -22,6 +23,8 @@ from smoothout_jax.sharpness.objective import mean_over_batches
 UNITS = {"loss": "nats"}
 MEASURED_IMAGES = 2000
 BATCH = 500
+# Steps of a loop with convolutions on CPU: few, to notice an interruption soon.
+SHORT_LOOP = 10
 
 
 class Batches(list[Any]):
@@ -52,8 +55,8 @@ class Task:
         steps: updates in the whole of training.
         steps_per_epoch: updates in a pass over the training images.
         batch_norm: whether the network has BatchNorm.
-        convolves: whether it has convolutions, which are slow in loops and under vmap
-            on CPU.
+        convolves: whether it has convolutions, which are slow under vmap.
+        longest_loop: how many steps a compiled loop may take; `None` for any number.
         sets: batches of images and labels: `"train"`, the first 2,000 training images,
             which measures of sharpness use too, `"test"`, and, if there are any that
             are held out beside these, `"watched"`.
@@ -88,6 +91,9 @@ class Task:
         self.steps = settings.num_steps(num_images)
         self.steps_per_epoch = num_images // settings.batch_size
         self.convolves = settings.model.convolves
+        self.longest_loop = None
+        if self.convolves and jax.default_backend() == "cpu":
+            self.longest_loop = SHORT_LOOP if placement.mesh is None else 1
         self._training = self._network(
             use_running_average=False, momentum=0.9, drops=True
         )
@@ -202,15 +208,18 @@ class Task:
         return _apply_training(self._measuring, params, empty, batch[0])[1]
 
     def _network(self, *, drops: bool = False, **batch_norm: Any) -> nn.Module:
-        """The network, with or without its dropout, with options of its BatchNorm."""
+        """The network, with or without what only training needs, and its BatchNorm."""
         settings, drop = self.settings, keep
         norm = functools.partial(nn.BatchNorm, **batch_norm)
         if drops and settings.dropout:
             drop = nn.Dropout(settings.dropout, deterministic=False)
         try:
-            return settings.model.build(settings, self.data.num_classes, norm, drop)
+            network = settings.model.build(settings, self.data.num_classes, norm, drop)
         except ValueError as error:
             raise InputError(str(error)) from error
+        if drops and self.longest_loop == SHORT_LOOP:
+            return network.clone(convolve=convolve)
+        return network
 
     def _check_images(self, shape) -> None:
         settings = self.settings

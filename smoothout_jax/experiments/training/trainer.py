@@ -1,8 +1,8 @@
 """The training loop: one method, from several seeds.
 
 Networks without convolutions train side by side in one compiled program, which is
-faster. Convolutions are many times slower under `vmap` (one kernel for each run) and,
-on CPU, in loops: there runs take turns, and steps are dispatched one by one.
+faster. Convolutions are many times slower under `vmap` (one kernel for each run): there
+runs take turns, on CPU in short loops, between which an interruption is noticed.
 """
 
 import functools
@@ -69,7 +69,6 @@ class Trainer:
             task.settings, self.steps, method, task.steps_per_epoch, task.batch_norm
         )
         self._together = not task.convolves and task.placement.mesh is None
-        self._loops = not task.convolves or jax.default_backend() != "cpu"
         self.compile_seconds, self._compiled = 0.0, {}
         self._groups = self._begin(np.asarray(seeds), np.asarray(strengths, np.float32))
 
@@ -100,8 +99,7 @@ class Trainer:
         Args:
             start: the step that the runs have reached.
             stop: the step to train to.
-            stopped: says whether to end early; called between steps that are
-                dispatched one by one.
+            stopped: says whether to end early; called between short loops.
 
         Returns:
             Metrics, (runs, steps), and the seconds that the steps took.
@@ -171,14 +169,13 @@ class Trainer:
         return self._program(steps, draw, keys, first)(keys, first)
 
     def _training_program(self, state, batches):
-        """Compiles a program for all steps of these batches, or for one step."""
-        function, batch, data = self._scan, batches, self._task.training_data
+        """Compiles a program for all steps of these batches, or for a short loop."""
+        function, data = self._scan, self._task.training_data
+        batch = self._loops(batches)[0]
         if self._together:
             function = jax.vmap(function, (0, 0, None))
-        elif not self._loops:
-            function, batch = self._step, batches[0]
         program = self._program(
-            batches.shape,
+            batch.shape,
             function,
             *(state, batch, data),
             donate_argnums=0,
@@ -198,17 +195,25 @@ class Trainer:
             self.compile_seconds += time.perf_counter() - began
         return self._compiled[name]
 
+    def _loops(self, batches: jax.Array) -> jax.Array | list[jax.Array]:
+        """Batches by the loop that takes them, all loops of the same length."""
+        longest = self._task.longest_loop
+        if longest is None:
+            return [batches]
+        steps = len(batches)
+        length = max(n for n in range(1, longest + 1) if steps % n == 0)
+        return batches.reshape(-1, length, *batches.shape[1:])
+
     def _run(self, program, state, batches, stopped) -> Any:
-        if self._loops:
-            return program(state, batches)
         metrics = []
-        for batch in batches:
+        for loop in self._loops(batches):
             interruptions.check()
-            state, measured = program(state, batch)
+            state, measured = program(state, loop)
             metrics.append(measured)
             if stopped():
                 break
-        return state, stack(metrics)
+        axis = 1 if self._together else 0
+        return state, jax.tree.map(lambda *m: jnp.concatenate(m, axis), *metrics)
 
     def _init(self, seed, strength) -> State:
         params_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)

@@ -1,0 +1,88 @@
+"""What `smoothout_jax.experiments.convolutions` brings in loops on CPU.
+
+`python -m benchmarks.convolutions` times steps of training with the gradients that JAX
+derives and with those of `convolve`; `python -m pages.convolutions` makes the page.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from jax import lax
+
+from benchmarks.timing import interleaved
+from smoothout_jax.experiments.convolutions import convolve
+from smoothout_jax.experiments.networks import CNet, ResNet
+from smoothout_jax.experiments.reporting.provenance import provenance
+
+BATCH = 100
+STEPS = 10
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "C net of 12 channels": functools.partial(CNet, 12),
+    "ResNet-8 of 8 channels": functools.partial(ResNet, 8, channels=8),
+}
+
+
+def steps(network: Any) -> dict[str, Callable[[], Any]]:
+    """`STEPS` steps of training, compiled, one by one and in a loop."""
+    images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
+    labels = jax.random.randint(jax.random.key(1), (BATCH,), 0, 10)
+    params = jax.jit(network.init)(jax.random.key(2), images)
+
+    def loss(params):
+        logits = network.apply(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(params, _=None):
+        return optax.apply_updates(
+            params, optax.tree.scale(-0.01, jax.grad(loss)(params))
+        ), None
+
+    one = jax.jit(lambda params: step(params)[0]).lower(params).compile()
+    loop = jax.jit(lambda params: lax.scan(step, params, length=STEPS)[0])
+    loop = loop.lower(params).compile()
+
+    def one_by_one():
+        reached = params
+        for _ in range(STEPS):
+            reached = one(reached)
+        return reached
+
+    return {"one by one": one_by_one, "in a loop": lambda: loop(params)}
+
+
+def measure(make: Callable[..., Any], rounds: int) -> dict[str, list[float]]:
+    """Seconds of one step of a network, with JAX's gradients and with `convolve`'s."""
+    network = make(num_classes=10, norm=functools.partial(nn.GroupNorm, num_groups=4))
+    ours = steps(network.clone(convolve=convolve))
+    runs = steps(network) | {f"{name}, convolve": run for name, run in ours.items()}
+    seconds = interleaved(runs, rounds)
+    return {name: (values / STEPS).tolist() for name, values in seconds.items()}
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.convolutions",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="runs timed of each")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/performance/convolutions.json")
+    )
+    options = parser.parse_args()
+    networks = {name: measure(make, options.rounds) for name, make in NETWORKS.items()}
+    results = provenance() | {"batch": BATCH, "networks": networks}
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(networks, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Convolutions in loops on CPU."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from smoothout_jax.experiments.convolutions import convolve
+from smoothout_jax.experiments.networks import CNet
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "uneven"])
+@pytest.mark.parametrize(
+    ("sizes", "strides"), [((9,), (1,)), ((8, 7), (2, 1)), ((7, 8), (3, 2))]
+)
+def test_a_convolution_for_loops_has_the_gradients_of_jax(sizes, strides, padding):
+    axes = len(sizes)
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = jax.random.normal(keys[0], (2, *sizes, 3))
+    kernel = jax.random.normal(keys[1], (*(3, 4)[:axes], 3, 5))
+    pads = [(2, 0), (1, 3)][:axes] if padding == "uneven" else padding
+    form = ("NWC", "WIO", "NWC") if axes == 1 else ("NHWC", "HWIO", "NHWC")
+
+    def by_jax(inputs, kernel):
+        return jax.lax.conv_general_dilated(
+            inputs, kernel, strides, pads, dimension_numbers=form
+        )
+
+    def ours(inputs, kernel):
+        return convolve(inputs, kernel, strides, pads)
+
+    expected, pull = jax.vjp(by_jax, inputs, kernel)
+    actual, ours_pull = jax.vjp(ours, inputs, kernel)
+    grads = jax.random.normal(keys[2], expected.shape)
+    chex.assert_trees_all_equal(actual, expected)
+    chex.assert_trees_all_close(ours_pull(grads), pull(grads), rtol=1e-5, atol=1e-5)
+
+
+def test_its_second_derivatives_are_those_of_jax():
+    inputs = jax.random.normal(jax.random.key(0), (2, 6, 5, 2))
+
+    def product(layer):
+        params = nn.Conv(3, (3, 3)).init(jax.random.key(1), inputs)
+        along = jax.tree.map(jnp.cos, params)
+
+        def loss(params):
+            return jnp.sum(jnp.tanh(layer.apply(params, inputs)))
+
+        return jax.jvp(jax.grad(loss), (params,), (along,))
+
+    expected = product(nn.Conv(3, (3, 3)))
+    actual = product(nn.Conv(3, (3, 3), conv_general_dilated=convolve))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"feature_group_count": 2}, {"kernel_dilation": 2}, {"input_dilation": 2}],
+)
+def test_it_refuses_groups_and_dilation(options):
+    layer = nn.Conv(4, (3,), conv_general_dilated=convolve, **options)
+    with pytest.raises(ValueError, match="neither dilated nor grouped, got"):
+        layer.init(jax.random.key(0), jnp.ones((1, 8, 2)))
+
+
+def test_in_a_loop_its_gradients_keep_the_form_of_the_fast_kernel():
+    """So that this says when XLA no longer needs it, or no longer heeds it."""
+
+    def forms(**options):
+        network = CNet(2, 3, lambda: nn.GroupNorm(1), **options)
+        images = jnp.ones((2, 16, 16, 1))
+        params = network.init(jax.random.key(0), images)
+
+        def step(params, _):
+            return jax.grad(lambda p: network.apply(p, images).sum())(params), None
+
+        def loop(params):
+            return jax.lax.scan(step, params, length=3)[0]
+
+        text = jax.jit(loop).lower(params).compile().as_text()
+        lines = [line for line in text.splitlines() if " convolution(" in line]
+        assert lines
+        return {line.partition("dim_labels=")[2].partition(",")[0] for line in lines}
+
+    assert forms(convolve=convolve) == {"b01f_01io->b01f"}
+    assert len(forms()) > 1
