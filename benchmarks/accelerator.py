@@ -143,9 +143,10 @@ def run(
 @contextlib.contextmanager
 def shared_tuning() -> Iterator[None]:
     """Compilations that share what XLA found to be fastest, but no programs."""
+    tuned = "xla_gpu_per_fusion_autotune_cache_dir"
     settings = {
         "jax_compilation_cache_dir": "",
-        "jax_persistent_cache_enable_xla_caches": "xla_gpu_per_fusion_autotune_cache_dir",
+        "jax_persistent_cache_enable_xla_caches": tuned,
         "jax_persistent_cache_min_compile_time_secs": float("inf"),
     }
     kept = {name: getattr(jax.config, name) for name in settings}
