@@ -33,7 +33,7 @@ def page(results: list[Result]) -> str:
 
 
 def _description(each: Result) -> str:
-    settings, machine = each.settings, each.case["machine"]
+    settings = each.settings
     width = f" of width {settings['width']}" if settings["width"] else ""
     hidden = settings["hidden_sizes"]
     if hidden:
@@ -41,7 +41,7 @@ def _description(each: Result) -> str:
     return (
         f"Network {settings['network']}{width}, batches of {settings['batch_size']},"
         f" {settings['seeds']} seeds; {each.case['minutes']:.0f} minutes on"
-        f" {machine['cores']} cores. Repeat it with `smoothout evidence"
+        f" {each.machine}. Repeat it with `smoothout evidence"
         f' {each.experiment} --cases "{each.name}"`.'
     )
 

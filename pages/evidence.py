@@ -36,6 +36,7 @@ GROUPS = {
 }
 
 
+BATCHES = "batches"
 # The experiment whose cases are shown beside those of `batches`, where these are not
 # among them. It had five radii and fewer learning rates to try.
 RISE = "loss-rise"
@@ -74,6 +75,14 @@ class Result(NamedTuple):
         mark = " †" if self.experiment == RISE else " ‡" if self.tried_fewer else ""
         steps = f"{int(steps.split()[0]):,} steps{mark}"
         return ", ".join([*parts, steps, *rest])
+
+    @property
+    def machine(self) -> str:
+        """What trained its networks."""
+        machine = self.case["machine"]
+        if machine["backend"] == "cpu":
+            return f"{machine['cores']} cores"
+        return f"one {machine['device']}"
 
     @property
     def fits(self) -> bool:
@@ -143,7 +152,8 @@ def read(form: str = "cpu") -> list[Result]:
         folder = "rise" if experiment == RISE else "results"
         path = DOCS / folder / f"{experiment}-{form}.json"
         if path.exists():
-            there = {each.name for each in results}
+            batches = [each.name for each in results if each.experiment == BATCHES]
+            there = batches if experiment == RISE else []
             cases = json.loads(path.read_text())["cases"]
             results += [
                 Result(experiment, case.name, cases[case.name])
