@@ -21,6 +21,8 @@ QUESTIONS = {
 }
 DATA = {
     "digits": "Digits",
+    "digit-pairs": "Pairs of digits",
+    "text": "Text",
     "mnist1d": "MNIST-1D",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",

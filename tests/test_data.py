@@ -289,3 +289,34 @@ def test_mnist_1d_is_generated_alike_and_leaves_the_random_generators():
     assert data.test_images.shape == (1000, 40, 1)
     np.testing.assert_array_equal(data[2], load("mnist1d", Path(), None)[2])
     assert np.ptp(np.bincount(data.test_labels)) < 40
+
+
+def test_pairs_of_digits_have_a_hundred_classes_and_share_no_digit():
+    data, digits = load("digit-pairs", Path(), None), load("digits", Path(), 1787)
+    assert data.num_classes == 100
+    right_of = dict(
+        zip(
+            (each.tobytes() for each in np.concatenate([digits[0], digits[2]])),
+            np.concatenate([digits[1], digits[3]]),
+            strict=True,
+        )
+    )
+    seen = {"train": set(), "test": set()}
+    for name, images, labels in (
+        ("train", data.train_images, data.train_labels),
+        ("test", data.test_images, data.test_labels),
+    ):
+        for image, label in zip(images, labels, strict=True):
+            left, right = (half.tobytes() for half in (image[:, :8], image[:, 8:]))
+            assert label == 10 * right_of[left] + right_of[right]
+            seen[name] |= {left, right}
+    assert not seen["train"] & seen["test"]
+
+
+def test_the_label_of_a_text_is_the_character_after_it():
+    data = load("text", Path(), None)
+    images, labels = data.train_images, data.train_labels
+    assert data.num_classes == images.shape[-1] == 40
+    np.testing.assert_array_equal(images.sum(-1), 1)
+    np.testing.assert_array_equal(images[1:, :-1], images[:-1, 1:])
+    np.testing.assert_array_equal(images[1:, -1].argmax(-1), labels[:-1])

@@ -136,14 +136,14 @@ MODELS = {
         dimensions=(2,),
     ),
     "vit": Model(
-        "a vision transformer",
+        "a vision transformer, of sequences too",
         lambda settings, classes, norm, drop: ViT(
             settings.layers, settings.channels, classes
         ),
         convolves=False,
         depth=6,
         width=192,
-        dimensions=(2,),
+        dimensions=(1, 2),
         patch=4,
     ),
 }

@@ -194,7 +194,9 @@ def _conv(convolve: Convolve) -> Callable[..., nn.Conv]:
 
 
 class ViT(nn.Module):
-    """A small vision transformer: patches of 4 × 4, three heads, mean over patches.
+    """A small transformer: three heads, mean over positions.
+
+    Tokens are patches of 4 × 4, or the positions of a sequence.
 
     Attributes:
         depth: number of blocks.
@@ -218,8 +220,8 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits of images (images, height, width, channels)."""
-        x = nn.Dense(self.channels)(_patches(images))
+        """Returns the logits of images, or of sequences (…, positions, channels)."""
+        x = nn.Dense(self.channels)(images if images.ndim == 3 else _patches(images))
         position = nn.initializers.normal(0.02)
         x = x + self.param("position", position, (1, *x.shape[1:]))
         for _ in range(self.depth):

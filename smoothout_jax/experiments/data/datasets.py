@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
+from sklearn import datasets as sklearn
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import require
@@ -55,8 +55,51 @@ class Source(NamedTuple):
 
 
 def _digits(data_dir: Path) -> tuple[Split, None]:
-    images, labels = load_digits(return_X_y=True)
+    images, labels = sklearn.load_digits(return_X_y=True)
     return checked_split(images.reshape(-1, 8, 8, 1) / 16, labels, "digits"), None
+
+
+def _digit_pairs(data_dir: Path) -> tuple[Split, Split]:
+    """Two digits side by side: 100 classes; no digit is in training and test pairs."""
+    draw = np.random.default_rng(0)
+    digits, _ = _digits(data_dir)
+
+    def pairs(count: int, available: np.ndarray) -> Split:
+        left, right = draw.choice(available, (2, count))
+        return checked_split(
+            np.concatenate([digits.images[left], digits.images[right]], axis=2),
+            10 * digits.labels[left] + digits.labels[right],
+            "digit-pairs",
+        )
+
+    order = draw.permutation(len(digits.labels))
+    return pairs(4000, order[:1200]), pairs(3000, order[1200:])
+
+
+TEXTS = "breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine"
+WINDOW = 16
+# Rarer characters of the text are left out.
+FEWEST = 40
+
+
+def _text(data_dir: Path) -> tuple[Split, Split]:
+    """The next character after 16 others, in scikit-learn's descriptions of data.
+
+    Characters are one-hot, (positions, characters). The last fifth of the text is for
+    testing; descriptions share phrases, so it repeats some of the rest.
+    """
+    text = "".join(getattr(sklearn, f"load_{name}")().DESCR for name in TEXTS).lower()
+    characters = sorted(c for c in set(text) if text.count(c) >= FEWEST)
+    tokens = np.array([characters.index(c) for c in text if c in characters])
+    one_hot = np.eye(len(characters), dtype=np.float32)[tokens]
+
+    def windows(first: int, last: int) -> Split:
+        ends = np.arange(first + WINDOW, last)
+        images = one_hot[ends[:, None] + np.arange(-WINDOW, 0)]
+        return checked_split(images, tokens[ends], "text")
+
+    middle = len(tokens) * 4 // 5
+    return windows(0, middle), windows(middle, len(tokens))
 
 
 def _mnist1d(data_dir: Path) -> tuple[Split, Split]:
@@ -99,6 +142,8 @@ def _cifar100(data_dir: Path) -> tuple[Split, Split]:
 
 DATA_SETS = {
     "digits": Source(_digits, 1787, train_size=500, standardize=False),
+    "digit-pairs": Source(_digit_pairs, 4000, standardize=False),
+    "text": Source(_text, standardize=False),
     "mnist1d": Source(_mnist1d, 4000, standardize=False),
     "mnist": Source(_mnist, 60_000),
     "fashion-mnist": Source(_fashion_mnist, 60_000),
@@ -118,9 +163,10 @@ class DataSettings(Settings):
 
     data: str = option(
         "digits",
-        "data set: scikit-learn's digits; MNIST-1D, which is generated; those of the"
-        " other names, read from the data folder; or npz, for the files train.npz and"
-        " test.npz in it, each with arrays images and labels",
+        "data set: scikit-learn's digits; pairs of them, with 100 classes; text, the"
+        " next character of scikit-learn's descriptions; MNIST-1D, which is generated;"
+        " those of the other names, read from the data folder; or npz, for the files"
+        " train.npz and test.npz in it, each with arrays images and labels",
         choices=DATA_SETS,
     )
     data_dir: Path = option(

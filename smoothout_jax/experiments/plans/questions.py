@@ -184,8 +184,14 @@ NETWORKS = _named(
         width=48, optimizer="adamw", warmup=0.1,
     ),
     cases(
+        "text", "vit", {100: (800, 1)}, _THREE, (1000, 250), (5, 3), depth=2, width=24,
+        optimizer="adamw", warmup=0.1,
+    ),
+    cases(
         "digits", "vit", {50: (1000, 1)}, _THREE, (500, 150), (5, 3), depth=2, width=24,
         optimizer="adamw", warmup=0.1,
     ),
     trials={"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)},
+) + _named(
+    cases("digit-pairs", "mlp", {100: (2000, 1)}, _SIX, (2000, 500), (10, 3)),
 )  # fmt: skip
