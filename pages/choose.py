@@ -11,6 +11,7 @@ from pages.results import MAIN, METHODS_SHOWN, tally
 from pages.source import DOCS, ROOT
 
 OURS, SWEPT = "adasmoothout", "adasmoothout-fixed"
+PARTS = "smoothout", "smoothout-gaussian", "no-denoising", "adasmoothout", "two-sided"
 
 
 class Figures:
@@ -33,6 +34,17 @@ class Figures:
             if all(map(each.difference, METHODS_SHOWN))
         ]
 
+        self._recipes = [
+            each
+            for each in results
+            if each.experiment == "recipes" and not each.name.endswith("no recipe")
+        ]
+        self._parts = [
+            each
+            for each in results
+            if each.experiment == "parts" and "no-denoising" in each.summary
+        ]
+
     def mean(self, method: str, cases: list[Result]) -> float:
         """Mean difference to SGD."""
         return float(np.mean([each.difference(method)[0] for each in cases]))
@@ -48,6 +60,19 @@ class Figures:
             r for r in self._of["fits"] if (r.settings["batch_size"] >= 500) == large
         ]
 
+    def wrong(self, fraction: float) -> list[Result]:
+        """The cases of which this part of the labels is wrong, by any other class."""
+        return [
+            each
+            for each in self._of["wrong"]
+            if each.settings["label_noise"] == fraction
+            and each.settings["label_noise_kind"] == "symmetric"
+        ]
+
+    def with_recipe(self, name: str) -> list[Result]:
+        """The cases of a recipe."""
+        return [each for each in self._recipes if each.name.endswith(f", {name}")]
+
     def texts(self) -> dict[str, str]:
         """What stands in the page, by name."""
         return {
@@ -59,6 +84,17 @@ class Figures:
             "sam": f"{self.mean('sam', self._common):+.1f}",
             "msam": f"{self.mean('msam', self._common):+.1f}",
             "wrong_swept": f"{self.mean(SWEPT, self._of['wrong']):+.1f}",
+            "wrong_by_fraction": ", ".join(
+                f"{self.mean(SWEPT, self.wrong(fraction)):+.1f} at {fraction:.0%}"
+                for fraction in (0.2, 0.4, 0.6)
+            ).replace("%", " %"),
+            "recipes": _counted(self._recipes),
+            "shift": f"{self.mean(OURS, self.with_recipe('shift and flip')):+.1f}",
+            "dropout": f"{self.mean(OURS, self.with_recipe('dropout')):+.1f}",
+            **{
+                name.replace("-", "_"): f"{self.mean(name, self._parts):+.1f}"
+                for name in PARTS
+            },
             "sgd_4_bits": f"{self.lost('sgd'):.2f} %",
             "ours_4_bits": f"{self.lost(OURS):.2f} %",
         }
@@ -83,6 +119,17 @@ class Figures:
                 SWEPT, self._of["wrong"]
             )
             > mean(OURS, self._of["wrong"]),
+            "it adds to recipes": mean(OURS, self._recipes) > 0
+            and not tally(self._recipes, OURS)[3],
+            "de-noising carries the gain": mean("no-denoising", self._parts)
+            <= 0
+            < mean("smoothout", self._parts),
+            "the shape of the noise does not matter": abs(
+                mean("smoothout-gaussian", self._parts) - mean("smoothout", self._parts)
+            )
+            < 0.5,
+            "relative noise does more": mean("adasmoothout", self._parts)
+            > mean("smoothout", self._parts),
             "rounding costs less": self.lost(OURS) < self.lost("sgd"),
         }
 
