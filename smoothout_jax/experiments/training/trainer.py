@@ -70,6 +70,7 @@ class Trainer:
         )
         self._together = not task.convolves and task.placement.mesh is None
         self.compile_seconds, self._compiled = 0.0, {}
+        self._evaluated = jax.jit(self._to_evaluate)
         self._groups = self._begin(np.asarray(seeds), np.asarray(strengths, np.float32))
 
     @property
@@ -119,13 +120,23 @@ class Trainer:
 
     def networks(self) -> list[tuple[Any, Any]]:
         """The parameters and statistics of each run to evaluate."""
-        networks = []
-        for run in unstack(self.state):
-            params = self.method.eval_params(run.opt_state, run.params)
-            if self._context.settings.ema_decay is not None:
-                params = averaged_params(run.opt_state)
-            networks.append((params, self._task.statistics(params, run.stats)))
-        return networks
+        return [
+            (params, self._task.statistics(params, stats))
+            for params, stats in self._evaluated(self._groups)
+        ]
+
+    def _to_evaluate(self, groups: list[State]) -> list[tuple[Any, Any]]:
+        """The parameters of each run to evaluate, and the statistics of training."""
+        averaged = self._context.settings.ema_decay is not None
+        return [
+            (
+                averaged_params(run.opt_state)
+                if averaged
+                else self.method.eval_params(run.opt_state, run.params),
+                run.stats,
+            )
+            for run in (unstack(groups[0]) if self._together else groups)
+        ]
 
     def noise(self) -> Noise:
         """The size of the noise in use, and the rise of the loss, if it is held."""
