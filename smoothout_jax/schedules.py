@@ -126,8 +126,8 @@ def rise_schedule(
     and slows it down before. So the rise grows from 0, by default by 0.003 nats an
     epoch, in `epochs` of them but at least 200 steps, and stays. It suits trainings
     that go on for many epochs after the network fits its images, and does next to
-    nothing in those of a few. Where many labels are wrong it must be larger, and come
-    before they are learnt: `loss_rise=0.3, epochs=30`. It is meant for cross entropy.
+    nothing in those of a few. Where labels are wrong, a fixed radius chosen on held-out
+    labels does more. It is meant for cross entropy.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.
