@@ -67,7 +67,7 @@ BATCHES = _named(
 def _wrong_labels() -> tuple[Case, ...]:
     """Cases at each amount of wrong labels; held-out labels are wrong as well.
 
-    The rise of the loss is larger and comes sooner than by default, as was chosen before.
+    The rise of the loss is larger and comes sooner than by default, chosen before.
     """
     rise = {"loss_rise": 0.3, "rise_epochs": 30.0}
     kinds = [(0.2, "symmetric"), (0.4, "symmetric"), (0.6, "symmetric"), (0.4, "pair")]
