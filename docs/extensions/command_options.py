@@ -1,8 +1,8 @@
 """The options of `smoothout`'s commands as lists, which a narrow screen can show.
 
 `{command-options} COMMAND` lists what its `--help` does, less the options of training
-that `train` and `compare` share, which `{command-options} shared` lists. The methods stand at
-`compare` alone.
+that `train` and `compare` share, which `{command-options} shared` lists.
+Methods are explained at `compare` alone.
 """
 
 import argparse
