@@ -11,7 +11,7 @@ from sphinx.util.typing import stringify_annotation
 # A cell of figures only, such as "+0.37 [+0.21, +0.53]", "96.5 ± 0.1", "0.98 to 1.1".
 FIGURES = re.compile(r"[-+±\d.,:/*()[\]% ]*\d( to |[-+±\d.,:/*()[\]% ])*")
 # Longer cells have a least width, lest they become a column of words.
-LONG = 60
+LONG = 40
 # What belongs together in prose: "[+0.37, +0.53]", "96.5 ± 0.1", "40 %".
 TOGETHER = re.compile(
     r"[-+−]?[\d.]+ \[[-+−\d., ]+\]|\[[-+−\d., ]+\]|[\d.]+ ± [\d.]+( %)?|\d %"
