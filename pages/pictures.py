@@ -1,4 +1,9 @@
-"""The pictures of the results: differences by group, accuracy by wrong labels."""
+"""The pictures of the results: differences by group, accuracy by wrong labels.
+
+They are narrow, so that their text is legible on a phone too.
+"""
+
+import re
 
 from matplotlib.figure import Figure
 
@@ -10,6 +15,8 @@ from smoothout_jax.experiments.reporting.statistics import paired_difference
 SHOWN = ("adasmoothout", "smoothout-fixed", "msam", "sam")
 LABELS = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
 MAIN = ("batches", "wrong-labels", "networks", RISE)
+# Inches, and dots per inch: 585 pixels.
+WIDTH, DPI = 4.5, 130
 
 
 def paired(one: Result, method: str, other: Result) -> tuple[float, float, float]:
@@ -20,9 +27,9 @@ def paired(one: Result, method: str, other: Result) -> tuple[float, float, float
 def save(results: list[Result]) -> None:
     """Writes the pictures that there are results for."""
     main = [each for each in results if each.experiment in MAIN]
-    forest(main).savefig(DOCS / "results" / "groups.png", dpi=130)
+    forest(main).savefig(DOCS / "results" / "groups.png", dpi=DPI)
     if wrong := at_several_fractions(results):
-        wrong_labels(wrong).savefig(DOCS / "results" / "wrong-labels.png", dpi=130)
+        wrong_labels(wrong).savefig(DOCS / "results" / "wrong-labels.png", dpi=DPI)
 
 
 def at_several_fractions(results: list[Result]) -> list[Result]:
@@ -38,51 +45,73 @@ def robustness(lost: dict[str, dict[str, float]]) -> Figure:
     Args:
         lost: mean accuracy lost in percent, by cause and method.
     """
-    figure = Figure(figsize=(8.6, 2.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     panels = figure.subplots(1, len(lost), sharey=True)
     for ax, (cause, values) in zip(panels, lost.items(), strict=True):
-        names = [LABELS.get(name, METHODS[name].label) for name in values]
+        names = [in_lines(LABELS.get(name, METHODS[name].label)) for name in values]
         colors = [METHODS[name].color for name in values]
         bars = ax.barh(names, list(values.values()), color=colors)
         ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         ax.set_title(cause, fontsize=10)
-        ax.margins(x=0.15)
+        ax.tick_params(labelsize=8)
+        ax.margins(x=0.4)
         ax.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     figure.supxlabel("test accuracy lost (%), mean of the cases", fontsize=9)
     return figure
 
 
+def in_lines(label: str) -> str:
+    """A label of a case or a method in short lines."""
+    return re.sub(r", (?=batch|\d+ %|no radius)", ",\n", label)
+
+
 def forest(results: list[Result]) -> Figure:
     """Paired differences to SGD with their intervals: a panel for each group."""
     groups = {name: [each for each in results if each.group == name] for name in GROUPS}
     groups = {name: here for name, here in groups.items() if here}
-    heights = [len(here) + 0.6 for here in groups.values()]
-    figure = Figure(figsize=(8.6, 0.36 * sum(heights) + 1.4), layout="constrained")
-    panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)
+    labels = {
+        name: [in_lines(each.label) for each in here] for name, here in groups.items()
+    }
+    inches = [
+        len(here) * (0.1 + 0.13 * max(label.count("\n") + 1 for label in here))
+        for here in labels.values()
+    ]
+    figure = Figure(
+        figsize=(WIDTH, sum(inches) + 0.4 * len(groups) + 0.8), layout="constrained"
+    )
+    panels = figure.subplots(len(groups), 1, height_ratios=inches, squeeze=False)
+    limits = _limits(groups)
     for ax, (name, here) in zip(panels[:, 0], groups.items(), strict=True):
         for row, each in enumerate(here):
-            for index, method in enumerate(SHOWN):
-                if d := each.difference(method):
-                    _bar(ax, row + 0.19 * (index - 1.5), d, method)
+            there = [method for method in SHOWN if each.difference(method)]
+            for index, method in enumerate(there):
+                place = row + 0.19 * (index - (len(there) - 1) / 2)
+                _bar(ax, place, each.difference(method), method)
         ax.axvline(0, color="black", lw=0.8)
-        ax.set_yticks(range(len(here)), [each.label for each in here], fontsize=8)
+        ax.set_yticks(range(len(here)), labels[name], linespacing=1.0)
         ax.set_ylim(len(here) - 0.4, -0.6)
         ax.grid(axis="x", alpha=0.3)
         ax.set_xscale("symlog", linthresh=2, linscale=1)
-        ax.set_title(GROUPS[name], loc="left")
-        ticks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 40]
-        low, high = _limits(groups)
+        ax.set_title(GROUPS[name], loc="left", fontsize=10)
+        ticks = [-20, -5, -2, 0, 2, 5, 20]
         ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
-        ax.set_xlim(low, high)
+        ax.set_xlim(limits)
+        ax.tick_params(labelsize=8)
         ax.minorticks_off()
     handles, names = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     figure.legend(
-        unique.values(), unique, loc="outside upper center", ncols=4, frameon=False
+        unique.values(),
+        unique,
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+        columnspacing=1.0,
     )
     figure.supxlabel(
-        "test accuracy minus SGD's (%), mean and 95 % interval of pairs", fontsize=10
+        "test accuracy minus SGD's (%),\nmean and 95 % interval of pairs", fontsize=9
     )
     return figure
 
@@ -110,7 +139,7 @@ def _limits(groups: dict[str, list[Result]]) -> tuple[float, float]:
         for method in SHOWN
         for end in each.difference(method) or ()
     ]
-    return min(-2.5, 1.1 * min(ends)), max(2.5, 1.1 * max(ends))
+    return min(-2.5, 1.3 * min(ends)), max(2.5, 1.3 * max(ends))
 
 
 def wrong_labels(results: list[Result]) -> Figure:

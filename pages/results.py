@@ -397,7 +397,9 @@ def main() -> None:
     pictures.save(results)
     causes = lost([each for each in results if each.experiment in MAIN])
     shown = {cause: causes[cause] for cause in ("at 4 bits", "under noise")}
-    pictures.robustness(shown).savefig(DOCS / "results" / "robustness.png", dpi=130)
+    pictures.robustness(shown).savefig(
+        DOCS / "results" / "robustness.png", dpi=pictures.DPI
+    )
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from pages import pictures
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.plans import EXPERIMENTS
-from smoothout_jax.experiments.reporting.figures import save_figure
 from smoothout_jax.experiments.reporting.formats import with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
 
@@ -130,7 +130,8 @@ def _listed(names: list[str]) -> str:
 
 def picture(cases: list[Case]) -> Figure:
     """Gains of both, case by case; beyond 10 on a logarithmic scale."""
-    figure = Figure(figsize=(8, 0.45 * len(cases) + 1.2), layout="constrained")
+    height = 0.46 * len(cases) + 1.2
+    figure = Figure(figsize=(pictures.WIDTH, height), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(cases))[::-1]
     labels = {RISE: "the rise, by default", FIXED: "radius chosen on held-out images"}
@@ -147,12 +148,16 @@ def picture(cases: list[Case]) -> Figure:
             label=label,
         )
     axes.axvline(0, color="black", lw=1, ls=":")
-    names = [f"{case.name}{'' if case.fits else ' (does not fit)'}" for case in cases]
-    axes.set_yticks(places, names, fontsize=8)
-    axes.set_xlabel("test accuracy minus SGD's, %, with 95 % interval")
+    names = [pictures.in_lines(case.name) for case in cases]
+    marks = ["" if case.fits else "\n(does not fit)" for case in cases]
+    axes.set_yticks(places, map("".join, zip(names, marks, strict=True)))
+    axes.set_ylim(-0.6, len(cases) - 0.4)
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel("test accuracy minus SGD's, %", fontsize=9)
     axes.set_xscale("symlog", linthresh=10)
-    axes.set_xticks([-50, -20, -10, -5, 0, 5, 10], [-50, -20, -10, -5, 0, 5, 10])
-    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
+    ticks = [-20, -10, -5, 0, 5, 10]
+    axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -160,7 +165,7 @@ def picture(cases: list[Case]) -> Figure:
 def main() -> None:
     """Writes the page and its picture."""
     cases = read()
-    save_figure(picture(cases), DOCS / "rise" / "gains", ("png",))
+    picture(cases).savefig(DOCS / "rise" / "gains.png", dpi=pictures.DPI)
     (DOCS / "rise.md").write_text(page(cases))
 
 

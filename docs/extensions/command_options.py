@@ -2,6 +2,7 @@
 
 `{command-options} COMMAND` lists what its `--help` does, less the options of training
 that `train` and `compare` share, which `{command-options} shared` lists.
+Methods are explained at `compare` alone.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def listed(actions):
         nodes.definition_list_item(
             "",
             nodes.term("", "", nodes.literal("", written(action))),
-            nodes.definition("", plain(action.help % vars(action))),
+            nodes.definition("", plain(explained(action))),
         )
         for action in actions
     ]
@@ -60,12 +61,20 @@ def actions_of(name):
     return [each for each in parsers[name]._actions if each.dest != "help"]
 
 
+def explained(action):
+    """What an option is."""
+    if action.dest == "method":
+        return f"one of the methods of compare (default: {action.default})"
+    return action.help % vars(action)
+
+
 def written(action):
     """An option as it is typed: its name, and what its value may be."""
     name = ", ".join(action.option_strings)
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         return name
-    value = action.metavar or "|".join(action.choices or (action.dest.upper(),))
+    choices = () if action.dest == "method" else action.choices
+    value = action.metavar or "|".join(choices or (action.dest.upper(),))
     several = " …" if action.nargs == "+" else ""
     return f"{name} {value}{several}".strip()
 

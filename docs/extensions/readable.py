@@ -9,7 +9,13 @@ from sphinx.util.osutil import relative_uri
 from sphinx.util.typing import stringify_annotation
 
 # A cell of figures only, such as "+0.37 [+0.21, +0.53]", "96.5 ± 0.1", "0.98 to 1.1".
-FIGURES = re.compile(r"[-+±\d.,:*()[\]% ]*\d( to |[-+±\d.,:*()[\]% ])*")
+FIGURES = re.compile(r"[-+±\d.,:/*()[\]% ]*\d( to |[-+±\d.,:/*()[\]% ])*")
+# Longer cells have a least width, lest they become a column of words.
+LONG = 40
+# What belongs together in prose: "[+0.37, +0.53]", "96.5 ± 0.1", "40 %".
+TOGETHER = re.compile(
+    r"[-+−]?[\d.]+ \[[-+−\d., ]+\]|\[[-+−\d., ]+\]|[\d.]+ ± [\d.]+( %)?|\d %"
+)
 # Names of types that Sphinx would write out; the last is in the others.
 TYPES = {
     "Schedule": optax.Schedule,
@@ -21,10 +27,20 @@ NAMES["[[...]"] = "[..."
 
 
 def keep_figures_in_a_line(app, doctree):
-    """Marks the cells of figures, which the style sheet does not break."""
+    """Marks cells of figures and long cells, and binds figures in prose."""
     for entry in doctree.findall(nodes.entry):
-        if FIGURES.fullmatch(entry.astext()):
+        text = entry.astext()
+        if FIGURES.fullmatch(text):
             entry["classes"].append("figures")
+        elif len(text) > LONG:
+            entry["classes"].append("long")
+    for text in list(doctree.findall(nodes.Text)):
+        if not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw)):
+            bound = TOGETHER.sub(
+                lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text
+            )
+            if bound != text:
+                text.parent.replace(text, nodes.Text(bound))
 
 
 def drop_links_to_the_page_itself(app, doctree, docname):
