@@ -8,24 +8,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pages import cases, pictures
+from pages import cases, pictures, sections
 from pages.evidence import GROUPS, QUESTIONS, RISE, Result, holm, missing, read
+from pages.sections import accuracy, cell, label
 from pages.source import DOCS, ROOT
-from smoothout_jax.experiments.methods.table import METHODS
-from smoothout_jax.experiments.plans import TRIALS
-from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.formats import with_error
 from smoothout_jax.experiments.reporting.tables import markdown
 
 MAIN = ("batches", "wrong-labels", "networks", RISE)
 METHODS_SHOWN = (
     "adasmoothout", "adasmoothout-fixed", "smoothout-fixed", "msam", "sam",
 )  # fmt: skip
-NAMES = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
-
-
-def label(method: str) -> str:
-    """A method's name on this page."""
-    return NAMES.get(method, METHODS[method].label)
 
 
 def page(results: list[Result]) -> str:
@@ -39,18 +32,18 @@ def page(results: list[Result]) -> str:
     parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
     parts += [verdict(main), "![Differences to SGD by group](results/groups.png)"]
     parts += [groups(main), OVER_GROUPS, MORE]
-    sections = {
+    asking = {
         "batches": batches,
         "wrong-labels": wrong_labels,
-        "recipes": recipes,
-        "parts": of_parts,
-        "rivals": rivals,
+        "recipes": sections.recipes,
+        "parts": sections.of_parts,
+        "rivals": sections.rivals,
         "networks": batches,
     }
-    for name, section in sections.items():
+    for name, section in asking.items():
         if asked[name]:
             parts += [f"## {QUESTIONS[name]}", *section(asked[name])]
-    parts += ["## Which radius, if you choose one?", ADVICE, advice(results)]
+    parts += ["## Which radius, if you choose one?", *sections.advice(results)]
     parts += ["## What else do flat minima give?", *robustness(main)]
     parts.append((ROOT / "pages" / "results_method.md").read_text().rstrip())
     if left := missing():
@@ -158,23 +151,12 @@ def _differences(results: list[Result], methods: tuple[str, ...]) -> str:
     rows = [
         (
             each.label,
-            _accuracy(each, "sgd"),
-            *(_cell(each, name) for name in methods),
+            accuracy(each, "sgd"),
+            *(cell(each, name) for name in methods),
         )
         for each in results
     ]
     return markdown(("case", "SGD, %", *map(label, methods)), rows)
-
-
-def _cell(result: Result, method: str) -> str:
-    """A difference to SGD with its interval, or what stands in its place."""
-    if difference := result.difference(method):
-        return with_interval(difference)
-    return "diverged" if "diverged" in result.summary.get(method, {}) else ""
-
-
-def _accuracy(result: Result, method: str) -> str:
-    return with_error(result.summary[method]["test_accuracy"])
 
 
 def batches(results: list[Result]) -> Iterator[str]:
@@ -215,136 +197,6 @@ def wrong_labels(results: list[Result]) -> Iterator[str]:
         ]
         yield f"{title}:"
         yield markdown(("case", *map(label, methods)), rows)
-
-
-def recipes(results: list[Result]) -> Iterator[str]:
-    """What noise adds to each recipe, and the recipe to plain SGD."""
-    yield (
-        "Each recipe is tuned like the noise, in six trials; then noise is added to it."
-        " Differences in percent: of the recipe alone to plain SGD, of noise on top to"
-        " the recipe alone, and of both to plain SGD."
-    )
-    rows, plain = [], None
-    for each in results:
-        *_, recipe = each.name.split(", ")
-        if recipe == "no recipe":
-            plain = each
-        if plain is None:
-            continue
-        alone = pictures.paired(each, "sgd", plain)
-        cells = [each.label.removesuffix(f", {recipe}"), recipe, _accuracy(each, "sgd")]
-        cells.append("" if each is plain else with_interval(alone))
-        for name in ("adasmoothout", "adasmoothout-fixed"):
-            d = each.difference(name)
-            cells += [
-                with_interval(d) if d else "",
-                with_interval(pictures.paired(each, name, plain)) if d else "",
-            ]
-        rows.append(tuple(cells))
-    held, fixed = "no radius chosen", "radius chosen"
-    yield markdown(
-        (
-            "case", "recipe", "accuracy, %", "recipe alone", f"+ noise, {held}",
-            "both", f"+ noise, {fixed}", "both",
-        ),
-        rows,
-    )  # fmt: skip
-
-
-def of_parts(results: list[Result]) -> Iterator[str]:
-    """Each part left out or replaced."""
-    yield (
-        "Radii are fixed here, by trials. *No de-noising* leaves the noise in the"
-        " weights; *split* and *mix* divide the batch between copies; *two-sided*"
-        " takes a pair of copies at opposite noises, two gradients a step."
-    )
-    names = [n for n in METHODS if any(n in each.summary for each in results)]
-    whole = [each for each in results if len(each.summary) > 3]
-    rows = [
-        (
-            METHODS[name].label,
-            *(_cell(each, name) for each in whole),
-        )
-        for name in names
-        if name != "sgd"
-    ]
-    changed = [each for each in results if each not in whole]
-    for name in ("smoothout", "adasmoothout"):
-        for change in dict.fromkeys(each.name.split(", ")[-1] for each in changed):
-            cells = []
-            for base in whole:
-                found = [
-                    each for each in changed if each.name == f"{base.name}, {change}"
-                ]
-                d = found[0].difference(name) if found else None
-                cells.append(with_interval(d) if d else "")
-            rows.append((f"{METHODS[name].label}, {change}", *cells))
-    yield markdown(("difference to SGD, %", *(each.label for each in whole)), rows)
-
-
-def rivals(results: list[Result]) -> Iterator[str]:
-    """Rivals at equal updates and at equal gradients, with their times."""
-    yield (
-        "Differences to SGD in percent, at equal updates; for methods that take two"
-        " gradients a step, second at equal gradients, which is half the updates. Step"
-        " times were measured in turns with SGD's, and are medians over the cases."
-    )
-    names = [n for n in METHODS if any(n in each.summary for each in results)]
-    rows = []
-    for name in names[1:]:
-        times = [
-            each.summary[name]["relative_step_time"]
-            for each in results
-            if name in each.summary
-        ]
-        cells = []
-        for each in results:
-            text = _cell(each, name)
-            if METHODS[name].gradients > 1 and (
-                fair := each.difference(name, "equal_gradients")
-            ):
-                text += f"; {with_interval(fair)}"
-            cells.append(text)
-        rows.append((label(name), *cells, f"{np.median(times):.2f}"))
-    header = ("method", *(each.label for each in results), "step time / SGD's")
-    yield markdown(header, rows)
-
-
-ADVICE = (
-    "Accuracy on held-out images less SGD's, in percent, at SGD's best learning rate,"
-    " averaged over the cases that SGD fits: what a wrong radius costs. In parentheses:"
-    " how many of the cases chose the strength."
-)
-
-
-def advice(results: list[Result]) -> str:
-    """Gain of each strength over SGD on held-out images, and how often it won."""
-    here = [r for r in results if r.experiment == "batches" and r.group == "fits"]
-    rows = []
-    for name in ("adasmoothout-fixed", "smoothout-fixed", "msam", "sam"):
-        strengths = TRIALS[METHODS[name].strength]
-        gains = np.mean([_gains(each, name, strengths) for each in here], 0)
-        chosen = [each.case["trials"][name]["chosen"] for each in here]
-        cells = [
-            f"{strength:g}: {gain:+.1f} ({chosen.count(strength)})"
-            for strength, gain in zip(strengths, gains, strict=True)
-        ]
-        rows.append((METHODS[name].label, *cells))
-    header = ("method", *(f"strength {i + 1}" for i in range(len(rows[0]) - 1)))
-    return markdown(header, rows)
-
-
-def _gains(result: Result, name: str, strengths: tuple[float, ...]) -> np.ndarray:
-    """Accuracy at each strength minus SGD's best, in percent; 0 % if one diverged."""
-    trials = result.case["trials"]
-    at_best = trials[name]["at_each_learning_rate"][0]
-    reached = dict(zip(at_best["strengths"], at_best["accuracies"], strict=True))
-    best = max(_mean(each) for each in trials["sgd"]["accuracies"])
-    return 100 * np.array([_mean(reached[each]) - best for each in strengths])
-
-
-def _mean(accuracies: list[float | None]) -> float:
-    return float(np.nan_to_num(np.array(accuracies, float)).mean())
 
 
 # What is measured of trained networks, by the column's heading.
@@ -395,6 +247,8 @@ def main() -> None:
     (DOCS / "results.md").write_text(page(results))
     (DOCS / "cases.md").write_text(cases.page(results))
     pictures.save(results)
+    for name, figure in sections.pictures(results):
+        figure.savefig(DOCS / "results" / f"{name}.png", dpi=pictures.DPI)
     causes = lost([each for each in results if each.experiment in MAIN])
     shown = {cause: causes[cause] for cause in ("at 4 bits", "under noise")}
     pictures.robustness(shown).savefig(
