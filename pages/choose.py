@@ -60,13 +60,13 @@ class Figures:
             r for r in self._of["fits"] if (r.settings["batch_size"] >= 500) == large
         ]
 
-    def wrong(self, fraction: float) -> list[Result]:
-        """The cases of which this part of the labels is wrong, by any other class."""
+    def wrong(self, fraction: float, kind: str = "symmetric") -> list[Result]:
+        """The cases of which this part of the labels is wrong, in this way."""
         return [
             each
             for each in self._of["wrong"]
             if each.settings["label_noise"] == fraction
-            and each.settings["label_noise_kind"] == "symmetric"
+            and each.settings["label_noise_kind"] == kind
         ]
 
     def with_recipe(self, name: str) -> list[Result]:
@@ -88,6 +88,8 @@ class Figures:
                 f"{self.mean(SWEPT, self.wrong(fraction)):+.1f} at {fraction:.0%}"
                 for fraction in (0.2, 0.4, 0.6)
             ).replace("%", " %"),
+            "pair_swept": f"{self.mean(SWEPT, self.wrong(0.4, 'pair')):+.1f}",
+            "pair_unswept": f"{self.mean(OURS, self.wrong(0.4, 'pair')):+.1f}",
             "recipes": _counted(self._recipes),
             "shift": f"{self.mean(OURS, self.with_recipe('shift and flip')):+.1f}",
             "dropout": f"{self.mean(OURS, self.with_recipe('dropout')):+.1f}",
@@ -130,6 +132,8 @@ class Figures:
             < 0.5,
             "relative noise does more": mean("adasmoothout", self._parts)
             > mean("smoothout", self._parts),
+            "pair flips mislead a sweep": mean(SWEPT, self.wrong(0.4, "pair"))
+            < mean(OURS, self.wrong(0.4, "pair")),
             "rounding costs less": self.lost(OURS) < self.lost("sgd"),
         }
 

@@ -27,7 +27,8 @@ def paired(one: Result, method: str, other: Result) -> tuple[float, float, float
 def save(results: list[Result]) -> None:
     """Writes the pictures that there are results for."""
     main = [each for each in results if each.experiment in MAIN]
-    forest(main).savefig(DOCS / "results" / "groups.png", dpi=DPI)
+    overview(main).savefig(DOCS / "results" / "groups.png", dpi=DPI)
+    forest(main).savefig(DOCS / "results" / "cases.png", dpi=DPI)
     if wrong := at_several_fractions(results):
         wrong_labels(wrong).savefig(DOCS / "results" / "wrong-labels.png", dpi=DPI)
 
@@ -48,7 +49,7 @@ def robustness(lost: dict[str, dict[str, float]]) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     panels = figure.subplots(1, len(lost), sharey=True)
     for ax, (cause, values) in zip(panels, lost.items(), strict=True):
-        names = [in_lines(LABELS.get(name, METHODS[name].label)) for name in values]
+        names = [in_lines(label_of(name)) for name in values]
         colors = [METHODS[name].color for name in values]
         bars = ax.barh(names, list(values.values()), color=colors)
         ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
@@ -66,10 +67,58 @@ def in_lines(label: str) -> str:
     return re.sub(r", (?=batch|\d+ %|no radius)", ",\n", label)
 
 
+def overview(results: list[Result]) -> Figure:
+    """A dot for each case, and a bar at their mean: by group and method."""
+    groups = _grouped(results)
+    figure = Figure(figsize=(WIDTH, 1.2 * len(groups) + 0.8), layout="constrained")
+    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (name, here) in zip(panels, groups.items(), strict=True):
+        labels = []
+        for row, method in enumerate(SHOWN):
+            means = [d[0] for each in here if (d := each.difference(method))]
+            labels.append(f"{in_lines(label_of(method))} ({len(means)})")
+            color = METHODS[method].color
+            ax.plot(means, [row] * len(means), "o", ms=5, alpha=0.5, color=color)
+            if means:
+                mean = sum(means) / len(means)
+                ax.plot([mean] * 2, [row - 0.4, row + 0.4], lw=3, color=color)
+        ax.axvline(0, color="black", lw=0.8)
+        ax.set_yticks(range(len(SHOWN)), labels)
+        ax.set_ylim(len(SHOWN) - 0.4, -0.6)
+        _in_percent(ax, _limits(groups), GROUPS[name])
+    figure.supxlabel(
+        "test accuracy minus SGD's (%)\ndots: cases (how many); bars: their means",
+        fontsize=9,
+    )
+    return figure
+
+
+def _grouped(results: list[Result]) -> dict[str, list[Result]]:
+    """The cases by group, without empty groups."""
+    groups = {name: [each for each in results if each.group == name] for name in GROUPS}
+    return {name: here for name, here in groups.items() if here}
+
+
+def label_of(method: str) -> str:
+    """A method's name in the pictures."""
+    return LABELS.get(method, METHODS[method].label)
+
+
+def _in_percent(ax, limits: tuple[float, float], title: str) -> None:
+    """An axis of differences, linear up to 2 %."""
+    ticks = [-20, -5, -2, 0, 2, 5, 20]
+    ax.set_xscale("symlog", linthresh=2, linscale=1)
+    ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+    ax.set_xlim(limits)
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.tick_params(labelsize=8)
+    ax.minorticks_off()
+    ax.grid(axis="x", alpha=0.3)
+
+
 def forest(results: list[Result]) -> Figure:
     """Paired differences to SGD with their intervals: a panel for each group."""
-    groups = {name: [each for each in results if each.group == name] for name in GROUPS}
-    groups = {name: here for name, here in groups.items() if here}
+    groups = _grouped(results)
     labels = {
         name: [in_lines(each.label) for each in here] for name, here in groups.items()
     }
@@ -91,14 +140,7 @@ def forest(results: list[Result]) -> Figure:
         ax.axvline(0, color="black", lw=0.8)
         ax.set_yticks(range(len(here)), labels[name], linespacing=1.0)
         ax.set_ylim(len(here) - 0.4, -0.6)
-        ax.grid(axis="x", alpha=0.3)
-        ax.set_xscale("symlog", linthresh=2, linscale=1)
-        ax.set_title(GROUPS[name], loc="left", fontsize=10)
-        ticks = [-20, -5, -2, 0, 2, 5, 20]
-        ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
-        ax.set_xlim(limits)
-        ax.tick_params(labelsize=8)
-        ax.minorticks_off()
+        _in_percent(ax, limits, GROUPS[name])
     handles, names = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     figure.legend(
@@ -126,7 +168,7 @@ def _bar(ax, row: float, difference: tuple, method: str) -> None:
         ms=5 if method == SHOWN[0] else 4,
         lw=1.6,
         color=METHODS[method].color,
-        label=LABELS.get(method, METHODS[method].label),
+        label=label_of(method),
     )
 
 
@@ -159,7 +201,7 @@ def wrong_labels(results: list[Result]) -> Figure:
             noise = [100 * each.settings["label_noise"] for each in there]
             for quantity, style in (("test_accuracy", "o-"), ("best_accuracy", "o:")):
                 means = [each.summary[method][quantity][0] for each in there]
-                label = LABELS.get(method, METHODS[method].label)
+                label = label_of(method)
                 ax.plot(
                     noise,
                     means,

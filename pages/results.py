@@ -10,7 +10,7 @@ import numpy as np
 
 from pages import cases, pictures, sections
 from pages.evidence import GROUPS, QUESTIONS, RISE, Result, holm, missing, read
-from pages.sections import accuracy, cell, label
+from pages.sections import accuracy, cell
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.reporting.formats import with_error
 from smoothout_jax.experiments.reporting.tables import markdown
@@ -108,7 +108,7 @@ def groups(main: list[Result]) -> str:
             if part and not (part is common and len(common) == len(here)):
                 cells = [_group_cell(part, *each) for each in certain.items()]
                 rows.append((f"{name} ({len(part)})", *cells))
-    return markdown(("cases", *map(label, certain)), rows)
+    return markdown(("cases", *map(pictures.label_of, certain)), rows)
 
 
 def _group_cell(
@@ -156,11 +156,13 @@ def _differences(results: list[Result], methods: tuple[str, ...]) -> str:
         )
         for each in results
     ]
-    return markdown(("case", "SGD, %", *map(label, methods)), rows)
+    return markdown(("case", "SGD, %", *map(pictures.label_of, methods)), rows)
 
 
 def batches(results: list[Result]) -> Iterator[str]:
     """Differences case by case, those that fit first."""
+    if results[0].experiment == "batches":
+        yield "![Differences to SGD, case by case](results/cases.png)"
     for group in ("fits", "short"):
         if here := _of_group(results, group):
             yield f"{GROUPS[group]}:"
@@ -196,7 +198,7 @@ def wrong_labels(results: list[Result]) -> Iterator[str]:
             for each in results
         ]
         yield f"{title}:"
-        yield markdown(("case", *map(label, methods)), rows)
+        yield markdown(("case", *map(pictures.label_of, methods)), rows)
 
 
 # What is measured of trained networks, by the column's heading.
@@ -235,7 +237,7 @@ def robustness(results: list[Result]) -> Iterator[str]:
     yield "![Accuracy lost by rounding and by noise](results/robustness.png)"
     found = lost(results)
     rows = [
-        (label(name), *(f"{found[cause][name]:.2f}" for cause in LOST))
+        (pictures.label_of(name), *(f"{found[cause][name]:.2f}" for cause in LOST))
         for name in ("sgd", *METHODS_SHOWN)
     ]
     yield markdown(("method", *LOST), rows)

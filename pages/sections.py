@@ -7,18 +7,13 @@ from matplotlib.figure import Figure
 
 from pages.evidence import Result
 from pages.panels import Mark, panels, strengths
-from pages.pictures import LABELS, paired
+from pages.pictures import label_of, paired
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import TRIALS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
 
 SWEPT = ("adasmoothout-fixed", "smoothout-fixed", "msam", "sam")
-
-
-def label(method: str) -> str:
-    """A method's name on this page."""
-    return LABELS.get(method, METHODS[method].label)
 
 
 def cell(result: Result, method: str) -> str:
@@ -75,7 +70,7 @@ def picture_of_recipes(results: list[Result]) -> Figure:
     groups: dict[str, dict[str, list[Mark]]] = {}
     for each, _, case, recipe in _by_recipe(results):
         groups.setdefault(case, {})[recipe] = [
-            Mark(d, METHODS[name].color, label(name))
+            Mark(d, METHODS[name].color, label_of(name))
             for name in ("adasmoothout", "adasmoothout-fixed")
             if (d := each.difference(name))
         ]
@@ -150,7 +145,7 @@ def rivals(results: list[Result]) -> Iterator[str]:
             ):
                 text += f"; {with_interval(fair)}"
             cells.append(text)
-        rows.append((label(name), *cells, f"{np.median(times):.2f}"))
+        rows.append((label_of(name), *cells, f"{np.median(times):.2f}"))
     header = ("method", *(each.label for each in results), "step time / SGD's")
     yield markdown(header, rows)
 
@@ -164,11 +159,11 @@ def picture_of_rivals(results: list[Result]) -> Figure:
             if name == "sgd" or not (d := each.difference(name)):
                 continue
             color = METHODS[name].color
-            rows[label(name)] = [Mark(d, color)]
+            rows[label_of(name)] = [Mark(d, color)]
             if METHODS[name].gradients > 1 and (
                 fair := each.difference(name, "equal_gradients")
             ):
-                rows[label(name)].append(Mark(fair, color, hollow=True))
+                rows[label_of(name)].append(Mark(fair, color, hollow=True))
     return panels(groups, "test accuracy minus SGD's; hollow: at equal gradients")
 
 
