@@ -6,8 +6,12 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.convolutions import convolve
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.networks import CNet
+from smoothout_jax.experiments.training.task import Task
+from smoothout_jax.experiments.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "uneven"])
@@ -85,3 +89,26 @@ def test_in_a_loop_its_gradients_keep_the_form_of_the_fast_kernel():
 
     assert forms(convolve=convolve) == {"b01f_01io->b01f"}
     assert len(forms()) > 1
+
+
+@jax.numpy_dtype_promotion("standard")  # Optax's trace
+def test_short_loops_train_as_steps_one_by_one_do_and_can_be_stopped_between():
+    task = Task(
+        CompareSettings(
+            data="digits",
+            network="cnet",
+            width=2,
+            train_size=60,
+            batch_size=20,
+            steps=20,
+        )
+    )
+    method = METHODS["adasmoothout"]
+    in_loops, by_step, stopped = (Trainer(method, task, [0]) for _ in range(3))
+    metrics, _ = in_loops.advance(0, 20)
+    steps = [by_step.advance(step, step + 1)[0] for step in range(20)]
+    each = jax.tree.map(lambda *m: jnp.concatenate(m, axis=1), *steps)
+    chex.assert_trees_all_close(metrics, each, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(in_loops.state, by_step.state, rtol=1e-4, atol=1e-5)
+    some, _ = stopped.advance(0, 20, lambda: True)
+    chex.assert_trees_all_close(some.loss, metrics.loss[:, :10], rtol=1e-6)

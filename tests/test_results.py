@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pages import cases, choose, results
-from pages.evidence import RISE, holm, read
+from pages.evidence import QUESTIONS, RISE, holm, read
 from smoothout_jax.experiments.commands.trials import case_settings
 from smoothout_jax.experiments.plans import EXPERIMENTS, TRIALS
 
@@ -30,6 +30,15 @@ def test_pages_are_those_of_the_committed_results(name, page, committed):
 @pytest.mark.parametrize("claim", choose.Figures(read()).claims)
 def test_figures_bear_what_the_advice_rests_on(claim, committed):
     assert choose.Figures(committed).claims[claim]
+
+
+def test_every_committed_case_of_an_experiment_is_read(committed):
+    for experiment in QUESTIONS:
+        path = DOCS / "results" / f"{experiment}-cpu.json"
+        cases = json.loads(path.read_text())["cases"] if path.exists() else {}
+        assert {each.name for each in committed if each.experiment == experiment} == {
+            *cases
+        }
 
 
 def test_committed_results_are_of_the_plans(committed):
