@@ -1,26 +1,11 @@
 """Makes all pages from the committed results: `python -m pages`."""
 
-from pages import (
-    choose,
-    convolutions,
-    costs,
-    eigenvalues,
-    gallery,
-    readme,
-    results,
-    rise,
-    scaling,
-)
+import importlib
 
-for page in (
-    choose,
-    convolutions,
-    costs,
-    eigenvalues,
-    gallery,
-    readme,
-    results,
-    rise,
-    scaling,
-):
-    page.main()
+MADE = (
+    "choose", "convolutions", "costs", "eigenvalues", "gallery", "readme", "results",
+    "rise", "scaling",
+)  # fmt: skip
+
+for name in MADE:
+    importlib.import_module(f"pages.{name}").main()
