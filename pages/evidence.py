@@ -74,7 +74,7 @@ class Result(NamedTuple):
         images = f"{int(images.split()[0]):,}"
         batch = batch.removeprefix("batch ")
         parts = f"{DATA[data]} {images}", NETWORKS[network], f"batch {batch}"
-        mark = " †" if self.experiment == RISE else " ‡" if self.tried_fewer else ""
+        mark = " †" if self.experiment == RISE else ""
         steps = f"{int(steps.split()[0]):,} steps{mark}"
         return ", ".join([*parts, steps, *rest])
 
@@ -94,17 +94,6 @@ class Result(NamedTuple):
             return self.summary["sgd"]["train_accuracy"][0] >= 100 * FITS
         reached = trial["train_accuracies"][trial["strengths"].index(trial["chosen"])]
         return float(np.mean(reached)) >= FITS
-
-    @property
-    def tried_fewer(self) -> bool:
-        """Whether methods did not try what lies between SGD's best and the default."""
-        tried, *_ = (
-            [each["learning_rate"] for each in trial["at_each_learning_rate"]]
-            for trial in self.case["trials"].values()
-            if "at_each_learning_rate" in trial
-        )
-        sgd = self.case["trials"]["sgd"]["strengths"]
-        return any(min(tried) < rate < max(tried) for rate in {*sgd} - {*tried})
 
     @property
     def group(self) -> str:
