@@ -96,3 +96,10 @@ def test_signatures_show_types(pages):
     assert "batch_argnums: int | Sequence[int]" in pages[
         Path("docs/api/gradients.html")
     ].text.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_options_show_their_defaults(pages):
+    text = pages[Path("docs/command.html")].text
+    assert "SUPPRESS" not in text
+    assert "one of the methods of compare (default: adasmoothout)" in text

@@ -64,7 +64,8 @@ def actions_of(name):
 def explained(action):
     """What an option is."""
     if action.dest == "method":
-        return f"one of the methods of compare (default: {action.default})"
+        default = action.help.rpartition(" (default: ")[2]
+        return f"one of the methods of compare (default: {default}"
     return action.help % vars(action)
 
 
