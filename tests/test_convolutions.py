@@ -112,3 +112,7 @@ def test_short_loops_train_as_steps_one_by_one_do_and_can_be_stopped_between():
     chex.assert_trees_all_close(in_loops.state, by_step.state, rtol=1e-4, atol=1e-5)
     some, _ = stopped.advance(0, 20, lambda: True)
     chex.assert_trees_all_close(some.loss, metrics.loss[:, :10], rtol=1e-6)
+    # Continued in loops of another length, as after an interruption, it has the bits.
+    stopped.advance(10, 15)
+    stopped.advance(15, 20)
+    chex.assert_trees_all_equal(stopped.state.params, in_loops.state.params)
