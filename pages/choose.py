@@ -33,7 +33,6 @@ class Figures:
             for each in self._of["fits"]
             if all(map(each.difference, METHODS_SHOWN))
         ]
-
         self._recipes = [
             each
             for each in results
@@ -83,7 +82,6 @@ class Figures:
             "unswept": f"{self.mean(OURS, self._common):+.1f}",
             "sam": f"{self.mean('sam', self._common):+.1f}",
             "msam": f"{self.mean('msam', self._common):+.1f}",
-            "wrong_swept": f"{self.mean(SWEPT, self._of['wrong']):+.1f}",
             "wrong_by_fraction": ", ".join(
                 f"{self.mean(SWEPT, self.wrong(fraction)):+.1f} at {fraction:.0%}"
                 for fraction in (0.2, 0.4, 0.6)
@@ -130,6 +128,13 @@ class Figures:
                 mean("smoothout-gaussian", self._parts) - mean("smoothout", self._parts)
             )
             < 0.5,
+            "dropout leaves least": mean(OURS, self.with_recipe("dropout"))
+            == min(
+                mean(OURS, self.with_recipe(each.name.split(", ")[-1]))
+                for each in self._recipes
+            ),
+            "a second, opposite copy does hardly more": mean("two-sided", self._parts)
+            < mean("adasmoothout", self._parts) + 0.5,
             "relative noise does more": mean("adasmoothout", self._parts)
             > mean("smoothout", self._parts),
             "pair flips mislead a sweep": mean(SWEPT, self.wrong(0.4, "pair"))

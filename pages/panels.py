@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from pages.pictures import WIDTH, in_lines
+from pages.pictures import WIDTH, in_lines, interval, rows
 from smoothout_jax.experiments.methods.table import METHODS
 
 
@@ -32,23 +32,22 @@ def panels(groups: Mapping[str, Mapping[str, Sequence[Mark]]], quantity: str) ->
         groups: marks by row, by the title of the panel.
         quantity: what is shown, for the axis.
     """
-    heights = [0.24 * len(rows) + 0.1 for rows in groups.values()]
+    heights = [0.24 * len(each) + 0.1 for each in groups.values()]
     figure = Figure(
         figsize=(WIDTH, sum(heights) + 0.6 * len(groups) + 0.7), layout="constrained"
     )
     axes = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     shown = {}
-    for ax, (title, rows) in zip(axes, groups.items(), strict=True):
-        for row, marks in enumerate(rows.values()):
+    for ax, (title, of_rows) in zip(axes, groups.items(), strict=True):
+        for row, marks in enumerate(of_rows.values()):
             for index, mark in enumerate(marks):
                 place = row + 0.25 * (index - (len(marks) - 1) / 2)
-                shown[mark.label] = _draw(ax, place, mark)
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set_yticks(range(len(rows)), [in_lines(name) for name in rows])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
+                face = "white" if mark.hollow else mark.color
+                shown[mark.label] = interval(
+                    ax, place, mark.difference, ms=4, color=mark.color, mfc=face
+                )
+        rows(ax, [in_lines(name) for name in of_rows])
         ax.set_title(in_lines(title), loc="left", fontsize=9)
-        ax.tick_params(labelsize=8)
-        ax.grid(axis="x", alpha=0.3)
     shown.pop("", None)
     if shown:
         figure.legend(
@@ -61,20 +60,6 @@ def panels(groups: Mapping[str, Mapping[str, Sequence[Mark]]], quantity: str) ->
         )
     figure.supxlabel(f"{quantity} (%),\nmean and 95 % interval of pairs", fontsize=9)
     return figure
-
-
-def _draw(ax, place: float, mark: Mark):
-    mean, low, high = mark.difference
-    return ax.errorbar(
-        mean,
-        place,
-        xerr=[[mean - low], [high - mean]],
-        fmt="o",
-        ms=4,
-        lw=1.4,
-        color=mark.color,
-        mfc="white" if mark.hollow else mark.color,
-    )
 
 
 def strengths(gains: Mapping[str, Mapping[float, float]]) -> Figure:

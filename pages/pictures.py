@@ -70,6 +70,7 @@ def in_lines(label: str) -> str:
 def overview(results: list[Result]) -> Figure:
     """A dot for each case, and a bar at their mean: by group and method."""
     groups = _grouped(results)
+    limits = _limits(groups)
     figure = Figure(figsize=(WIDTH, 1.2 * len(groups) + 0.8), layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (name, here) in zip(panels, groups.items(), strict=True):
@@ -82,10 +83,8 @@ def overview(results: list[Result]) -> Figure:
             if means:
                 mean = sum(means) / len(means)
                 ax.plot([mean] * 2, [row - 0.4, row + 0.4], lw=3, color=color)
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set_yticks(range(len(SHOWN)), labels)
-        ax.set_ylim(len(SHOWN) - 0.4, -0.6)
-        _in_percent(ax, _limits(groups), GROUPS[name])
+        rows(ax, labels)
+        _in_percent(ax, limits, GROUPS[name])
     figure.supxlabel(
         "test accuracy minus SGD's (%)\ndots: cases (how many); bars: their means",
         fontsize=9,
@@ -111,9 +110,7 @@ def _in_percent(ax, limits: tuple[float, float], title: str) -> None:
     ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
     ax.set_xlim(limits)
     ax.set_title(title, loc="left", fontsize=10)
-    ax.tick_params(labelsize=8)
     ax.minorticks_off()
-    ax.grid(axis="x", alpha=0.3)
 
 
 def forest(results: list[Result]) -> Figure:
@@ -137,9 +134,7 @@ def forest(results: list[Result]) -> Figure:
             for index, method in enumerate(there):
                 place = row + 0.19 * (index - (len(there) - 1) / 2)
                 _bar(ax, place, each.difference(method), method)
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set_yticks(range(len(here)), labels[name], linespacing=1.0)
-        ax.set_ylim(len(here) - 0.4, -0.6)
+        rows(ax, labels[name])
         _in_percent(ax, limits, GROUPS[name])
     handles, names = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
@@ -159,17 +154,24 @@ def forest(results: list[Result]) -> Figure:
 
 
 def _bar(ax, row: float, difference: tuple, method: str) -> None:
+    size, color = 5 if method == SHOWN[0] else 4, METHODS[method].color
+    interval(ax, row, difference, ms=size, color=color, label=label_of(method))
+
+
+def interval(ax, row: float, difference: tuple, **style):
+    """Draws a mean with its interval in a row; what a legend can show."""
     mean, low, high = difference
-    ax.errorbar(
-        mean,
-        row,
-        xerr=[[mean - low], [high - mean]],
-        fmt="o",
-        ms=5 if method == SHOWN[0] else 4,
-        lw=1.6,
-        color=METHODS[method].color,
-        label=label_of(method),
-    )
+    error = [[mean - low], [high - mean]]
+    return ax.errorbar(mean, row, xerr=error, fmt="o", lw=1.6, **style)
+
+
+def rows(ax, labels: list[str]) -> None:
+    """Makes an axis of rows, from the top, and a line at zero."""
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_yticks(range(len(labels)), labels, linespacing=1.0)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.tick_params(labelsize=8)
+    ax.grid(axis="x", alpha=0.3)
 
 
 def _limits(groups: dict[str, list[Result]]) -> tuple[float, float]:

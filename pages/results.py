@@ -10,12 +10,12 @@ import numpy as np
 
 from pages import cases, pictures, sections
 from pages.evidence import GROUPS, QUESTIONS, RISE, Result, holm, missing, read
+from pages.pictures import MAIN
 from pages.sections import accuracy, cell
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.reporting.formats import with_error
 from smoothout_jax.experiments.reporting.tables import markdown
 
-MAIN = ("batches", "wrong-labels", "networks", RISE)
 METHODS_SHOWN = (
     "adasmoothout", "adasmoothout-fixed", "smoothout-fixed", "msam", "sam",
 )  # fmt: skip

@@ -121,6 +121,13 @@ def picture_of_parts(results: list[Result]) -> Figure:
     return panels(groups, "test accuracy minus SGD's")
 
 
+def _fair(result: Result, method: str) -> tuple | None:
+    """The difference at equal gradients, of a method that takes more than one."""
+    if METHODS[method].gradients == 1:
+        return None
+    return result.difference(method, "equal_gradients")
+
+
 def rivals(results: list[Result]) -> Iterator[str]:
     """Rivals at equal updates and at equal gradients, with their times."""
     yield "![Differences to SGD by rival](results/rivals.png)"
@@ -139,12 +146,9 @@ def rivals(results: list[Result]) -> Iterator[str]:
         ]
         cells = []
         for each in results:
-            text = cell(each, name)
-            if METHODS[name].gradients > 1 and (
-                fair := each.difference(name, "equal_gradients")
-            ):
-                text += f"; {with_interval(fair)}"
-            cells.append(text)
+            fair = _fair(each, name)
+            text = f"; {with_interval(fair)}" if fair else ""
+            cells.append(cell(each, name) + text)
         rows.append((label_of(name), *cells, f"{np.median(times):.2f}"))
     header = ("method", *(each.label for each in results), "step time / SGD's")
     yield markdown(header, rows)
@@ -160,9 +164,7 @@ def picture_of_rivals(results: list[Result]) -> Figure:
                 continue
             color = METHODS[name].color
             rows[label_of(name)] = [Mark(d, color)]
-            if METHODS[name].gradients > 1 and (
-                fair := each.difference(name, "equal_gradients")
-            ):
+            if fair := _fair(each, name):
                 rows[label_of(name)].append(Mark(fair, color, hollow=True))
     return panels(groups, "test accuracy minus SGD's; hollow: at equal gradients")
 

@@ -68,6 +68,18 @@ def test_it_refuses_groups_and_dilation(options):
         layer.init(jax.random.key(0), jnp.ones((1, 8, 2)))
 
 
+def test_it_refuses_axes_in_another_order():
+    channels_first = ("NCHW", "HWIO", "NCHW")
+    with pytest.raises(ValueError, match="dimension_numbers must be those of"):
+        convolve(
+            jnp.ones((1, 2, 8, 8)),
+            jnp.ones((3, 3, 2, 4)),
+            (1, 1),
+            "SAME",
+            dimension_numbers=channels_first,
+        )
+
+
 def test_in_a_loop_its_gradients_keep_the_form_of_the_fast_kernel():
     """So that this says when XLA no longer needs it, or no longer heeds it."""
 

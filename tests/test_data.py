@@ -3,12 +3,14 @@
 import gzip
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import datasets as sklearn
 
-from smoothout_jax.experiments.data.datasets import load
+from smoothout_jax.experiments.data.datasets import FEWEST, TEXTS, WINDOW, load
 from smoothout_jax.experiments.data.parts import hold_out
 from smoothout_jax.experiments.data.readers import (
     read_cifar_folder,
@@ -316,7 +318,13 @@ def test_pairs_of_digits_have_a_hundred_classes_and_share_no_digit():
 def test_the_label_of_a_text_is_the_character_after_it():
     data = load("text", Path(), None)
     images, labels = data.train_images, data.train_labels
-    assert data.num_classes == images.shape[-1] == 40
+    loaders = [getattr(sklearn, f"load_{name}") for name in TEXTS]
+    counts = Counter("".join(each().DESCR for each in loaders).lower())
+    frequent = {each: count for each, count in counts.items() if count >= FEWEST}
+    assert data.num_classes == images.shape[-1] == len(frequent) > 30
+    # The first characters of both parts are in no label.
+    everything = sum(frequent.values()) - 2 * WINDOW
+    assert len(labels) + len(data.test_labels) == everything
     np.testing.assert_array_equal(images.sum(-1), 1)
     np.testing.assert_array_equal(images[1:, :-1], images[:-1, 1:])
     np.testing.assert_array_equal(images[1:, -1].argmax(-1), labels[:-1])

@@ -17,6 +17,7 @@ from smoothout_jax.experiments.data.datasets import DATA_SETS, Source
 from smoothout_jax.experiments.data.readers import Split
 from smoothout_jax.experiments.methods.table import METHODS, Method
 from smoothout_jax.experiments.models import MODELS, Model
+from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.training.task import Task
 
 
@@ -107,6 +108,12 @@ def test_a_row_states_what_its_network_needs(registered, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", "--network", "linear", "--depth", "3"])
     assert "depth does not apply to linear" in capsys.readouterr().err
+
+
+def test_sequences_of_any_length_suit_the_transformer_and_images_are_cut():
+    MODELS["vit"].check_images("vit", (17, 3), "npz")
+    with pytest.raises(InputError, match="a multiple of 4 pixels"):
+        MODELS["vit"].check_images("vit", (17, 16, 1), "npz")
 
 
 ROOT = Path(smoothout_jax.__file__).parent

@@ -40,18 +40,24 @@ def convolve(
         padding: `"SAME"`, `"VALID"`, or two numbers for each axis.
         lhs_dilation: must be all ones.
         rhs_dilation: must be all ones.
-        dimension_numbers: that of Flax, for arrays of these axes.
+        dimension_numbers: must be that of arrays of these axes, as Flax gives it.
         feature_group_count: must be 1.
         precision: as for `jax.lax.conv_general_dilated`.
 
     Raises:
-        ValueError: if it is dilated or grouped.
+        ValueError: if it is dilated or grouped, or if axes are in another order.
     """
     if {*lhs_dilation, *rhs_dilation, feature_group_count} - {1}:
         raise ValueError(
             "convolve is neither dilated nor grouped, got"
             f" lhs_dilation={lhs_dilation}, rhs_dilation={rhs_dilation},"
             f" feature_group_count={feature_group_count}"
+        )
+    shapes, form = (inputs.shape, kernel.shape), _form(inputs)
+    numbers = lax.conv_dimension_numbers(*shapes, dimension_numbers or form)
+    if numbers != lax.conv_dimension_numbers(*shapes, form):
+        raise ValueError(
+            f"dimension_numbers must be those of {form}, got {dimension_numbers}"
         )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(
@@ -67,17 +73,20 @@ def _convolve(inputs, kernel, strides, padding, precision):
 
 
 def _canonical(inputs, kernel, strides, padding, precision, **dilations):
-    axes = "xyz"[: inputs.ndim - 2]
-    form = f"N{axes}C", f"{axes}IO", f"N{axes}C"
     return lax.conv_general_dilated(
         inputs,
         kernel,
         strides,
         padding,
-        dimension_numbers=form,
+        dimension_numbers=_form(inputs),
         precision=precision,
         **dilations,
     )
+
+
+def _form(inputs):
+    axes = "xyz"[: inputs.ndim - 2]
+    return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
 def _forward(inputs, kernel, *how):

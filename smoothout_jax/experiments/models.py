@@ -38,7 +38,7 @@ class Model(NamedTuple):
         width: default width; `None` if it has none to choose.
         dimensions: accepted numbers of dimensions of an image, its channels apart;
             `None` for images of any shape.
-        patch: what the sides of an image must be a multiple of.
+        patch: what the sides of an image must be a multiple of, sequences apart.
         least: how many pixels each side of an image must have at least.
     """
 
@@ -69,7 +69,7 @@ class Model(NamedTuple):
         if self.dimensions is not None and dimensions not in self.dimensions:
             accepted = " or ".join(map(str, self.dimensions))
             needed = f"images of {accepted} dimensions, with channels"
-        elif any(side % self.patch for side in shape[:-1]):
+        elif dimensions > 1 and any(side % self.patch for side in shape[:-1]):
             needed = f"images with a multiple of {self.patch} pixels on each side"
         elif any(side < self.least for side in shape[:-1]):
             needed = f"images with at least {self.least} pixels on each side"
