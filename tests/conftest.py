@@ -1,17 +1,45 @@
-"""Settings for every test: eight CPU devices, quick compiles, no silent promotion."""
+"""Settings for every test: eight CPU devices, quick compiles, no silent promotion.
 
+What was compiled is kept for the processes that tests start and for the next run;
+``--cache-clear`` forgets it. With ``XLA_FLAGS=--xla_backend_optimization_level=3`` the
+programs are compiled as users have them.
+"""
+
+import gc
 import os
 
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # The tests compile much and run little.
-        "--xla_backend_optimization_level=0",
-    )
-)
+import jaxlib
+
+# The tests compile much and run little.
+QUICK = ["--xla_backend_optimization_level=0"]
+if jaxlib.version.__version_info__ < (0, 11):
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+
+
+def flags(given):
+    """The flags for a process that inherits those given."""
+    wanted = ["--xla_force_host_platform_device_count=8"]
+    if "--xla_backend_optimization_level" not in given:
+        wanted += QUICK
+    return " ".join([given, *(flag for flag in wanted if flag not in given)]).strip()
+
+
+os.environ["XLA_FLAGS"] = flags(os.environ.get("XLA_FLAGS", ""))
 
 import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What is compiled stays, so that looking for garbage in it takes long for little.
+gc.set_threshold(100_000)
+
+
+def pytest_configure(config):
+    """Keep compilations where pytest keeps what it knows of earlier runs, if it does."""
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
+    folder = str(config.cache.mkdir("compilations"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

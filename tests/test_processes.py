@@ -48,10 +48,8 @@ def start(number, output, options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={8 // number}"
-    environment = os.environ | {
-        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"
-    }
+    flags = os.environ["XLA_FLAGS"].replace("count=8", f"count={8 // number}")
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-m", "smoothout_jax.experiments.cli", "train"]
     own = f"--coordinator-address {address} --num-processes {number} --process-id"
     return [
