@@ -8,6 +8,7 @@ programs are compiled as users have them.
 import gc
 import os
 
+import jax
 import jaxlib
 
 # The tests compile much and run little.
@@ -17,17 +18,15 @@ if jaxlib.version.__version_info__ < (0, 11):
 
 
 def flags(given):
-    """The flags for a process that inherits those given."""
+    """The flags of XLA; a worker finds those of the process that started it."""
     wanted = ["--xla_force_host_platform_device_count=8"]
     if "--xla_backend_optimization_level" not in given:
         wanted += QUICK
     return " ".join([given, *(flag for flag in wanted if flag not in given)]).strip()
 
 
+# JAX reads them at its first computation.
 os.environ["XLA_FLAGS"] = flags(os.environ.get("XLA_FLAGS", ""))
-
-import jax
-
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What is compiled stays, so that looking for garbage in it takes long for little.
@@ -35,7 +34,7 @@ gc.set_threshold(100_000)
 
 
 def pytest_configure(config):
-    """Keep compilations where pytest keeps what it knows of earlier runs, if it does."""
+    """Keep compilations where pytest keeps what it knows of earlier runs."""
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     folder = str(config.cache.mkdir("compilations"))
