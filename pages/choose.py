@@ -7,6 +7,7 @@ docs/results; `Figures.claims` is what its advice rests on.
 import numpy as np
 
 from pages.evidence import Result, read
+from pages.pictures import label_of
 from pages.results import MAIN, METHODS_SHOWN, tally
 from pages.source import DOCS, ROOT
 
@@ -28,11 +29,10 @@ class Figures:
             for group in ("fits", "wrong", "short")
         }
         # Cases in which all methods were compared.
-        self._common = [
-            each
-            for each in self._of["fits"]
-            if all(map(each.difference, METHODS_SHOWN))
-        ]
+        self._common, self._common_short = (
+            [e for e in self._of[group] if all(map(e.difference, METHODS_SHOWN))]
+            for group in ("fits", "short")
+        )
         self._recipes = [
             each
             for each in results
@@ -82,6 +82,11 @@ class Figures:
             "unswept": f"{self.mean(OURS, self._common):+.1f}",
             "sam": f"{self.mean('sam', self._common):+.1f}",
             "msam": f"{self.mean('msam', self._common):+.1f}",
+            "short_common": f"{len(self._common_short)}",
+            "short_swept": ", ".join(
+                f"{label_of(name)} {self.mean(name, self._common_short):+.1f}"
+                for name in METHODS_SHOWN[1:]
+            ),
             "wrong_by_fraction": ", ".join(
                 f"{self.mean(SWEPT, self.wrong(fraction)):+.1f} at {fraction:.0%}"
                 for fraction in (0.2, 0.4, 0.6)

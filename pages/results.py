@@ -31,7 +31,7 @@ def page(results: list[Result]) -> str:
     asked["batches"] += [each for each in results if each.experiment == RISE]
     parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
     parts += [verdict(main), "![Differences to SGD by group](results/groups.png)"]
-    parts += [groups(main), OVER_GROUPS, MORE]
+    parts += [groups(main), OVER_GROUPS, exceptions(main), MORE]
     asking = {
         "batches": batches,
         "wrong-labels": wrong_labels,
@@ -122,6 +122,22 @@ def _group_cell(
     return f"{mean:+.1f}: {'/'.join(map(str, counts))} ({sure})"
 
 
+def exceptions(main: list[Result]) -> str:
+    """The cases that went against the prediction: worse, or better, by an interval."""
+    found = [
+        f"{pictures.label_of(method)} on {each.label}: {cell(each, method)}"
+        for group, is_against in AGAINST.items()
+        for method in METHODS_SHOWN[:3]  # those of this library
+        for each in _of_group(main, group)
+        if (difference := each.difference(method)) and is_against(*difference[1:])
+    ]
+    listed = "; ".join(found) or "no case"
+    return (
+        "Predicted was that noise brings accuracy where SGD fits, and nothing, or harm,"
+        f" where it does not. Against it went, by a 95 % interval: {listed}."
+    )
+
+
 def _certain(results: list[Result], method: str) -> dict[tuple[str, str], bool]:
     """In which cases a difference stands after Holm's correction."""
     there = [each for each in results if each.difference(method)]
@@ -131,6 +147,9 @@ def _certain(results: list[Result], method: str) -> dict[tuple[str, str], bool]:
         found[each.name, each.experiment] = is_rejected
     return found
 
+
+# Whether an interval goes against the prediction, by the group of the case.
+AGAINST = {"fits": lambda low, high: high < 0, "short": lambda low, high: low > 0}
 
 OVER_GROUPS = (
     "Test accuracy minus SGD's in percent, averaged over the cases of the group:"

@@ -1,5 +1,6 @@
 """The pages of the results: what stands there is what was measured."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def test_pages_are_those_of_the_committed_results(name, page, committed):
 @pytest.mark.parametrize("claim", choose.Figures(read()).claims)
 def test_figures_bear_what_the_advice_rests_on(claim, committed):
     assert choose.Figures(committed).claims[claim]
+
+
+@pytest.mark.parametrize(
+    ("group", "against"), [("fits", (-1.0, -1.5, -0.5)), ("short", (1.0, 0.5, 1.5))]
+)
+def test_what_went_against_the_prediction_is_named(group, against, committed):
+    each = next(e for e in committed if e.group == group and "msam" in e.summary)
+    assert results.exceptions([each]).endswith(": no case.")
+    case = copy.deepcopy(each.case)
+    case["equal_updates"]["summary"]["smoothout-fixed"]["difference_to_sgd"] = against
+    said = results.exceptions([each._replace(case=case)])
+    assert f"SmoothOut, fixed on {each.label}: {against[0]:+.2f} [" in said
 
 
 def test_every_committed_case_of_an_experiment_is_read(committed):
