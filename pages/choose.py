@@ -83,8 +83,8 @@ class Figures:
             "sam": f"{self.mean('sam', self._common):+.1f}",
             "msam": f"{self.mean('msam', self._common):+.1f}",
             "short_common": f"{len(self._common_short)}",
-            "short_swept": ", ".join(
-                f"{label_of(name)} {self.mean(name, self._common_short):+.1f}"
+            "short_swept": "; ".join(
+                f"{label_of(name)}, {self.mean(name, self._common_short):+.1f}"
                 for name in METHODS_SHOWN[1:]
             ),
             "wrong_by_fraction": ", ".join(

@@ -125,7 +125,7 @@ def _group_cell(
 def exceptions(main: list[Result]) -> str:
     """The cases that went against the prediction: worse, or better, by an interval."""
     found = [
-        f"{pictures.label_of(method)} on {each.label}: {cell(each, method)}"
+        f"{each.label}: {pictures.label_of(method)}, {cell(each, method)}"
         for group, is_against in AGAINST.items()
         for method in METHODS_SHOWN[:3]  # those of this library
         for each in _of_group(main, group)
@@ -134,7 +134,8 @@ def exceptions(main: list[Result]) -> str:
     listed = "; ".join(found) or "no case"
     return (
         "Predicted was that noise brings accuracy where SGD fits, and nothing, or harm,"
-        f" where it does not. Against it went, by a 95 % interval: {listed}."
+        " where it does not. Against it went, by a 95 % interval, of this library's"
+        f" methods: {listed}."
     )
 
 

@@ -284,11 +284,11 @@ def test_runs_under_vmap_draw_again_only_where_one_of_them_changed():
 
     start = params
     # The first may draw twice: another program than init's may round otherwise.
-    for number in (None, 1, 1):
+    for most in (2, 1, 1):
         draws.clear()
         params, states = step(params, states)
         jax.effects_barrier()
-        assert len(draws) == number or number is None
+        assert 1 <= len(draws) <= most
     draws.clear()
     params["bias"] = params["bias"].at[1].add(0.125)
     _, states = step(params, states)

@@ -42,7 +42,7 @@ def test_what_went_against_the_prediction_is_named(group, against, committed):
     case = copy.deepcopy(each.case)
     case["equal_updates"]["summary"]["smoothout-fixed"]["difference_to_sgd"] = against
     said = results.exceptions([each._replace(case=case)])
-    assert f"SmoothOut, fixed on {each.label}: {against[0]:+.2f} [" in said
+    assert f"{each.label}: SmoothOut, fixed, {against[0]:+.2f} [" in said
 
 
 def test_every_committed_case_of_an_experiment_is_read(committed):
