@@ -10,6 +10,7 @@ import os
 
 import jax
 import jaxlib
+import pytest
 
 # The tests compile much and run little.
 QUICK = ["--xla_backend_optimization_level=0"]
@@ -31,6 +32,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What is compiled stays, so that looking for garbage in it takes long for little.
 gc.set_threshold(100_000)
+
+
+@pytest.fixture(scope="module")
+def standard_promotion():
+    """Promotion of dtypes as users have it, as Optax's schedules need it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def pytest_configure(config):

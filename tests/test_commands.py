@@ -31,11 +31,7 @@ TRAINING = (
 
 QUICK = "--noise-samples 5 --repetitions 2 --probes 3"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

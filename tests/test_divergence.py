@@ -2,19 +2,14 @@
 
 import json
 
-import jax
 import pytest
-from test_battery import COMPARE, TRAIN, checked, refused, run, strict
+from command_line import COMPARE, TRAIN, checked, refused, run, strict
 
 from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.training.checkpoints import steps_of
 from smoothout_jax.experiments.training.guessing import Guessing
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_methods_that_diverge_are_told_and_the_others_kept(tmp_path, capsys):

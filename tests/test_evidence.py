@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_battery import ends_as_interrupted, interrupted_at, run, strict
+from command_line import ends_as_interrupted, interrupted_at, run, strict
 
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence, trials
@@ -21,11 +21,7 @@ from smoothout_jax.experiments.training.trainer import Trainer
 ROOT = Path(__file__).parents[1]
 NAME = "f1, batch 20"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

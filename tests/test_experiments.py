@@ -49,12 +49,7 @@ few = functools.partial(
 )
 COMPARED = ("sgd", "smoothout", "sam", "adasmoothout-split")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    """Optax's cosine schedule compares the int32 step with a Python float."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

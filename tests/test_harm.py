@@ -16,11 +16,7 @@ from smoothout_jax.experiments.data.datasets import load
 from smoothout_jax.experiments.training.harm import accuracy_lost, memorised, rounded
 from smoothout_jax.experiments.training.task import Task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def kernel(*shape):

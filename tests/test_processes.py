@@ -31,11 +31,7 @@ OPTIONS = (
 MESH = "--mesh data=4,model=2"
 SHORT = "--steps 6"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def train(output, options):

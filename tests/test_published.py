@@ -16,11 +16,7 @@ from smoothout_jax.experiments.models import MODELS
 from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.training.task import Task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_the_network_is_resnet_18():

@@ -38,11 +38,7 @@ from smoothout_jax.experiments.training.trainer import Trainer
 
 TINY = {"train_size": 40, "batch_size": 20, "steps": 4, "hidden_sizes": (8,)}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,7 @@ from smoothout_jax.experiments.models import MODELS, Model
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.training.task import Task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def read_stripes(data_dir):

@@ -39,11 +39,7 @@ SMALL = (
 
 TINY = {"train_size": 40, "batch_size": 20, "steps": 4}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def train(output, options=""):
