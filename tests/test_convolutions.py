@@ -9,9 +9,26 @@ from flax import linen as nn
 from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.convolutions import convolve
 from smoothout_jax.experiments.methods.table import METHODS
-from smoothout_jax.experiments.networks import CNet
+from smoothout_jax.experiments.networks import CNet, max_pool
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
+
+
+@pytest.mark.parametrize("sizes", [(7,), (6, 5), (4, 7, 2), (1, 4)])
+@pytest.mark.parametrize("kind", ["distinct", "equal", "not a number"])
+def test_pooling_is_flax_s(sizes, kind):
+    two = (2,) * len(sizes)
+    images = jax.random.normal(jax.random.key(0), (3, *sizes, 2))
+    if kind == "equal":
+        images = jnp.round(images)
+    if kind == "not a number":
+        images = jnp.where(images > 1, jnp.nan, images)
+    expected, pull = jax.vjp(jax.jit(lambda x: nn.max_pool(x, two, two)), images)
+    actual, our_pull = jax.vjp(jax.jit(max_pool), images)
+    chex.assert_trees_all_equal(actual, expected)
+    if kind != "not a number":
+        grads = jax.random.normal(jax.random.key(1), expected.shape)
+        chex.assert_trees_all_equal(our_pull(grads), pull(grads))
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "uneven"])

@@ -19,6 +19,21 @@ def keep(x: jax.Array) -> jax.Array:
     return x
 
 
+def max_pool(images: jax.Array) -> jax.Array:
+    """Max-pooling by 2 along every axis, as `nn.max_pool`, but quicker on CPU.
+
+    The gradient of Flax's searches each window for its maximum once more.
+
+    Args:
+        images: (images, sizes…, channels); the last of an odd size is left out.
+    """
+    for axis in range(images.ndim - 2, 0, -1):
+        even, before = images.shape[axis] // 2 * 2, (slice(None),) * axis
+        first, second = (images[*before, start:even:2] for start in (0, 1))
+        images = jnp.where((second > first) | jnp.isnan(second), second, first)
+    return images
+
+
 class MLP(nn.Module):
     """A multilayer perceptron with ReLU units.
 
@@ -80,7 +95,7 @@ class CNet(nn.Module):
         x, axes, conv = images, images.ndim - 2, _conv(self.convolve)
         for _ in range(2):
             x = conv(self.channels, (5,) * axes)(x)
-            x = nn.max_pool(nn.relu(self.norm()(x)), (2,) * axes, (2,) * axes)
+            x = max_pool(nn.relu(self.norm()(x)))
         x = x.reshape(len(x), -1)
         for size in (6 * self.channels, 3 * self.channels):
             x = self.drop(nn.relu(self.norm()(nn.Dense(size, use_bias=False)(x))))
