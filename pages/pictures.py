@@ -34,8 +34,13 @@ def save(results: list[Result]) -> None:
 
 
 def at_several_fractions(results: list[Result]) -> list[Result]:
-    """The cases of wrong labels on data of which several fractions were wrong."""
-    wrong = [each for each in results if each.experiment == "wrong-labels"]
+    """The symmetric wrong labels, on data of which several fractions were wrong."""
+    wrong = [
+        each
+        for each in results
+        if each.experiment == "wrong-labels"
+        and each.settings["label_noise_kind"] == "symmetric"
+    ]
     data = [each.settings["data"] for each in wrong]
     return [each for each in wrong if data.count(each.settings["data"]) > 1]
 
@@ -189,16 +194,14 @@ def _limits(groups: dict[str, list[Result]]) -> tuple[float, float]:
 def wrong_labels(results: list[Result]) -> Figure:
     """Accuracy at the end, and at its best, by the fraction of wrong labels."""
     data = list(dict.fromkeys(each.settings["data"] for each in results))
-    figure = Figure(figsize=(3.1 * len(data) + 0.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(data), squeeze=False)[0]
-    for ax, name in zip(panels, data, strict=True):
-        here = [
-            each
-            for each in results
-            if each.settings["data"] == name
-            and each.settings["label_noise_kind"] == "symmetric"
-        ]
-        for method in ("sgd", "adasmoothout", "smoothout-fixed", "sam"):
+    rows = -(-len(data) // 2)
+    figure = Figure(figsize=(1.4 * WIDTH, 2.7 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for ax in panels.flat[len(data) :]:
+        ax.set_axis_off()
+    for ax, name in zip(panels.flat, data, strict=False):
+        here = [each for each in results if each.settings["data"] == name]
+        for method in ("sgd", *SHOWN):
             there = [each for each in here if each.difference(method)]
             noise = [100 * each.settings["label_noise"] for each in there]
             for quantity, style in (("test_accuracy", "o-"), ("best_accuracy", "o:")):
@@ -211,13 +214,15 @@ def wrong_labels(results: list[Result]) -> Figure:
                     color=METHODS[method].color,
                     label=label if style == "o-" else None,
                 )
-        network = NETWORKS[here[0].settings["network"]] if here else ""
+        network = NETWORKS[here[0].settings["network"]]
         ax.set_title(f"{DATA[name]}, {network}", fontsize=10)
-        ax.set_xlabel("wrong training labels (%)")
         ax.set_xticks([20, 40, 60])
         ax.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy (%)")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
-    figure.supxlabel("solid: at the end; dotted: with early stopping", fontsize=9)
+    figure.supylabel("test accuracy (%)", fontsize=10)
+    figure.supxlabel(
+        "wrong training labels (%)\nsolid: at the end; dotted: with early stopping",
+        fontsize=10,
+    )
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return figure
