@@ -105,9 +105,9 @@ def _rates(best: Any, default: float, tried: dict[str, Any]) -> tuple[float, ...
     return tuple(dict.fromkeys((best, *between, default)))
 
 
-def _grid(case: Case, setting: str) -> tuple[Any, ...]:
-    """The strengths that are tried first."""
-    return case.trials.get(setting, TRIALS[setting])
+def _grid(case: Case, setting: str, default: Any) -> tuple[Any, ...]:
+    """The strengths that are tried first; the default one if none are planned."""
+    return case.trials.get(setting, TRIALS.get(setting, (default,)))
 
 
 def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
@@ -118,8 +118,7 @@ def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
     """
 
     def trials(name: str) -> int:
-        setting, _ = METHODS[name].strength_of(settings)
-        strengths = 1 if setting == "loss_rise" else len(_grid(case, setting))
+        strengths = len(_grid(case, *METHODS[name].strength_of(settings)))
         return METHODS[name].gradients * strengths * case.trial_seeds
 
     gradients = [METHODS[name].gradients for name in case.methods]
@@ -173,18 +172,16 @@ class _Trials:
         Args:
             needed: whether to try a strength that is the only one.
         """
-        setting, default = self._strength
-        rise = setting == "loss_rise"
-        grid = [default] if rise else [*_grid(self._case, setting)]
+        grid = _grid(self._case, *self._strength)
         if len(grid) > 1:
             self._try(grid)
-            self._widen(setting)
+            self._widen(self._strength[0])
         elif needed:
             self._try(grid)
         strengths = sorted(self._reached)
         return {
             "learning_rate": self._task.settings.learning_rate,
-            "strengths": strengths or grid,
+            "strengths": strengths or [*grid],
             "accuracies": [self._of(each, "test accuracy") for each in strengths],
             "train_accuracies": [
                 self._of(each, "train accuracy") for each in strengths

@@ -32,6 +32,7 @@ _SMOKE = cases(
 EXPERIMENTS = {
     "batches": {"cpu": questions.BATCHES, "smoke": _SMOKE},
     "wrong-labels": {"cpu": questions.LABELS},
+    "wrong-labels-rise": {"cpu": questions.RISES},
     "recipes": {"cpu": questions.RECIPES},
     "parts": {"cpu": questions.PARTS},
     "rivals": {"cpu": questions.RIVALS},
