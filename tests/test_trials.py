@@ -204,6 +204,17 @@ def test_where_the_rise_is_held_there_is_one_strength(needed, accuracies):
     assert len(seen) == needed
 
 
+def test_rises_are_tried_where_they_are_planned(accuracies):
+    accuracies(lambda method, settings, rise, seed: 0.9 - abs(np.log(rise / 1.1)))
+    case = dataclasses.replace(
+        CASE, holds_rise=True, trials=CASE.trials | {"loss_rise": (0.1, 0.3, 1.0)}
+    )
+    settings = trials.case_settings(case, Path(), held_out=True)
+    found = trials._Trials("adasmoothout", case, FakeTask(settings)).run()
+    assert found["strengths"] == [0.1, 0.3, 1.0, 3.3]
+    assert found["chosen"] == 1.0
+
+
 def by_rate(best):
     """SGD is best at a rate, and the methods at 0.1, with middling strengths."""
 

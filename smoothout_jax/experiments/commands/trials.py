@@ -105,9 +105,9 @@ def _rates(best: Any, default: float, tried: dict[str, Any]) -> tuple[float, ...
     return tuple(dict.fromkeys((best, *between, default)))
 
 
-def _grid(case: Case, setting: str, default: Any) -> tuple[Any, ...]:
+def _grid(case: Case, setting: str, default: Any) -> list[Any]:
     """The strengths that are tried first; the default one if none are planned."""
-    return case.trials.get(setting, TRIALS.get(setting, (default,)))
+    return [*case.trials.get(setting, TRIALS.get(setting, (default,)))]
 
 
 def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
@@ -181,7 +181,7 @@ class _Trials:
         strengths = sorted(self._reached)
         return {
             "learning_rate": self._task.settings.learning_rate,
-            "strengths": strengths or [*grid],
+            "strengths": strengths or grid,
             "accuracies": [self._of(each, "test accuracy") for each in strengths],
             "train_accuracies": [
                 self._of(each, "train accuracy") for each in strengths
