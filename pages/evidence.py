@@ -14,6 +14,7 @@ from smoothout_jax.experiments.plans import EXPERIMENTS, FITS
 QUESTIONS = {
     "batches": "Does it help, from small to large batches?",
     "wrong-labels": "What if labels are wrong?",
+    "wrong-labels-rise": "Which rise, if labels are wrong?",
     "recipes": "Does it add to what you do already?",
     "parts": "What is it made of?",
     "rivals": "And its rivals?",
@@ -39,6 +40,8 @@ GROUPS = {
 
 
 BATCHES = "batches"
+# The experiment in which the rise is chosen, and what it adds to the names of the cases.
+RISES, CHOSEN = "wrong-labels-rise", ", rise chosen"
 # The experiment whose cases are shown beside those of `batches`, where these are not
 # among them. It had five radii and fewer learning rates to try.
 RISE = "loss-rise"

@@ -7,13 +7,16 @@ import re
 
 from matplotlib.figure import Figure
 
-from pages.evidence import DATA, GROUPS, NETWORKS, RISE, Result
+from pages.evidence import CHOSEN, DATA, GROUPS, NETWORKS, RISE, Result
 from pages.source import DOCS
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting.statistics import paired_difference
 
 SHOWN = ("adasmoothout", "smoothout-fixed", "msam", "sam")
-LABELS = {"adasmoothout": "AdaSmoothOut, no radius chosen"}
+LABELS = {
+    "adasmoothout": "AdaSmoothOut, no radius chosen",
+    CHOSEN: f"AdaSmoothOut{CHOSEN}",
+}
 MAIN = ("batches", "wrong-labels", "networks", RISE)
 # Inches, and dots per inch: 585 pixels.
 WIDTH, DPI = 4.5, 130
@@ -105,7 +108,7 @@ def _grouped(results: list[Result]) -> dict[str, list[Result]]:
 
 def label_of(method: str) -> str:
     """A method's name in the pictures."""
-    return LABELS.get(method, METHODS[method].label)
+    return LABELS.get(method) or METHODS[method].label
 
 
 def _in_percent(ax, limits: tuple[float, float], title: str) -> None:

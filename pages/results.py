@@ -4,12 +4,22 @@
 from the JSON files of docs/results, which `smoothout evidence` writes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from pages import cases, pictures, sections
-from pages.evidence import GROUPS, QUESTIONS, RISE, Result, holm, missing, read
+from pages.evidence import (
+    CHOSEN,
+    GROUPS,
+    QUESTIONS,
+    RISE,
+    RISES,
+    Result,
+    holm,
+    missing,
+    read,
+)
 from pages.pictures import MAIN
 from pages.sections import accuracy, cell
 from pages.source import DOCS, ROOT
@@ -29,6 +39,7 @@ def page(results: list[Result]) -> str:
         for name in QUESTIONS
     }
     asked["batches"] += [each for each in results if each.experiment == RISE]
+    asked["wrong-labels"] += asked[RISES]
     parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
     parts += [verdict(main), "![Differences to SGD by group](results/groups.png)"]
     parts += [groups(main), OVER_GROUPS, exceptions(main), MORE]
@@ -191,15 +202,22 @@ def batches(results: list[Result]) -> Iterator[str]:
 
 def wrong_labels(results: list[Result]) -> Iterator[str]:
     """Accuracy at the end, at its best, and what was memorised."""
+    chosen = {
+        each.name.removesuffix(CHOSEN): each
+        for each in results
+        if each.experiment == RISES
+    }
+    results = [each for each in results if each.experiment != RISES]
     if pictures.at_several_fractions(results):
         yield "![Accuracy by the part of wrong labels](results/wrong-labels.png)"
     yield (
         "Some training labels are wrong, held-out ones too; the test labels are right."
         " *Early stopping*: the test accuracy at the time when the accuracy on held-out"
-        " images was highest. *Memorised*: which part of the"
-        " wrong labels the network repeats at the end."
+        " images was highest. *Memorised*: which part of the wrong labels the network"
+        " repeats at the end."
     )
-    methods = ("sgd", *METHODS_SHOWN)
+    yield rises(list(chosen.values()))
+    methods = ("sgd", "adasmoothout", CHOSEN, *METHODS_SHOWN[1:])
     for quantity, title in (
         ("test_accuracy", "Test accuracy at the end, %"),
         ("best_accuracy", "With early stopping, %"),
@@ -209,16 +227,40 @@ def wrong_labels(results: list[Result]) -> Iterator[str]:
             (
                 each.label,
                 *(
-                    with_error(each.summary[name][quantity], ".1f")
-                    if quantity in each.summary.get(name, {})
-                    else ""
-                    for name in methods
+                    with_error(row[quantity], ".1f") if quantity in row else ""
+                    for row in (_row(each, name, chosen) for name in methods)
                 ),
             )
             for each in results
         ]
         yield f"{title}:"
         yield markdown(("case", *map(pictures.label_of, methods)), rows)
+
+
+def _row(
+    each: Result, name: str, chosen: Mapping[str, Result]
+) -> Mapping[str, tuple[float, float]]:
+    """The figures of a method in a case, or of AdaSmoothOut with its rise chosen."""
+    if name != CHOSEN:
+        return each.summary.get(name, {})
+    return chosen[each.name].summary["adasmoothout"] if each.name in chosen else {}
+
+
+def rises(results: list[Result]) -> str:
+    """Which rises of the loss were chosen, and where."""
+    found: dict[float, list[str]] = {}
+    for each in results:
+        strength = each.case["trials"]["adasmoothout"]["chosen"]
+        found.setdefault(strength, []).append(each.label.split(", ")[1])
+    told = (
+        f"{strength:g} nats in "
+        + " and ".join(f"{names.count(n)} of {n}" for n in dict.fromkeys(names))
+        for strength, names in sorted(found.items())
+    )
+    return (
+        "*No radius chosen*: a rise of 0.3 nats. *Rise chosen*: of six, from 0.1 to 4"
+        f" nats, the one that held-out labels prefer: {'; '.join(told)}."
+    )
 
 
 # What is measured of trained networks, by the column's heading.
