@@ -40,7 +40,7 @@ GROUPS = {
 
 
 BATCHES = "batches"
-# The experiment in which the rise is chosen, and what it adds to the names of the cases.
+# The experiment that chooses the rise, and what it adds to the names of the cases.
 RISES, CHOSEN = "wrong-labels-rise", ", rise chosen"
 # The experiment whose cases are shown beside those of `batches`, where these are not
 # among them. It had five radii and fewer learning rates to try.

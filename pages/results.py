@@ -216,8 +216,10 @@ def wrong_labels(results: list[Result]) -> Iterator[str]:
         " images was highest. *Memorised*: which part of the wrong labels the network"
         " repeats at the end."
     )
-    yield rises(list(chosen.values()))
-    methods = ("sgd", "adasmoothout", CHOSEN, *METHODS_SHOWN[1:])
+    if chosen:
+        yield rises(list(chosen.values()))
+    column = (CHOSEN,) if chosen else ()
+    methods = ("sgd", "adasmoothout", *column, *METHODS_SHOWN[1:])
     for quantity, title in (
         ("test_accuracy", "Test accuracy at the end, %"),
         ("best_accuracy", "With early stopping, %"),
@@ -253,13 +255,12 @@ def rises(results: list[Result]) -> str:
         strength = each.case["trials"]["adasmoothout"]["chosen"]
         found.setdefault(strength, []).append(each.label.split(", ")[1])
     told = (
-        f"{strength:g} nats in "
-        + " and ".join(f"{names.count(n)} of {n}" for n in dict.fromkeys(names))
+        f"{strength:g} ({', '.join(f'{names.count(n)} {n}' for n in sorted({*names}))})"
         for strength, names in sorted(found.items())
     )
     return (
         "*No radius chosen*: a rise of 0.3 nats. *Rise chosen*: of six, from 0.1 to 4"
-        f" nats, the one that held-out labels prefer: {'; '.join(told)}."
+        f" nats, the one that held-out labels prefer; chosen were {', '.join(told)}."
     )
 
 
