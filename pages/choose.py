@@ -6,7 +6,7 @@ docs/results; `Figures.claims` is what its advice rests on.
 
 import numpy as np
 
-from pages.evidence import Result, read
+from pages.evidence import RISES, Result, read
 from pages.pictures import label_of
 from pages.results import MAIN, METHODS_SHOWN, tally
 from pages.source import DOCS, ROOT
@@ -33,6 +33,7 @@ class Figures:
             [e for e in self._of[group] if all(map(e.difference, METHODS_SHOWN))]
             for group in ("fits", "short")
         )
+        self._rises = [each for each in results if each.experiment == RISES]
         self._recipes = [
             each
             for each in results
@@ -68,6 +69,15 @@ class Figures:
             and each.settings["label_noise_kind"] == kind
         ]
 
+    def _rise_of(self, network: str) -> float:
+        """The median of the rises that wrong labels chose for a network."""
+        trials = [
+            each.case["trials"][OURS]
+            for each in self._rises
+            if each.settings["network"] == network
+        ]
+        return float(np.median([trial["chosen"] for trial in trials]))
+
     def with_recipe(self, name: str) -> list[Result]:
         """The cases of a recipe."""
         return [each for each in self._recipes if each.name.endswith(f", {name}")]
@@ -91,6 +101,7 @@ class Figures:
                 f"{self.mean(SWEPT, self.wrong(fraction)):+.1f} at {fraction:.0%}"
                 for fraction in (0.2, 0.4, 0.6)
             ).replace("%", " %"),
+            "rises": _counted(self._rises),
             "pairs": ", ".join(
                 f"{each.difference(SWEPT)[0]:+.1f} ({each.difference(OURS)[0]:+.1f})"
                 f" on {each.label.split()[0]}"
@@ -127,6 +138,10 @@ class Figures:
                 SWEPT, self._of["wrong"]
             )
             > mean(OURS, self._of["wrong"]),
+            "a chosen rise does more for wrong labels": mean(OURS, self._rises)
+            > mean(OURS, self._of["wrong"]),
+            "with BatchNorm it is mostly 1 nat or more": self._rise_of("f1") >= 1,
+            "without, mostly 0.1 to 0.3": 0.1 <= self._rise_of("mlp") <= 0.3,
             "it adds to recipes": mean(OURS, self._recipes) > 0
             and not tally(self._recipes, OURS)[3],
             "de-noising carries the gain": mean("no-denoising", self._parts)

@@ -260,7 +260,8 @@ def rises(results: list[Result]) -> str:
     )
     return (
         "*No radius chosen*: a rise of 0.3 nats. *Rise chosen*: of six, from 0.1 to 4"
-        f" nats, the one that held-out labels prefer; chosen were {', '.join(told)}."
+        " nats, and larger ones while these are best, the one that held-out labels"
+        f" prefer; chosen were {', '.join(told)}."
     )
 
 
