@@ -216,10 +216,8 @@ def wrong_labels(results: list[Result]) -> Iterator[str]:
         " images was highest. *Memorised*: which part of the wrong labels the network"
         " repeats at the end."
     )
-    if chosen:
-        yield rises(list(chosen.values()))
-    column = (CHOSEN,) if chosen else ()
-    methods = ("sgd", "adasmoothout", *column, *METHODS_SHOWN[1:])
+    yield rises(list(chosen.values()))
+    methods = ("sgd", "adasmoothout", CHOSEN, *METHODS_SHOWN[1:])
     for quantity, title in (
         ("test_accuracy", "Test accuracy at the end, %"),
         ("best_accuracy", "With early stopping, %"),
@@ -260,8 +258,8 @@ def rises(results: list[Result]) -> str:
     )
     return (
         "*No radius chosen*: a rise of 0.3 nats. *Rise chosen*: of six, from 0.1 to 4"
-        " nats, and larger ones while these are best, the one that held-out labels"
-        f" prefer; chosen were {', '.join(told)}."
+        " nats, and beyond an end that is best, the one that held-out labels prefer;"
+        f" chosen were {', '.join(told)}."
     )
 
 

@@ -88,25 +88,13 @@ def words_of(command, checkpoint, data):
     return [command, *map(str, given)]
 
 
-def spied(monkeypatch, module, name):
-    """Counts the calls of a function."""
-    calls, function = [], getattr(module, name)
-
-    def spy(*arguments, **options):
-        calls.append(arguments)
-        return function(*arguments, **options)
-
-    monkeypatch.setattr(module, name, spy)
-    return calls
-
-
-def interrupted_at(monkeypatch, holder, name, call):
-    """Interrupts a command at a call of a function; the list of the calls."""
+def spied(monkeypatch, holder, name, interrupted_at=None):
+    """Lists the calls of a function; at one of them the command is interrupted."""
     calls, function = [], getattr(holder, name)
 
     def spy(*arguments, **options):
         calls.append(arguments)
-        if len(calls) == call:
+        if len(calls) == interrupted_at:
             interruptions._watch.note(signal.SIGINT, None)
         return function(*arguments, **options)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command_line import ends_as_interrupted, interrupted_at, run, strict
+from command_line import ends_as_interrupted, run, spied, strict
 
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence, trials
@@ -156,7 +156,7 @@ def test_experiments_that_are_continued_have_the_same_bits(
     # A trial of MSAM, and four turns of each.
     for call, number in ((1, 1), (4, 4), (None, 5)):
         with monkeypatch.context() as patched:
-            calls = interrupted_at(patched, comparison.Trainer, "advance", call)
+            calls = spied(patched, comparison.Trainer, "advance", call)
             if call:
                 ends_as_interrupted(capsys, words, tmp_path / "parts")
                 minutes = strict((tmp_path / "parts/unfinished.json").read_text())

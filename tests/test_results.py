@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pages import cases, choose, results
-from pages.evidence import QUESTIONS, RISE, holm, read
+from pages.evidence import CHOSEN, QUESTIONS, RISE, RISES, holm, read
 from smoothout_jax.experiments.commands.trials import case_settings
 from smoothout_jax.experiments.plans import EXPERIMENTS, TRIALS
 
@@ -43,6 +43,26 @@ def test_what_went_against_the_prediction_is_named(group, against, committed):
     case["equal_updates"]["summary"]["smoothout-fixed"]["difference_to_sgd"] = against
     said = results.exceptions([each._replace(case=case)])
     assert f"{each.label}: SmoothOut, fixed, {against[0]:+.2f} [" in said
+
+
+def test_a_chosen_rise_stands_beside_the_fixed_one(committed):
+    (page,) = [
+        part
+        for part in results.page(committed).split("## ")
+        if part.startswith("What if labels are wrong?")
+    ]
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| ")]
+    chosen = {e.name: e for e in committed if e.experiment == RISES}
+    assert len(chosen) == 12
+    for each in committed:
+        if each.experiment == "wrong-labels":
+            row = next(row for row in rows if row[0] == f"| {each.label}")
+            fixed, found = each, chosen.get(each.name + CHOSEN)
+            for cell, result in zip(row[2:4], (fixed, found), strict=True):
+                figures = result and result.summary["adasmoothout"]["test_accuracy"]
+                assert cell == (
+                    f"{figures[0]:.1f} ± {figures[1]:.1f}" if figures else ""
+                )
 
 
 def test_every_committed_case_of_an_experiment_is_read(committed):

@@ -18,7 +18,6 @@ import pytest
 from command_line import (
     checked,
     ends_as_interrupted,
-    interrupted_at,
     refused,
     run,
     spied,
@@ -281,7 +280,7 @@ def test_landscapes_that_are_continued_have_the_same_bits(
     counts = []
     for call, done in ((5, 4), (8, 10), (None, 16)):
         with monkeypatch.context() as patched:
-            calls = interrupted_at(patched, landscape._Evaluator, "__call__", call)
+            calls = spied(patched, landscape._Evaluator, "__call__", call)
             if call:
                 ends_as_interrupted(capsys, words, tmp_path / "parts")
             else:

@@ -103,8 +103,8 @@ def _wrong_labels() -> tuple[Case, ...]:
 
 LABELS = _wrong_labels()
 # Which rise of the loss wrong labels want: of these, the one that held-out labels
-# prefer. A first look at 40 % wrong labels had found 0.3 nats best for MLPs, and 1 to 2
-# for F1; larger ones changed nothing more.
+# prefer. A first look at 40 % wrong labels had found 0.3 nats best for most MLPs, and 1
+# to 2 for F1; larger ones changed little.
 RISES = tuple(
     dataclasses.replace(
         case,
