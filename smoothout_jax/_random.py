@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from smoothout_jax._jax import apart, on_one_cpu
-from smoothout_jax._sharding import by_parts, explicit_sharding
+from smoothout_jax._sharding import by_parts, everywhere, explicit_sharding
 from smoothout_jax._trees import accumulator_dtype
 
 # From this many weights on, a leaf is drawn on its own.
@@ -114,7 +114,7 @@ def _whole(leaves: Sequence[jax.ShapeDtypeStruct]) -> NamedSharding | None:
     """The sharding of what every device has whole, where axes are explicit."""
     shardings = (leaf.sharding for leaf in leaves if leaf.sharding is not None)
     first = next(shardings, None)
-    return first and NamedSharding(first.mesh, jax.P())
+    return first and everywhere(first)
 
 
 def _part(together: jax.Array, end: int, shape: tuple[int, ...]) -> jax.Array:

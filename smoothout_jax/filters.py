@@ -17,7 +17,6 @@ Networks of several kinds name them by path, or by a function of the parameters,
 stacked layers.
 """
 
-import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ import numpy as np
 
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, leaf_names
-from smoothout_jax.masks import check_patterns, warn_of_unmatched
+from smoothout_jax.masks import check_patterns, first_match, warn_of_unmatched
 
 Axes = int | tuple[int, ...]
 FilterAxis = Axes | Mapping[str, Axes] | Callable[[Params], Any]
@@ -142,8 +141,7 @@ def stacked(
     """
     check_filter_axis(filter_axis)
     check_patterns("stacked", patterns)
-    if operator.index(axis) < 0:
-        raise ValueError(f"axis must be at least 0, got {axis}")
+    check_stack_axis(axis)
 
     def axes_of(params: Params) -> Params:
         paths = leaf_names(params)
@@ -167,13 +165,25 @@ def stacked(
     return axes_of
 
 
+def check_stack_axis(axis: int, name: str = "axis") -> None:
+    """Requires an axis counted from 0."""
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {_checks.describe(axis)}")
+    if axis < 0:
+        raise ValueError(f"{name} must be at least 0, got {axis}")
+
+
+def check_stacked(shape: tuple[int, ...], path: str, axis: int) -> None:
+    """Requires a leaf to have the axis along which layers are stacked."""
+    if len(shape) <= axis:
+        raise ValueError(
+            f"stacked: parameter {path!r} of shape {shape} has no axis {axis} of layers"
+        )
+
+
 def _of_one_layer(leaf: jax.Array, path: str, axis: int) -> jax.ShapeDtypeStruct:
     """What is known of one of the layers of a stacked leaf: shape and dtype."""
-    if leaf.ndim <= axis:
-        raise ValueError(
-            f"stacked: parameter {path!r} of shape {leaf.shape} has no axis {axis} of"
-            " layers"
-        )
+    check_stacked(leaf.shape, path, axis)
     shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
     return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
@@ -254,10 +264,8 @@ def _require_axes(name: str, axes: Any) -> None:
 
 def _by_path(axes: Mapping[str, Axes], paths: list[str]) -> list[Axes]:
     """The axes of the first pattern that each path matches, by default the last."""
-    return [
-        next((each for p, each in axes.items() if re.search(p, path)), LAST)
-        for path in paths
-    ]
+    matches = [first_match(axes, path) for path in paths]
+    return [LAST if match is None else axes[match] for match in matches]
 
 
 def _by_rank(params: Params, axes: Mapping[str, tuple[int, Axes]]) -> Params:

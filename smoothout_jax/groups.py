@@ -1,6 +1,5 @@
 """Which law for which parameters: noise of several groups, by path."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,12 @@ import jax.numpy as jnp
 
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, leaf_names
-from smoothout_jax.masks import check_noisy, check_patterns, warn_of_unmatched
+from smoothout_jax.masks import (
+    check_noisy,
+    check_patterns,
+    first_match,
+    warn_of_unmatched,
+)
 from smoothout_jax.noise import Noise
 
 
@@ -53,7 +57,7 @@ def by_path(noises: Mapping[str, Noise]) -> Noise:
         warn_of_unmatched("by_path", tuple(noises), paths)
         leaves, structure = jax.tree.flatten(params)
         leaves = list(map(jnp.asarray, leaves))
-        chosen = [next((p for p in noises if re.search(p, n)), None) for n in paths]
+        chosen = [first_match(noises, path) for path in paths]
         check_noisy(params, leaves, [pattern is not None for pattern in chosen])
         drawn = dict(zip(paths, map(jnp.zeros_like, leaves), strict=True))
         for number, (pattern, noise) in enumerate(noises.items()):

@@ -3,7 +3,7 @@
 import operator
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -97,6 +97,11 @@ def check_patterns(name: str, patterns: tuple[str, ...]) -> None:
                 f"pattern {pattern!r} of {name} is not a valid regular expression:"
                 f" {error}"
             ) from error
+
+
+def first_match(patterns: Iterable[str], path: str) -> str | None:
+    """The first of the patterns that is found in a path, if any is."""
+    return next((p for p in patterns if re.search(p, path)), None)
 
 
 def warn_of_unmatched(name: str, patterns: tuple[str, ...], paths: list[str]) -> None:

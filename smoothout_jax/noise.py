@@ -283,12 +283,12 @@ class _Noise:
                 "params has no floating or complex leaf to perturb, only"
                 f" {', '.join(dtypes)}"
             )
-        noisy = [
-            chosen and _checks.is_inexact(leaf) and leaf.size > 0
-            for leaf, chosen in zip(leaves, mask_leaves(self.mask, params), strict=True)
+        chosen = [
+            its and _checks.is_inexact(leaf)
+            for leaf, its in zip(leaves, mask_leaves(self.mask, params), strict=True)
         ]
-        check_noisy(params, leaves, noisy)
-        return noisy
+        check_noisy(params, leaves, chosen)
+        return [its and leaf.size > 0 for leaf, its in zip(leaves, chosen, strict=True)]
 
     def _axes(self, params: Params) -> list[Any]:
         """The axes of each leaf's filters, as they were given, if they count."""

@@ -15,7 +15,15 @@ from jax.tree_util import Partial
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from smoothout_jax import gaussian, uniform
+from smoothout_jax import (
+    by_path,
+    exclude,
+    flax_filters,
+    gaussian,
+    only,
+    stacked,
+    uniform,
+)
 from smoothout_jax.sharpness import (
     Estimate,
     expected_sharpness,
@@ -438,6 +446,122 @@ def test_a_layer_is_what_lies_below_one_node():
     ):
         exact = curvature / 2 * ((distance + 0.5) ** 2 - distance**2)
         assert_allclose(rise.value, exact, rtol=1e-4)
+
+
+def in_a_stack(axis, x, params):
+    """A loss of two tanh layers, stacked along an axis of their kernels, and a head."""
+
+    def layer(hidden, weights):
+        kernel, bias = weights
+        return jnp.tanh(hidden @ kernel + bias[None]), None
+
+    kernels = jnp.moveaxis(params["layers"]["kernel"], axis, 0)
+    biases = jnp.moveaxis(params["layers"]["bias"], min(axis, 1), 0)
+    return jnp.mean(
+        (jax.lax.scan(layer, x, (kernels, biases))[0] @ params["head"]) ** 2
+    )
+
+
+def one_by_one(x, params):
+    for name in ("layers[0]", "layers[1]"):
+        x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"][None])
+    return jnp.mean((x @ params["head"]) ** 2)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", ["keskar", "sam", "eigenvalues"])
+def test_stacked_layers_are_measured_as_if_they_were_not(name, axis, double_precision):
+    x, head, kernels, biases = (
+        jnp.asarray(random_array(shape, seed=4))
+        for shape in ((9, 3), (3,), (2, 3, 3), (2, 3))
+    )
+    layers = {
+        "kernel": jnp.moveaxis(kernels, 0, axis),
+        "bias": jnp.moveaxis(biases, 0, min(axis, 1)),
+    }
+    found = per_layer(
+        MEASURES[name],
+        Partial(partial(in_a_stack, axis), x),
+        {"head": head, "layers": layers},
+        stacked={"kernel$": axis, "bias$": min(axis, 1)},
+    )
+    alone = {
+        f"layers[{i}]": {"kernel": kernels[i], "bias": biases[i]} for i in range(2)
+    }
+    exact = per_layer(MEASURES[name], Partial(one_by_one, x), alone | {"head": head})
+    assert list(found) == list(exact) == ["head", "layers[0]", "layers[1]"]
+    for layer, measured in found.items():
+        field = "values" if name == "eigenvalues" else "value"
+        assert_allclose(
+            *(getattr(each, field) for each in (measured, exact[layer])), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("axes", "error", "message"),
+    [
+        (["^layers"], TypeError, r"^stacked must be a mapping .* got \['\^layers'\]$"),
+        ({3: 0}, TypeError, "^patterns of stacked must be strings, got 3$"),
+        ({"(": 0}, ValueError, r"^pattern '\(' of stacked is not a valid"),
+        ({"^layers": 1.5}, TypeError, r"^stacked\['\^layers'\] must be .* got 1.5$"),
+        ({"^layers": True}, TypeError, r"^stacked\['\^layers'\] must be .* got True$"),
+        ({"^layers": -1}, ValueError, r"^stacked\['\^layers'\] must be at least 0"),
+        ({"^layers": 1}, ValueError, r"'layers/b' of shape \(2,\) has no axis 1 of"),
+        (
+            {"/v$": 1, "^layers": 0},
+            ValueError,
+            r"'layers/v' of shape \(2, 3\) has 3 layers along axis 1, other weights of"
+            " 'layers' 2$",
+        ),
+        ({"^number$": 0}, ValueError, r"'number' of shape \(\) has no axis 0 of"),
+    ],
+)
+def test_stacked_axes_are_checked(axes, error, message):
+    layers = {"b": jnp.ones(2), "v": jnp.ones((2, 3))}
+    params = {"layers": layers, "number": 1.0}
+    with pytest.raises(error, match=message):
+        per_layer(sam_sharpness, bowl, params, rho=0.1, stacked=axes)
+
+
+def test_a_stacked_pattern_without_a_parameter_warns_of_the_call():
+    with pytest.warns(UserWarning, match="^stacked: pattern 'lair' matches") as caught:
+        per_layer(sam_sharpness, bowl, {"w": jnp.ones(2)}, rho=0.1, stacked={"lair": 0})
+    assert caught[0].filename == __file__
+
+
+TWO_LAYERS = {
+    "Dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+    "Norm": {"scale": jnp.full(2, 3.0)},
+}
+BIASES = {"Dense": {"kernel": False, "bias": True}, "Norm": False}
+
+
+@pytest.mark.parametrize(
+    ("noise", "shares"),
+    [
+        (uniform(0.1, mask=exclude("Norm")), [1, 0]),
+        (uniform(0.1, mask=only("^Norm/scale$")), [0, 1]),
+        (uniform(0.1, mask=BIASES), [1, 0]),
+        (by_path({"^Norm": uniform(0.1), "kernel": uniform(0.2)}), [1, 1]),
+        (by_path({"": uniform(0.1, mask=exclude("Norm"))}), [1, 0]),
+        (
+            uniform(0.1, relative_to="filter", filter_axis={"kernel": 0, "bias": -1}),
+            [1, 1],
+        ),
+        (
+            uniform(
+                0.1, relative_to="filter", filter_axis=stacked(flax_filters, "^Dense/k")
+            ),
+            [1, 1],
+        ),
+    ],
+)
+def test_paths_of_noise_are_those_of_the_whole_network(noise, shares):
+    """What matches in the network warns of nothing where a layer does not have it."""
+    rises = per_layer(
+        expected_sharpness, bowl, TWO_LAYERS, noise=noise, key=0, num_samples=2
+    )
+    assert [rise.value != 0 for rise in rises.values()] == list(map(bool, shares))
 
 
 TRACES = []

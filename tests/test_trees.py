@@ -13,7 +13,12 @@ from flax import nnx
 
 from smoothout_jax import exclude, uniform
 from smoothout_jax.landscape import direction_between, interpolate, loss_curve
-from smoothout_jax.sharpness import hessian_eigenvalues, per_layer, sam_sharpness
+from smoothout_jax.sharpness import (
+    expected_sharpness,
+    hessian_eigenvalues,
+    per_layer,
+    sam_sharpness,
+)
 
 X = jnp.ones((1, 3))
 LAYERS = "first", "last"
@@ -141,10 +146,10 @@ def squares(params):
 def test_a_layer_is_a_module(name):
     params = away_from_zero(TREES[name]())
 
-    def sizes_and_loss(loss, own):
-        return sorted(leaf.ndim for leaf in jax.tree.leaves(own)), loss(own)
+    def ranks_and_loss(loss, own):
+        return sorted(n.ndim for n in jax.tree.leaves(own) if n.size), loss(own)
 
-    measured = per_layer(sizes_and_loss, squares, params)
+    measured = per_layer(ranks_and_loss, squares, params)
     layers, *_ = names(name)
     assert list(measured) == layers
     for dimensions, loss in measured.values():
@@ -164,7 +169,9 @@ def test_patterns_are_of_the_path_that_the_user_wrote(name):
     ):
         noise = uniform(0.1, mask=exclude(pattern))(jax.random.key(1), params)
         found = per_layer(lambda _, own: jax.tree.leaves(own), squares, noise)
-        still = {(k, n.ndim) for k, v in found.items() for n in v if not n.any()}
+        still = {
+            (k, n.ndim) for k, v in found.items() for n in v if n.size and not n.any()
+        }
         assert still == held
 
 
@@ -211,6 +218,10 @@ def test_measures_take_the_tree_as_it_is(name):
     assert jax.tree.structure(pairs.vector(0)) == jax.tree.structure(params)
     rises = per_layer(sam_sharpness, squares, params, rho=0.1)
     assert all(rise.value > 0 for rise in rises.values())
+    (first, *others), *_ = names(name)
+    noise = uniform(0.1, mask=exclude(f"^{first}/"))
+    rises = per_layer(expected_sharpness, squares, params, noise=noise, key=0)
+    assert [layer for layer, rise in rises.items() if rise.value] == others
 
 
 def test_an_attribute_called_value_is_not_a_box():

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import progress
+from smoothout_jax._sharding import ravel
 from smoothout_jax._trees import named_leaves
 
 Batches = Iterable[Any]
@@ -169,7 +169,7 @@ class VectorLoss:
                     f"params must be in float32 or float64, but {name!r} is"
                     f" {jnp.result_type(leaf)}: cast it, or leave it to the loss"
                 )
-        self.params, self.unravel = ravel_pytree(params)
+        self.params, self.unravel = ravel(params)
         if not self.params.size:
             raise ValueError("params has no weights")
         self.clean = finite(float(self._mean(_value, self.params)))
