@@ -280,7 +280,7 @@ def training(watching):
     return train_in_turns(watching.anew())["sgd"]
 
 
-def test_training_sees_the_watched_and_the_test_images_in_each_round(
+def test_training_sees_the_test_images_where_the_watched_ones_are_at_their_best(
     watching, training
 ):
     (trainer,) = watching.anew().values()
@@ -295,7 +295,11 @@ def test_training_sees_the_watched_and_the_test_images_in_each_round(
         )
     watched, tested = np.transpose(found, (1, 2, 0))
     np.testing.assert_allclose(training.watched_accuracy, watched, atol=1e-6)
-    np.testing.assert_allclose(training.test_accuracy, tested, atol=1e-6)
+    highest = np.maximum.accumulate(watched, -1)
+    improved = np.diff(highest, prepend=-1) > 0
+    assert 2 < improved.sum() < improved.size
+    seen = np.where(improved, tested, np.nan)
+    np.testing.assert_allclose(training.test_accuracy, seen, atol=1e-6)
     best = [tested[run, watched[run].argmax()] for run in range(2)]
     np.testing.assert_allclose(training.best_accuracy, best, atol=1e-6)
 

@@ -35,7 +35,8 @@ class Training(NamedTuple):
         loss_rise: that rise, in nats, likewise.
         watched_accuracy: fraction of the watched images that are classified correctly,
             likewise; empty where none are watched.
-        test_accuracy: that of the test images, likewise.
+        test_accuracy: that of the test images, likewise; NaN but where that of the
+            watched images is the highest so far.
     """
 
     seconds: np.ndarray
@@ -48,7 +49,7 @@ class Training(NamedTuple):
     @property
     def best_accuracy(self) -> np.ndarray:
         """The test accuracy where that on the watched images is highest, (seeds,)."""
-        best = np.nan_to_num(self.watched_accuracy).argmax(-1)
+        best = np.nan_to_num(self.watched_accuracy, nan=-1).argmax(-1)
         return np.take_along_axis(self.test_accuracy, best[:, None], -1)[:, 0]
 
     @property
@@ -90,7 +91,7 @@ def train_in_turns(
             _, spent = trainer.advance(start, stop)
             also = [
                 [] if v is None else v.tolist()
-                for v in (*trainer.noise(), *trainer.watched())
+                for v in (*trainer.noise(), *trainer.watched(_best(seen[name])))
             ]
             seen[name].append([spent / (stop - start), stop, *also])
             if number == len(trainers):
@@ -106,6 +107,12 @@ def train_in_turns(
         name: Training(*(np.stack(each, axis=-1) for each in zip(*rows, strict=True)))
         for name, rows in seen.items()
     }
+
+
+def _best(rows: list[Any]) -> Any:
+    """The highest accuracies on the watched images so far, (seeds,); at first -1."""
+    watched = [np.nan_to_num(row[4], nan=-1) for row in rows]
+    return np.max(watched, axis=0, initial=-1)
 
 
 def _ends(trainer: Trainer, turn: int, rounds: int) -> tuple[int, int]:

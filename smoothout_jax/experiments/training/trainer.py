@@ -149,18 +149,27 @@ class Trainer:
         )
         return Noise(scale * method.largest(settings), rise)
 
-    def watched(self) -> Watched:
-        """The accuracy on the images that are watched, and on the test images."""
+    def watched(self, best: Any) -> Watched:
+        """The accuracy on the watched images, and on the test images where it is best.
+
+        Args:
+            best: the highest accuracy of each run on the watched images before, (runs,)
+                or one of all. Where it is not exceeded, the test images are not looked
+                at: their accuracy is NaN.
+        """
         if "watched" not in self._task.sets:
             return Watched()
-        names = "watched", "test"
-        reached = [self._task.evaluate(*each, names) for each in self.networks()]
-        return Watched(
-            *(
-                np.array([each[f"{name} accuracy"] for each in reached])
-                for name in names
-            )
-        )
+
+        def accuracy(network, name):
+            return self._task.evaluate(*network, only=[name])[f"{name} accuracy"]
+
+        networks = self.networks()
+        watched = np.array([accuracy(network, "watched") for network in networks])
+        tested = [
+            accuracy(network, "test") if better else np.nan
+            for network, better in zip(networks, watched > best, strict=True)
+        ]
+        return Watched(watched, np.array(tested))
 
     def _begin(self, seeds, strengths) -> list[State]:
         """The initial states: one of all runs that train together, or one for each."""
