@@ -35,7 +35,7 @@ PARAMS = {
 }
 # Layers lie apart, as in a pipeline.
 SPECS = {
-    "layers": {"kernel": jax.P("data", None, "model"), "bias": jax.P("data")},
+    "layers": {"kernel": jax.P("data", None, "model"), "bias": jax.P("data", None)},
     "head": jax.P("model"),
 }
 BATCHES = [
@@ -49,19 +49,20 @@ NOISY = partial(expected_sharpness, noise=NOISE, key=5, num_samples=2)
 SAM = partial(sam_sharpness, rho=0.05, max_iterations=3)
 
 
-def whole(leaf):
-    """A weight that every device has, as a user gathers it where axes are explicit."""
-    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
-        return jax.sharding.reshard(leaf, jax.P())
-    return leaf
+def whole(params):
+    """Weights on every device, as a user gathers them where axes are explicit."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return params
+    assert jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, params) == SPECS
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, jax.P()), params)
 
 
 def loss(params, batch):
-    hidden = batch
-    kernels, biases = (whole(params["layers"][name]) for name in ("kernel", "bias"))
-    for kernel, bias in zip(kernels, biases, strict=True):
+    hidden, params = batch, whole(params)
+    layers = params["layers"]
+    for kernel, bias in zip(layers["kernel"], layers["bias"], strict=True):
         hidden = jnp.tanh(hidden @ kernel + bias[None])
-    return jnp.mean((hidden @ whole(params["head"]) - 1) ** 2)
+    return jnp.mean((hidden @ params["head"] - 1) ** 2)
 
 
 def squares(params):
