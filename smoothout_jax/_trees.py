@@ -79,9 +79,18 @@ def _described(shape) -> str:
 
 
 def add_noise(params: Params, noise: Params) -> Params:
-    """Adds noise to the parameters; raises ValueError unless it is a tree like them."""
+    """Adds noise to the parameters, but for PRNG keys, which stay as they are.
+
+    Raises:
+        ValueError: unless the noise is a tree like the parameters.
+    """
     require_like(params, "noise", noise)
-    return map_leaves(optax.apply_updates, params, noise)
+
+    def add(leaf, noise):
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        return leaf if is_key else optax.apply_updates(leaf, noise)
+
+    return map_leaves(add, params, noise)
 
 
 def accumulator_dtype(dtype: Any) -> Any:

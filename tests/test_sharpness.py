@@ -523,6 +523,11 @@ def test_stacked_axes_are_checked(axes, error, message):
         per_layer(sam_sharpness, bowl, params, rho=0.1, stacked=axes)
 
 
+def test_a_network_without_weights_has_no_layers():
+    with pytest.raises(ValueError, match=r"^params has no floating or complex leaf"):
+        per_layer(sam_sharpness, bowl, {"steps": jnp.arange(3)}, rho=0.1)
+
+
 def test_a_stacked_pattern_without_a_parameter_warns_of_the_call():
     with pytest.warns(UserWarning, match="^stacked: pattern 'lair' matches") as caught:
         per_layer(sam_sharpness, bowl, {"w": jnp.ones(2)}, rho=0.1, stacked={"lair": 0})

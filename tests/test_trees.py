@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import exclude, uniform
+from smoothout_jax import exclude, smooth, uniform
 from smoothout_jax.landscape import direction_between, interpolate, loss_curve
 from smoothout_jax.sharpness import (
     expected_sharpness,
@@ -248,11 +248,28 @@ def test_a_network_with_keys_and_counters_moves_its_weights_alone():
             self.kernel = nnx.Param(jnp.array([1.0, 2.0]))
             self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
+        def __call__(self, x):
+            return self.dropout(x)
+
     params, other = Dropped(), Dropped()
     other.kernel[...] = jnp.array([3.0, -2.0])
     along = direction_between(params, other)
     curve = loss_curve(lambda model: jnp.sum(model.kernel[...]), params, along, [0, 1])
     np.testing.assert_allclose(curve.values["loss"], [3, 1])
+
+    def loss(model):
+        return jnp.sum(model.kernel[...] ** 2) + model(jnp.zeros(3)).sum()
+
+    noise = uniform(0.3)
+    rise = expected_sharpness(loss, params, noise, key=0)
+    assert abs(rise.value - 2 * 0.3**2 / 3) < 4 * rise.standard_error
+    layers = per_layer(expected_sharpness, loss, params, noise=noise, key=0)
+    assert {name: each.value for name, each in layers.items()} == {"kernel": rise.value}
+    worst = per_layer(sam_sharpness, loss, params, rho=0.1)
+    alone = sam_sharpness(lambda w: jnp.sum(w**2), params.kernel[...], rho=0.1)
+    assert worst == {"kernel": alone}
+    smoothed = smooth(loss, noise, num_copies=100)(jax.random.key(0), params)
+    assert abs(smoothed - 5 - rise.value) < 8 * rise.standard_error
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def per_layer(
         loss: the loss of the whole network.
         params: the parameters of the whole network. A layer is what lies right below
             one node, such as a module's kernel and bias, whether Flax boxes them or
-            not; leaves at the top are layers each.
+            not; leaves at the top are layers each. What is not floating or complex,
+            such as counters and PRNG keys, is of no layer, and stays where it is.
         *args: further positional arguments of the measure.
         stacked: the axes, counted from 0, along which a scan or `vmap` has stacked
             layers, by patterns that are searched for in the paths of the leaves, such
@@ -53,6 +54,7 @@ def per_layer(
         or, of stacked ones, `"params/layers/Dense_0[2]"`.
 
     Raises:
+        ValueError: if `params` has no floating or complex leaf.
         TypeError, ValueError: if `stacked` holds what is no pattern or no axis, or an
             axis that a leaf does not have, or if leaves of one layer are stacked unlike
             often.
@@ -76,10 +78,16 @@ def per_layer(
     warn_of_unmatched("stacked", tuple(stacked), leaf_names(params))
     arrays = jax.tree.map(jnp.asarray, params)
     leaves, structure = jax.tree.flatten(arrays)
+    layers = _layers(arrays, stacked)
+    if not layers:
+        raise ValueError("params has no floating or complex leaf, so no layer")
+    dtype = next(filter(_checks.is_inexact, leaves)).dtype
 
     def measured(places: dict[int, Any]) -> Any:
         parts = [
-            _cut(leaf, places[number]) if number in places else (_emptied(leaf), None)
+            _cut(leaf, places[number])
+            if number in places
+            else (_emptied(leaf, dtype), None)
             for number, leaf in enumerate(leaves)
         ]
         own, where = zip(*parts, strict=True)
@@ -89,7 +97,6 @@ def per_layer(
         )
         return measure(whole, jax.tree.unflatten(structure, own), *args, **options)
 
-    layers = _layers(arrays, stacked)
     return {name: measured(layers[name]) for name in progress("layers", list(layers))}
 
 
@@ -120,6 +127,8 @@ def _layers(params, stacked) -> dict[str, dict[int, Any]]:
     layers, depths = {}, {}
     rows = zip(layer_names(params), named_leaves(params), strict=True)
     for number, (layer, (path, leaf)) in enumerate(rows):
+        if not _checks.is_inexact(leaf):
+            continue
         axis = stacked.get(first_match(stacked, path))
         if axis is None:
             layers.setdefault(layer, {})[number] = None
@@ -156,6 +165,8 @@ def _place(where, layer, leaf):
     return by_parts(jnp.where, explicit_sharding(leaf))(where, layer, leaf)
 
 
-def _emptied(leaf):
-    """In the place of a leaf of another layer: one without weights."""
+def _emptied(leaf, dtype):
+    """In the place of a leaf of another layer, or of none: one without weights."""
+    if not _checks.is_inexact(leaf):
+        return jnp.zeros(0, dtype)
     return jnp.atleast_1d(leaf)[:0]
