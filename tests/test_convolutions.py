@@ -1,5 +1,7 @@
 """Convolutions in loops on CPU."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -33,13 +35,22 @@ def test_pooling_is_flax_s(sizes, kind):
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "uneven"])
 @pytest.mark.parametrize(
-    ("sizes", "strides"), [((9,), (1,)), ((8, 7), (2, 1)), ((7, 8), (3, 2))]
+    ("sizes", "strides"),
+    [
+        ((9,), (1,)),
+        ((12,), (1,)),
+        ((8, 7), (2, 1)),
+        ((7, 8), (3, 2)),
+        ((6, 8), (1, 1)),
+        ((5, 6), (1, 1)),
+    ],
 )
-def test_a_convolution_for_loops_has_the_gradients_of_jax(sizes, strides, padding):
+@pytest.mark.parametrize("outputs", [5, 16, 40])
+def test_a_convolution_for_loops_is_that_of_jax(sizes, strides, padding, outputs):
     axes = len(sizes)
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = jax.random.normal(keys[0], (2, *sizes, 3))
-    kernel = jax.random.normal(keys[1], (*(3, 4)[:axes], 3, 5))
+    kernel = jax.random.normal(keys[1], (*(3, 4)[:axes], 3, outputs))
     pads = [(2, 0), (1, 3)][:axes] if padding == "uneven" else padding
     form = ("NWC", "WIO", "NWC") if axes == 1 else ("NHWC", "HWIO", "NHWC")
 
@@ -54,8 +65,39 @@ def test_a_convolution_for_loops_has_the_gradients_of_jax(sizes, strides, paddin
     expected, pull = jax.vjp(by_jax, inputs, kernel)
     actual, ours_pull = jax.vjp(ours, inputs, kernel)
     grads = jax.random.normal(keys[2], expected.shape)
-    chex.assert_trees_all_equal(actual, expected)
-    chex.assert_trees_all_close(ours_pull(grads), pull(grads), rtol=1e-5, atol=1e-5)
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
+    close(actual, expected)
+    close(ours_pull(grads), pull(grads))
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 4, 0), (2, 4, 3)])
+def test_a_convolution_of_nothing_is_empty(sizes):
+    kernel = jnp.ones((3, 4, 1, 2))
+    out = convolve(jnp.ones((*sizes, 1)), kernel, (1, 1), "VALID")
+    assert out.shape == (sizes[0], 2, max(sizes[2] - 3, 0), 2)
+
+
+@pytest.mark.parametrize(
+    ("width", "channels", "outputs", "expected"),
+    [
+        (8, 3, 3, (2, 12)),
+        (8, 4, 8, (2, 32)),
+        (6, 4, 8, (3, 16)),
+        (8, 4, 12, (4, 24)),
+        (8, 4, 17, (8, 17)),
+        (8, 3, 32, (4, 64)),
+        (8, 3, 33, (8, 33)),
+        (7, 3, 3, (7, 3)),
+    ],
+)
+def test_few_channels_are_convolved_in_tiles(width, channels, outputs, expected):
+    images = jnp.ones((1, 4, width, channels))
+    kernel = jnp.ones((5, 5, channels, outputs))
+    program = jax.jit(lambda *args: convolve(*args, (1, 1), "SAME"))
+    text = program.lower(images, kernel).as_text()
+    (line,) = (each for each in text.splitlines() if "stablehlo.convolution" in each)
+    tiles, features = expected
+    assert line.endswith(f"-> tensor<1x4x{tiles}x{features}xf32>")
 
 
 def test_its_second_derivatives_are_those_of_jax():
