@@ -217,7 +217,7 @@ class Task:
             network = settings.model.build(settings, self.data.num_classes, norm, drop)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if drops and self.longest_loop == SHORT_LOOP:
+        if self.longest_loop == SHORT_LOOP:
             return network.clone(convolve=convolve)
         return network
 
