@@ -70,6 +70,26 @@ def test_a_convolution_for_loops_is_that_of_jax(sizes, strides, padding, outputs
     close(ours_pull(grads), pull(grads))
 
 
+@pytest.mark.parametrize(("number", "groups"), [(128, 0), (384, 3), (251, 0), (102, 0)])
+def test_the_gradient_of_many_images_is_summed_in_groups(number, groups):
+    images = jax.random.normal(jax.random.key(0), (number, 3, 1))
+    kernel = jax.random.normal(jax.random.key(1), (3, 1, 2))
+
+    def grad(conv):
+        return jax.grad(lambda k: jnp.sum(conv(images, k) ** 2))
+
+    ours = grad(lambda x, k: convolve(x, k, (1,), "SAME"))
+    numbers = ("NWC", "WIO", "NWC")
+    expected = grad(
+        lambda x, k: jax.lax.conv_general_dilated(
+            x, k, (1,), "SAME", dimension_numbers=numbers
+        )
+    )
+    chex.assert_trees_all_close(ours(kernel), expected(kernel), rtol=1e-4)
+    loops = [e for e in jax.make_jaxpr(ours)(kernel).eqns if e.primitive.name == "scan"]
+    assert sum(loop.params["length"] for loop in loops) == groups
+
+
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 4, 0), (2, 4, 3)])
 def test_a_convolution_of_nothing_is_empty(sizes):
     kernel = jnp.ones((3, 4, 1, 2))

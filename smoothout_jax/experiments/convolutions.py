@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Images that the gradient by a kernel takes at once.
+GROUP = 128
+
 
 def convolve(
     inputs: jax.Array,
@@ -168,13 +171,27 @@ def _backward(strides, padding, precision, saved, grads):
         of_inputs.append((width - 1 - low, size + low - spread))
         of_kernel.append((low, spread + width - 1 - size - low))
     swapped = jnp.flip(kernel, axes).swapaxes(-1, -2)
-    images = inputs.swapaxes(0, -1)  # channels in the place of the batch
-    weights = jnp.moveaxis(grads, 0, -2)
     by_inputs = _quickest(grads, swapped, ones, of_inputs, precision, strides)
-    by_kernel = _canonical(
-        images, weights, ones, of_kernel, precision, rhs_dilation=strides
-    )
-    return by_inputs, jnp.moveaxis(by_kernel, 0, -2)
+
+    def by_kernel(inputs, grads):
+        images = inputs.swapaxes(0, -1)  # channels in the place of the batch
+        weights = jnp.moveaxis(grads, 0, -2)
+        result = _canonical(
+            images, weights, ones, of_kernel, precision, rhs_dilation=strides
+        )
+        return jnp.moveaxis(result, 0, -2)
+
+    return by_inputs, _sum_over_images(by_kernel, inputs, grads)
+
+
+def _sum_over_images(fn, *arrays):
+    """A sum over images, in groups of `GROUP` at most: more at once are slower."""
+    total = len(arrays[0])
+    size = next((n for n in range(GROUP, GROUP // 4, -1) if total % n == 0), total)
+    if size >= total:
+        return fn(*arrays)
+    groups = [each.reshape(-1, size, *each.shape[1:]) for each in arrays]
+    return lax.map(lambda group: fn(*group), groups).sum(0)
 
 
 _convolve.defvjp(_forward, _backward)
