@@ -1,7 +1,8 @@
 """What `smoothout_jax.experiments.convolutions` brings in loops on CPU.
 
-`python -m benchmarks.convolutions` times steps of training with the gradients that JAX
-derives and with those of `convolve`; `python -m pages.convolutions` makes the page.
+`python -m benchmarks.convolutions` times steps of training with the convolutions of JAX
+and with `convolve`, and single convolutions of few channels; `python -m
+pages.convolutions` makes the page.
 """
 
 import argparse
@@ -27,6 +28,11 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "C net of 12 channels": functools.partial(CNet, 12),
     "ResNet-8 of 8 channels": functools.partial(ResNet, 8, channels=8),
 }
+# Size of the images, their channels, size of the kernel, outputs.
+LAYERS = (
+    (28, 1, 5, 8), (32, 3, 3, 16), (32, 3, 5, 16), (32, 3, 3, 32), (32, 3, 5, 24),
+    (32, 8, 3, 8), (16, 12, 5, 12), (16, 16, 3, 16),
+)  # fmt: skip
 
 
 def steps(network: Any) -> dict[str, Callable[[], Any]]:
@@ -57,6 +63,22 @@ def steps(network: Any) -> dict[str, Callable[[], Any]]:
     return {"one by one": one_by_one, "in a loop": lambda: loop(params)}
 
 
+def layer(size: int, channels: int, width: int, outputs: int) -> dict[str, Any]:
+    """A convolution of `BATCH` images, compiled, by JAX and by `convolve`."""
+    images = jax.random.normal(jax.random.key(0), (BATCH, size, size, channels))
+    kernel = jax.random.normal(jax.random.key(1), (width, width, channels, outputs))
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def compiled(conv):
+        fn = jax.jit(
+            lambda *args: conv(*args, (1, 1), "SAME", dimension_numbers=numbers)
+        )
+        program = fn.lower(images, kernel).compile()
+        return lambda: program(images, kernel)
+
+    return {"JAX": compiled(lax.conv_general_dilated), "convolve": compiled(convolve)}
+
+
 def measure(make: Callable[..., Any], rounds: int) -> dict[str, list[float]]:
     """Seconds of one step of a network, with JAX's gradients and with `convolve`'s."""
     network = make(num_classes=10, norm=functools.partial(nn.GroupNorm, num_groups=4))
@@ -79,9 +101,17 @@ def main() -> None:
     )
     options = parser.parse_args()
     networks = {name: measure(make, options.rounds) for name, make in NETWORKS.items()}
-    results = provenance() | {"batch": BATCH, "networks": networks}
+    layers = [
+        {"layer": each}
+        | {
+            name: seconds.tolist()
+            for name, seconds in interleaved(layer(*each), 4 * options.rounds).items()
+        }
+        for each in LAYERS
+    ]
+    results = provenance() | {"batch": BATCH, "networks": networks, "layers": layers}
     options.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(networks, indent=1))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

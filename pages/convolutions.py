@@ -28,6 +28,7 @@ def page(results: Mapping[str, Any]) -> str:
             )
         )
     ways = [way for way in seconds if way != "one by one"]
+    layers = [_layer(*each["layer"], each) for each in results["layers"]]
     return "\n\n".join(
         (
             "# Convolutions in loops on CPU",
@@ -36,13 +37,28 @@ def page(results: Mapping[str, Any]) -> str:
             " by one, and in a `lax.scan` of ten. XLA's fast kernel for CPU takes"
             " convolutions in one form. Outside loops XLA rewrites others to it; inside"
             " it leaves them, and the two gradients of a convolution, as JAX derives"
-            " them, fall to a slow kernel. With gradients written in that form"
-            " (`convolve` in smoothout_jax/experiments/convolutions.py, for"
-            " `nn.Conv(..., conv_general_dilated=convolve)`) loops are no slower. The"
-            " commands train with it.",
-            markdown(("network", "one by one", *(f"{way} ×" for way in ways)), rows)
-            + "\n",
+            " them, fall to a slow kernel. `convolve` in"
+            " smoothout_jax/experiments/convolutions.py, for"
+            " `nn.Conv(..., conv_general_dilated=convolve)`, writes the gradients in"
+            " that form, so that loops are no slower. The commands train with it.",
+            markdown(("network", "one by one", *(f"{way} ×" for way in ways)), rows),
+            "The fast kernel takes as long for one output as for 16, and longer yet for"
+            " images whose channels are no multiple of 4. There `convolve` takes tiles"
+            " of 2 or 4 neighbouring pixels for one pixel with as many times the"
+            f" channels. The forward pass of one layer, {results['batch']} images:",
+            markdown(("images", "kernel", "JAX", "convolve ×"), layers) + "\n",
         )
+    )
+
+
+def _layer(size: int, channels: int, width: int, outputs: int, seconds) -> tuple:
+    """A row of the table of single convolutions."""
+    jax, ours = (float(np.median(seconds[name])) for name in ("JAX", "convolve"))
+    return (
+        f"{size} × {size} × {channels}",
+        f"{width} × {width}, {outputs} outputs",
+        f"{1e3 * jax:.1f} ms",
+        f"{ours / jax:.2f}",
     )
 
 

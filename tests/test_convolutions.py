@@ -98,21 +98,24 @@ def test_a_convolution_of_nothing_is_empty(sizes):
 
 
 @pytest.mark.parametrize(
-    ("width", "channels", "outputs", "expected"),
+    ("width", "size", "channels", "outputs", "expected"),
     [
-        (8, 3, 3, (2, 12)),
-        (8, 4, 8, (2, 32)),
-        (6, 4, 8, (3, 16)),
-        (8, 4, 12, (4, 24)),
-        (8, 4, 17, (8, 17)),
-        (8, 3, 32, (4, 64)),
-        (8, 3, 33, (8, 33)),
-        (7, 3, 3, (7, 3)),
+        (8, 5, 3, 3, (2, 12)),
+        (8, 5, 4, 8, (2, 32)),
+        (6, 5, 4, 8, (3, 16)),
+        (8, 5, 4, 12, (4, 24)),
+        (8, 5, 4, 17, (8, 17)),
+        (8, 5, 3, 32, (4, 64)),
+        (8, 5, 3, 33, (8, 33)),
+        (7, 5, 3, 3, (7, 3)),
+        (8, 3, 3, 8, (2, 32)),
+        (8, 3, 4, 8, (8, 8)),
+        (8, 1, 3, 8, (8, 8)),
     ],
 )
-def test_few_channels_are_convolved_in_tiles(width, channels, outputs, expected):
+def test_few_channels_are_convolved_in_tiles(width, size, channels, outputs, expected):
     images = jnp.ones((1, 4, width, channels))
-    kernel = jnp.ones((5, 5, channels, outputs))
+    kernel = jnp.ones((size, size, channels, outputs))
     program = jax.jit(lambda *args: convolve(*args, (1, 1), "SAME"))
     text = program.lower(images, kernel).as_text()
     (line,) = (each for each in text.splitlines() if "stablehlo.convolution" in each)

@@ -86,7 +86,7 @@ def _quickest(inputs, kernel, strides, padding, precision, lhs_dilation=None):
     size, channels, outputs = kernel.shape[-3:]
     width = inputs.shape[-2] + low + high - size + 1
     dense = strides[-1] == 1 and (lhs_dilation is None or lhs_dilation[-1] == 1)
-    tile = _tile(width, channels, outputs) if dense and size > 1 else 1
+    tile = _tile(width, size, channels, outputs) if dense else 1
     if tile > 1:
         inputs, kernel = _in_tiles(inputs, kernel, tile, low, width)
         padding = *padding[:-1], (0, 0)
@@ -108,12 +108,13 @@ def _canonical(inputs, kernel, strides, padding, precision, **dilation):
     )
 
 
-def _tile(width: int, channels: int, outputs: int) -> int:
+def _tile(width: int, size: int, channels: int, outputs: int) -> int:
     """How many pixels make a tile: 4 or 2, if the width divides by it, or 1."""
-    if width < 1 or outputs > 32 or (outputs > 16 and channels % 4 == 0):
-        return 1
+    uneven = channels % 4 > 0
+    gains = size > (1 if uneven else 3) and outputs <= (32 if uneven else 16)
     tiles = (4, 2) if outputs <= 8 else (2,)
-    return next((tile for tile in tiles if width % tile == 0), 1)
+    fitting = (tile for tile in tiles if gains and width > 0 and width % tile == 0)
+    return next(fitting, 1)
 
 
 def _in_tiles(inputs, kernel, tile: int, low: int, width: int):
