@@ -8,7 +8,7 @@ import numpy as np
 
 from pages.evidence import CHOSEN, RISES, Result, read
 from pages.pictures import label_of
-from pages.results import MAIN, METHODS_SHOWN, tally
+from pages.results import MAIN, METHODS_SHOWN, certain_of, tally
 from pages.source import DOCS, ROOT
 
 OURS, SWEPT = "adasmoothout", "adasmoothout-fixed"
@@ -24,6 +24,7 @@ class Figures:
 
     def __init__(self, results: list[Result]):
         main = [each for each in results if each.experiment in MAIN]
+        self._certain = certain_of(main, OURS)
         self._of = {
             group: [each for each in main if each.group == group]
             for group in ("fits", "wrong", "short")
@@ -95,10 +96,10 @@ class Figures:
             "sam": f"{self.mean('sam', self._common):+.1f}",
             "msam": f"{self.mean('msam', self._common):+.1f}",
             "short_common": f"{len(self._common_short)}",
-            "short_gained": ", ".join(
-                f"{each.label} ({each.difference(OURS)[0]:+.1f}, where SGD has"
+            "short_gained": "".join(
+                f"; {each.label} gains {each.difference(OURS)[0]:+.1f}, though SGD has"
                 f" {each.summary['sgd']['train_accuracy'][0]:.1f} % of its training"
-                " images right)"
+                " images right, uncertain after Holm's correction"
                 for each in self._short_gained
             ),
             "short_swept": "; ".join(
@@ -141,6 +142,9 @@ class Figures:
             "it harms no network that fits": fits[3] == 0,
             "it rarely helps where SGD does not fit": short[0] <= 0
             and short[1] < short[3],
+            "no gain there is certain": not any(
+                self._certain[each.name, each.experiment] for each in self._short_gained
+            ),
             "large batches gain more": mean(OURS, self.by_batch(True))
             > mean(OURS, self.by_batch(False)),
             "a sweep gains more": mean(SWEPT, self._common) > mean(OURS, self._common),

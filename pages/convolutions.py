@@ -42,10 +42,12 @@ def page(results: Mapping[str, Any]) -> str:
             " `nn.Conv(..., conv_general_dilated=convolve)`, writes the gradients in"
             " that form, so that loops are no slower. The commands train with it.",
             markdown(("network", "one by one", *(f"{way} ×" for way in ways)), rows),
-            "The fast kernel takes as long for one output as for 16, and longer yet for"
-            " images whose channels are no multiple of 4. There `convolve` takes tiles"
-            " of 2 or 4 neighbouring pixels for one pixel with as many times the"
-            f" channels. The forward pass of one layer, {results['batch']} images:",
+            "The fast kernel is slow where outputs are few, most of all for images"
+            " whose channels are no multiple of 4. There `convolve` takes tiles of 2 or"
+            " 4 neighbouring pixels for one pixel with as many times the channels, but"
+            " not for kernels of 3 pixels over a multiple of 4 channels, for which it"
+            " is too much work. The forward pass of one layer,"
+            f" {results['batch']} images:",
             markdown(("images", "kernel", "JAX", "convolve ×"), layers) + "\n",
         )
     )

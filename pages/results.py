@@ -107,7 +107,7 @@ def verdict(main: list[Result]) -> str:
 def groups(main: list[Result]) -> str:
     """Each method in each group: mean difference; won, undecided and lost."""
     certain = {
-        method: _certain(main, method)
+        method: certain_of(main, method)
         for method in METHODS_SHOWN
         if any(each.difference(method) for each in main)
     }
@@ -150,7 +150,7 @@ def exceptions(main: list[Result]) -> str:
     )
 
 
-def _certain(results: list[Result], method: str) -> dict[tuple[str, str], bool]:
+def certain_of(results: list[Result], method: str) -> dict[tuple[str, str], bool]:
     """In which cases a difference stands after Holm's correction."""
     there = [each for each in results if each.difference(method)]
     rejected = holm([each.p_value(method) for each in there])

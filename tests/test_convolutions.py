@@ -185,9 +185,8 @@ def test_in_a_loop_its_gradients_keep_the_form_of_the_fast_kernel():
     assert len(forms()) > 1
 
 
-@jax.numpy_dtype_promotion("standard")  # Optax's trace
-def test_short_loops_train_as_steps_one_by_one_do_and_can_be_stopped_between():
-    task = Task(
+def small_task():
+    return Task(
         CompareSettings(
             data="digits",
             network="cnet",
@@ -197,6 +196,22 @@ def test_short_loops_train_as_steps_one_by_one_do_and_can_be_stopped_between():
             steps=20,
         )
     )
+
+
+def test_networks_are_judged_with_it_too():
+    task = small_task()
+    params, stats = task.init(jax.random.key(0))
+    batch = task.data.test_images[:4], task.data.test_labels[:4]
+    for fn in (
+        lambda params: task.quantities(params, batch, stats),
+        lambda params: task.batch_statistics(params, batch),
+    ):
+        assert "custom_vjp_call" in str(jax.make_jaxpr(fn)(params))
+
+
+@jax.numpy_dtype_promotion("standard")  # Optax's trace
+def test_short_loops_train_as_steps_one_by_one_do_and_can_be_stopped_between():
+    task = small_task()
     method = METHODS["adasmoothout"]
     in_loops, by_step, stopped = (Trainer(method, task, [0]) for _ in range(3))
     metrics, _ = in_loops.advance(0, 20)

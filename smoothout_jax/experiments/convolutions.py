@@ -6,10 +6,9 @@ loops only. The forward pass of Flax has that form; the gradients that JAX deriv
 not, and in a loop they fall to a slow kernel. Here they are written in that form, which
 XLA keeps unless an image is smaller than the kernel.
 
-That kernel is slow for 16 outputs or fewer, whose time is that of 16 and more, and for
-32 or fewer of images whose channels are no multiple of 4. Here it then gets tiles of 2
-or 4 neighbouring pixels as one pixel, with as many times the channels: more
-multiplications, in less time.
+That kernel is slow where outputs are few, most of all for images whose channels are no
+multiple of 4. There it gets tiles of 2 or 4 neighbouring pixels as one pixel, with as
+many times the channels: more multiplications, in less time.
 """
 
 import functools
@@ -109,12 +108,15 @@ def _canonical(inputs, kernel, strides, padding, precision, **dilation):
 
 
 def _tile(width: int, size: int, channels: int, outputs: int) -> int:
-    """How many pixels make a tile: 4 or 2, if the width divides by it, or 1."""
-    uneven = channels % 4 > 0
-    gains = size > (1 if uneven else 3) and outputs <= (32 if uneven else 16)
+    """How many pixels make a tile: 4 or 2, if the width divides by it, or 1.
+
+    The limits were measured; `python -m benchmarks.convolutions` times some layers.
+    """
+    smallest, most = (2, 32) if channels % 4 else (4, 16)
+    if size < smallest or outputs > most or width < 1:
+        return 1
     tiles = (4, 2) if outputs <= 8 else (2,)
-    fitting = (tile for tile in tiles if gains and width > 0 and width % tile == 0)
-    return next(fitting, 1)
+    return next((tile for tile in tiles if width % tile == 0), 1)
 
 
 def _in_tiles(inputs, kernel, tile: int, low: int, width: int):
