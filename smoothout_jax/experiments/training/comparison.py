@@ -21,6 +21,8 @@ from smoothout_jax.sharpness import expected_sharpness
 
 ROUNDS = 20
 SECONDS_BETWEEN_SAVES = 60.0
+# The next save waits as many times longer as the last took longer.
+SECONDS_OF_A_SAVE = 3.0
 DISTANCES = np.linspace(-1.5, 1.5, 31)
 
 
@@ -70,8 +72,9 @@ def train_in_turns(
 
     Args:
         trainers: the trainers, by name.
-        kept: where training is kept each minute, in the end and when it is interrupted;
-            what is there already is continued.
+        kept: where training is kept each minute (more rarely if that takes more than
+            a few seconds), in the end and when it is interrupted; what is there already
+            is continued.
 
     Returns:
         How each went, by name.
@@ -80,7 +83,7 @@ def train_in_turns(
     done, earlier = kept.restore(trainers) if kept is not None else (0, {})
     seen: dict[str, list[Any]] = {name: earlier.get(name, []) for name in trainers}
     turns = list(itertools.product(range(rounds), trainers.items()))
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), SECONDS_BETWEEN_SAVES
     for turn, (_, trainer) in turns[done : done + len(trainers)]:
         interruptions.check()
         trainer.prepare(*_ends(trainer, turn, rounds))
@@ -97,10 +100,12 @@ def train_in_turns(
             if number == len(trainers):
                 whole = sum(rows[0][0] * trainers[n].steps for n, rows in seen.items())
                 announce("training", whole * (rounds - 1) / rounds)
-            late = time.monotonic() - saved > SECONDS_BETWEEN_SAVES
-            if kept is not None and (interrupted() or late or number == len(turns)):
+            now = time.monotonic()
+            last = number == len(turns)
+            if kept is not None and (interrupted() or now - saved > pause or last):
                 kept.save(trainers, number, seen)
                 saved = time.monotonic()
+                pause = SECONDS_BETWEEN_SAVES * max(1.0, (saved - now) / SECONDS_OF_A_SAVE)
             if interrupted():
                 interruptions.end()
     return {
