@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables import costs, noise, ratios
+from pages import published
 from pages.source import DOCS, measured_on
 from smoothout_jax.experiments.reporting.tables import markdown
 
@@ -39,9 +40,10 @@ def page(results: Mapping[str, Any]) -> str:
     """The page of all tables."""
     sections = [
         "# What smoothing costs",
-        f"{measured_on(results)} `python -m benchmarks` repeats it. No accelerator has"
-        " been measured yet: `python -m benchmarks.accelerator` takes nine minutes on"
-        " one.",
+        f"{measured_on(results)} `python -m benchmarks` repeats it.",
+        f"{published.step_times()} That is [all that was measured on an"
+        " accelerator](../reproductions.md) yet: `python -m benchmarks.accelerator`"
+        " takes nine minutes on one.",
         "Steps are whole training steps with SGD in float32, with donated buffers and"
         " fresh batches, interleaved with the plain step in one process; ratios are of"
         " medians, with the quartiles of the ratios within a round. Compilation"

@@ -1,4 +1,4 @@
-"""The tables of the README and of hand-written pages, from the committed results.
+"""The tables and figures in the README and in hand-written pages, from the results.
 
 `python -m pages.readme` puts each in its place, between `<!-- name -->` and
 `<!-- /name -->`.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pages import costs, results
+from pages import costs, published, results
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
@@ -18,8 +18,8 @@ from smoothout_jax.experiments.reporting.formats import with_error, with_interva
 from smoothout_jax.experiments.reporting.tables import markdown
 
 
-def digits(document: Mapping[str, Any]) -> str:
-    """Results of `smoothout compare`."""
+def compared(summary: Mapping[str, Any]) -> str:
+    """Results of `smoothout compare`, by method."""
     rows = [
         (
             METHODS[name].label,
@@ -29,7 +29,7 @@ def digits(document: Mapping[str, Any]) -> str:
             with_error(row["loss_rise"], ".3f"),
             "{:.2f}".format(row["relative_step_time"]),
         )
-        for name, row in document["summary"].items()
+        for name, row in summary.items()
     ]
     header = (
         "method",
@@ -68,10 +68,13 @@ class Table(NamedTuple):
 
 README = ROOT / "README.md"
 COMMAND = DOCS / "command.md"
+REPRODUCTIONS = DOCS / "reproductions.md"
 TABLES = {
     "groups": Table(README, lambda: results.groups(results.main_cases())),
     "costs": Table(README, lambda: costs.readme(_read("performance/cpu.json"))),
-    "digits": Table(COMMAND, lambda: digits(_read("digits/results.json"))),
+    "gpu": Table(README, published.step_times),
+    "published": Table(REPRODUCTIONS, lambda: compared(published.summary())),
+    "digits": Table(COMMAND, lambda: compared(_read("digits/results.json")["summary"])),
     "sharpness": Table(COMMAND, lambda: sharpness(_read("sharpness/sharpness.json"))),
 }
 

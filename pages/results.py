@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pages import cases, pictures, sections
+from pages import cases, pictures, published, sections
 from pages.evidence import (
     CHOSEN,
     GROUPS,
@@ -42,7 +42,7 @@ def page(results: list[Result]) -> str:
     asked["wrong-labels"] += asked[RISES]
     parts = [(ROOT / "pages" / "results.md").read_text().rstrip()]
     parts += [verdict(main), "![Differences to SGD by group](results/groups.png)"]
-    parts += [groups(main), OVER_GROUPS, exceptions(main), MORE]
+    parts += [groups(main), OVER_GROUPS, exceptions(main), published.verdict(), MORE]
     asking = {
         "batches": batches,
         "wrong-labels": wrong_labels,

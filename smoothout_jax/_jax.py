@@ -47,6 +47,11 @@ def on_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
+def on_one_gpu() -> bool:
+    """Whether the only device is a single GPU, which starts each kernel anew."""
+    return jax.default_backend() == "gpu" and jax.device_count() == 1
+
+
 def reads_its_input(fn: Callable[[Any], Any], value: Any) -> bool:
     """Whether the results of a function depend on its argument, a tree of arrays.
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._trees import Params, accumulator_dtype
+from smoothout_jax._trees import Params, accumulator_dtype, sums
 from smoothout_jax.noise import Noise, Size, at_step
 
 # Of the running means, a step.
@@ -159,14 +159,15 @@ def rise_of(params: Params, perturbed: Params, grads: optax.Updates) -> jax.Arra
     """½⟨ε, ∇f(θ + ε)⟩, float32, of the gradients at the perturbed parameters."""
     trees = map(jax.tree.leaves, (params, perturbed, grads))
     products = [
-        _dot(jnp.asarray(noisy, clean.dtype), jnp.asarray(clean), jnp.asarray(grad))
+        _product(jnp.asarray(noisy, clean.dtype), jnp.asarray(clean), jnp.asarray(grad))
         for clean, noisy, grad in zip(*trees, strict=True)
         if _checks.is_inexact(clean)
     ]
-    return 0.5 * jnp.sum(jnp.asarray(products, jnp.float32))
+    dots = [each.astype(jnp.float32) for each in sums(products)]
+    return 0.5 * jnp.sum(jnp.asarray(dots, jnp.float32))
 
 
-def _dot(noisy, clean, grad) -> jax.Array:
+def _product(noisy, clean, grad) -> jax.Array:
     if grad.shape != clean.shape:
         raise ValueError(
             "loss_rise needs gradients like params; got one of shape"
@@ -174,8 +175,7 @@ def _dot(noisy, clean, grad) -> jax.Array:
         )
     wide = accumulator_dtype(clean.dtype)
     # As JAX has the gradient of a complex weight, without a conjugate.
-    product = (noisy.astype(wide) - clean.astype(wide)) * grad.astype(wide)
-    return jnp.sum(product.real).astype(jnp.float32)
+    return ((noisy.astype(wide) - clean.astype(wide)) * grad.astype(wide)).real
 
 
 def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:

@@ -19,6 +19,7 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
+from smoothout_jax.transforms.following import fingerprint
 
 PARAMS = {"kernel": jnp.ones((300, 300)), "bias": jnp.ones(300)}
 BATCH = jnp.ones((8, 300))
@@ -101,3 +102,13 @@ def test_it_lowers_for_an_accelerator(way, platform, monkeypatch):
     text = program.mlir_module()
     assert "optimization_barrier" in text  # the noise is drawn once,
     assert "inlineable" not in text  # and not as on CPU
+
+
+def test_on_a_gpu_nothing_is_fused_with_what_is_handed_out_before_it_is_summed(
+    monkeypatch,
+):
+    """Else its order, and so its bits, would not be those of the next step's sum."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    params = {"kernel": PARAMS["kernel"]}
+    text = str(jax.make_jaxpr(fingerprint)(params))
+    assert text.index("optimization_barrier") < text.index("mul")

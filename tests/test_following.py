@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from smoothout_jax import smoothout, smoothout_eval_params, uniform
+from smoothout_jax import _trees, smoothout, smoothout_eval_params, uniform
 from smoothout_jax.transforms import following
 
 RADIUS = 0.25
@@ -235,12 +235,13 @@ def counting(noise, draws):
 
 
 @one_copy_and_three
-@pytest.mark.parametrize("one_cpu", [True, False], ids=["one CPU", "more devices"])
+@pytest.mark.parametrize("device", ["one CPU", "one GPU", "more devices"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_clean_parameters_keep_their_bits_and_noise_is_drawn_once(
-    dtype, one_cpu, num_copies, monkeypatch
+    dtype, device, num_copies, monkeypatch
 ):
-    monkeypatch.setattr(following, "on_one_cpu", lambda: one_cpu)
+    monkeypatch.setattr(following, "on_one_cpu", lambda: device == "one CPU")
+    monkeypatch.setattr(_trees, "on_one_gpu", lambda: device == "one GPU")
     noise = RELATIVE if num_copies == 1 else NOISE
     draws = []
     optimizer = standing(noise=counting(noise, draws), num_copies=num_copies)

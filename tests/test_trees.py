@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import exclude, smooth, uniform
+from smoothout_jax import _trees, exclude, smooth, uniform
 from smoothout_jax.landscape import direction_between, interpolate, loss_curve
 from smoothout_jax.sharpness import (
     expected_sharpness,
@@ -290,3 +290,34 @@ def test_a_tree_that_is_not_alike_is_told_by_its_first_leaf(change, message):
     ) as error:
         direction_between(params, params | change)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("one_gpu", [True, False])
+def test_sums_are_those_of_each_array_alone(one_gpu, monkeypatch):
+    monkeypatch.setattr(_trees, "on_one_gpu", lambda: one_gpu)
+    shapes = [(3,), (), (256,), (0, 4), (257,), (300, 300), (16, 16), (5, 7, 11)]
+    arrays = [
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)
+    ]
+    arrays[2] = arrays[2].astype(jnp.float16)
+    actual = jax.jit(lambda arrays: _trees.sums(arrays))(arrays)
+    expected = [np.sum(np.asarray(each, np.float64)) for each in arrays]
+    np.testing.assert_allclose(
+        np.array(actual, np.float64), expected, rtol=1e-2, atol=1e-4
+    )
+    del expected[2]  # of half precision
+    np.testing.assert_allclose(
+        np.array([*actual[:2], *actual[3:]]), expected, rtol=1e-5, atol=1e-4
+    )
+    assert [each.dtype for each in actual] == [each.dtype for each in arrays]
+
+
+def test_small_arrays_are_summed_together_on_a_gpu(monkeypatch):
+    arrays = [jnp.ones(n) for n in range(1, 40)] + [jnp.ones(_trees.LARGE)] * 2
+
+    def reductions():
+        return str(jax.make_jaxpr(lambda a: _trees.sums(a))(arrays)).count("reduce_sum")
+
+    assert reductions() == len(arrays)
+    monkeypatch.setattr(_trees, "on_one_gpu", lambda: True)
+    assert reductions() == 4

@@ -17,7 +17,13 @@ from jax.sharding import NamedSharding
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced, on_one_cpu
 from smoothout_jax._sharding import by_parts, explicit_sharding
-from smoothout_jax._trees import Params, accumulator_dtype, add_noise, map_leaves
+from smoothout_jax._trees import (
+    Params,
+    accumulator_dtype,
+    add_noise,
+    map_leaves,
+    sums,
+)
 
 # Of a sum, against that of the absolute values: what other programs may round to.
 SAME_TO_ROUNDING = 1e-6
@@ -27,15 +33,16 @@ def fingerprint(params: Params) -> jax.Array:
     """Weighted sums of the leaves, (leaves,); zero for leaves that bear no noise.
 
     The weights differ from element to element, so that exchanged elements show. In one
-    program the same leaf gives the same bits; in another, the same to rounding.
+    program the same leaf gives the same bits; in another, the same to rounding. The
+    barrier is for GPUs, where the order of a sum depends on what is fused with it.
     """
-    return _per_leaf(_weighted_sum, params)
+    return _per_leaf(_weighted, jax.lax.optimization_barrier(params))
 
 
 def is_like(fingerprint: jax.Array, params: Params, tolerance: float) -> jax.Array:
     """Whether each leaf has this fingerprint, (leaves,), to a relative tolerance."""
-    sizes = _per_leaf(_sum_of_sizes, params)
-    distance = jnp.abs(_per_leaf(_weighted_sum, params) - fingerprint)
+    sizes = _per_leaf(jnp.abs, params)
+    distance = jnp.abs(_per_leaf(_weighted, params) - fingerprint)
     return distance <= tolerance * sizes
 
 
@@ -111,12 +118,16 @@ def _any_of_them(axis_size, in_batched, flag):
     return jnp.any(flag), False
 
 
-def _per_leaf(fn: Callable[[jax.Array], jax.Array], params: Params) -> jax.Array:
-    """A function of every leaf that bears noise, in float32 at least, (leaves,)."""
-    values = [
-        fn(_real(jnp.asarray(leaf))) if _checks.is_inexact(leaf) else jnp.float32(0)
-        for leaf in jax.tree.leaves(params)
-    ]
+def _per_leaf(summands: Callable[[jax.Array], jax.Array], params: Params) -> jax.Array:
+    """Sums over every leaf that bears noise, in float32 at least, (leaves,)."""
+    values = sums(
+        [
+            summands(_real(jnp.asarray(leaf)))
+            if _checks.is_inexact(leaf)
+            else jnp.float32(0)
+            for leaf in jax.tree.leaves(params)
+        ]
+    )
     widest = max((v.dtype for v in values), key=lambda d: d.itemsize, default="float32")
     return jnp.asarray([value.astype(widest) for value in values], widest)
 
@@ -127,26 +138,24 @@ def _real(leaf: jax.Array) -> jax.Array:
     return leaf.astype(accumulator_dtype(leaf.dtype))
 
 
-def _weighted_sum(leaf: jax.Array) -> jax.Array:
+def _weighted(leaf: jax.Array) -> jax.Array:
+    """The elements by their weights, or what sums to the same."""
     sharding = explicit_sharding(leaf)
-    if sharding is not None:
-        sharding = NamedSharding(sharding.mesh, jax.P())
-    return by_parts(_dot_with_weights, sharding)(leaf)
+    if sharding is None:
+        return _by_weights(leaf)
+    whole = NamedSharding(sharding.mesh, jax.P())
+    return by_parts(lambda part: jnp.sum(_by_weights(part)), whole)(leaf)
 
 
-def _dot_with_weights(leaf: jax.Array) -> jax.Array:
+def _by_weights(leaf: jax.Array) -> jax.Array:
     if leaf.ndim == 0:
         return leaf
     columns = _weights(leaf.shape[-1:], leaf.dtype)
     rows = _weights(leaf.shape[:-1], leaf.dtype)
     if on_one_cpu():  # where a product takes half the time of a reduction
-        return jnp.sum(jnp.dot(leaf, columns, precision="highest") * rows)
+        return jnp.dot(leaf, columns, precision="highest") * rows
     columns = jnp.expand_dims(columns, range(leaf.ndim - 1))
-    return jnp.sum(leaf * (rows[..., None] * columns))
-
-
-def _sum_of_sizes(leaf: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.abs(leaf))
+    return leaf * (rows[..., None] * columns)
 
 
 def _weights(shape: tuple[int, ...], dtype) -> jax.Array:

@@ -105,7 +105,9 @@ def train_in_turns(
             if kept is not None and (interrupted() or now - saved > pause or last):
                 kept.save(trainers, number, seen)
                 saved = time.monotonic()
-                pause = SECONDS_BETWEEN_SAVES * max(1.0, (saved - now) / SECONDS_OF_A_SAVE)
+                pause = SECONDS_BETWEEN_SAVES * max(
+                    1.0, (saved - now) / SECONDS_OF_A_SAVE
+                )
             if interrupted():
                 interruptions.end()
     return {
