@@ -8,7 +8,16 @@ import jax
 import pytest
 
 import smoothout_jax
-from pages import costs, eigenvalues, gallery, readme, rise, scaling
+from pages import (
+    convolutions,
+    costs,
+    eigenvalues,
+    gallery,
+    kernels,
+    readme,
+    rise,
+    scaling,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,11 +55,16 @@ def test_the_committed_results_show_the_claim():
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [(costs.page, "cpu"), (eigenvalues.page, "eigenvalues")]
+    "module",
+    [costs, eigenvalues, convolutions, kernels],
+    ids=lambda each: each.__name__,
 )
-def test_pages_of_costs_are_those_of_the_committed_benchmarks(page, name):
+def test_pages_of_costs_are_those_of_the_committed_benchmarks(module):
+    name = {costs: "cpu"}.get(module, module.__name__.split(".")[-1])
     path = ROOT / "docs" / "performance" / f"{name}.json"
-    assert page(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
+    assert (
+        module.page(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
+    )
 
 
 def test_the_page_of_scaling_is_that_of_the_committed_counts():
@@ -69,7 +83,14 @@ def test_the_gallery_shows_the_pictures_of_the_notebooks():
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CHANGELOG.md", "docs/results.md", "docs/rise.md", "docs/choose.md"],
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "docs/results.md",
+        "docs/reproductions.md",
+        "docs/rise.md",
+        "docs/choose.md",
+    ],
 )
 def test_links_and_pictures_exist(page):
     path = ROOT / page
