@@ -26,8 +26,8 @@ momentum and weight decay, and what is around it.
 A rare step is the first, one of every five in which the rise of the loss is looked at,
 or one after which the loop changed the parameters itself. `smoothout` tells that by two
 sums over each leaf. On a GPU small leaves are summed together; and the parameters are
-summed as they are stored, for XLA adds in another order what it has fused with other
-arithmetic, and `smoothout` may take its own parameters for changed ones in every step.
+summed as they are stored: what XLA has fused with other arithmetic it may add in
+another order, and `smoothout` would take its own parameters for changed ones.
 [One setting](../reproductions.md) was timed on a GPU before both, none since.
 """
 
