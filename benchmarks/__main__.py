@@ -1,8 +1,6 @@
 """Measures, prints the tables and writes the raw figures: `python -m benchmarks`."""
 
-import argparse
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +8,7 @@ import numpy as np
 from benchmarks import tables
 from benchmarks.contenders import averaged, contenders
 from benchmarks.measure import measure, measure_copies, measure_noise
+from benchmarks.options import parser
 from benchmarks.problems import PROBLEMS, mlp
 from smoothout_jax import uniform
 from smoothout_jax.experiments.reporting.provenance import provenance
@@ -31,40 +30,32 @@ def executions():
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
+    command = parser("benchmarks", __doc__, "cpu.json")
+    command.add_argument(
         "--problems",
         nargs="+",
         choices=PROBLEMS,
         default=["mlp", "resnet20"],
         help="networks to time",
     )
-    parser.add_argument(
+    command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
         help="precision of the network; its parameters are in float32",
     )
-    parser.add_argument("--rounds", type=int, default=25, help="steps timed, of an MLP")
-    parser.add_argument(
+    command.add_argument(
+        "--rounds", type=int, default=25, help="steps timed, of an MLP"
+    )
+    command.add_argument(
         "--slow-rounds", type=int, default=5, help="steps timed, of other networks"
     )
-    parser.add_argument(
+    command.add_argument(
         "--compile-rounds", type=int, default=3, help="compilations timed"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("docs/performance/cpu.json"),
-        help="file of the raw figures; `python -m pages.costs` makes its page",
-    )
-    options = parser.parse_args()
+    options = command.parse_args()
     if min(options.rounds, options.slow_rounds, options.compile_rounds) < 1:
-        parser.error("rounds must be at least 1")
+        command.error("rounds must be at least 1")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     print(provenance()["machine"], flush=True)
     results = provenance() | {"problems": {}, "executions": {}}

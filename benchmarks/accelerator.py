@@ -8,7 +8,6 @@ On a GPU, XLA tries many kernels for each matrix product while it compiles. Prog
 share what it found to be fastest.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -24,6 +23,7 @@ import optax
 
 from benchmarks.contenders import Contender, averaged, contenders
 from benchmarks.measure import measure, perturb_by
+from benchmarks.options import parser
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.timing import interleaved
 from smoothout_jax import _execution, _random, smoothout, uniform
@@ -191,25 +191,17 @@ def shared_tuning() -> Iterator[None]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accelerator",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    command = parser("benchmarks.accelerator", __doc__, "accelerator.json")
+    command.add_argument(
+        "--minutes", type=float, default=9.0, help="time for all parts"
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for all parts")
-    parser.add_argument("--rounds", type=int, default=20, help="runs timed of each")
-    parser.add_argument("--parts", nargs="+", help="parts to measure, by name")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("docs/performance/accelerator.json"),
-        help="file of the raw figures",
-    )
-    options = parser.parse_args()
+    command.add_argument("--rounds", type=int, default=20, help="runs timed of each")
+    command.add_argument("--parts", nargs="+", help="parts to measure, by name")
+    options = command.parse_args()
     todo = parts(options.rounds)
     for name in options.parts or ():
         if name not in todo:
-            parser.error(f"--parts: no part {name!r}; there are {'; '.join(todo)}")
+            command.error(f"--parts: no part {name!r}; there are {'; '.join(todo)}")
     chosen = {name: todo[name] for name in options.parts or todo}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with shared_tuning():

@@ -5,11 +5,9 @@ and with `convolve`, and single convolutions of few channels; `python -m
 pages.convolutions` makes the page.
 """
 
-import argparse
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from benchmarks.options import parser
 from benchmarks.timing import interleaved
 from smoothout_jax.experiments.convolutions import convolve
 from smoothout_jax.experiments.networks import CNet, ResNet
@@ -90,16 +89,9 @@ def measure(make: Callable[..., Any], rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.convolutions",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="runs timed of each")
-    parser.add_argument(
-        "--output", type=Path, default=Path("docs/performance/convolutions.json")
-    )
-    options = parser.parse_args()
+    command = parser("benchmarks.convolutions", __doc__, "convolutions.json")
+    command.add_argument("--rounds", type=int, default=5, help="runs timed of each")
+    options = command.parse_args()
     networks = {name: measure(make, options.rounds) for name, make in NETWORKS.items()}
     layers = [
         {"layer": each}

@@ -4,13 +4,12 @@
 the whole call and the products in it; `python -m pages.eigenvalues` makes its page.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import jax
 
+from benchmarks.options import parser
 from benchmarks.problems import mlp
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.sharpness import hessian_eigenvalues
@@ -59,17 +58,10 @@ def measure(num_examples: int, num_eigenvalues: int) -> dict[str, float]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.eigenvalues",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--examples", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--eigenvalues", type=int, default=20)
-    parser.add_argument(
-        "--output", type=Path, default=Path("docs/performance/eigenvalues.json")
-    )
-    options = parser.parse_args()
+    command = parser("benchmarks.eigenvalues", __doc__, "eigenvalues.json")
+    command.add_argument("--examples", type=int, nargs="+", default=[512, 2048, 8192])
+    command.add_argument("--eigenvalues", type=int, default=20)
+    options = command.parse_args()
     runs = [measure(number, options.eigenvalues) for number in options.examples]
     results = provenance() | {"eigenvalues": options.eigenvalues, "runs": runs}
     options.output.write_text(json.dumps(results, indent=1) + "\n")

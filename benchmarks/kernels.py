@@ -7,12 +7,10 @@ What is counted is the update of an optimizer, in a loop, of the weights of a Re
 small networks on a GPU take about as long as their kernels are many.
 """
 
-import argparse
 import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,6 +21,7 @@ from flax import linen as nn
 from jax.experimental import topologies
 
 from benchmarks.contenders import RADIUS, RELATIVE_RADIUS
+from benchmarks.options import parser
 from smoothout_jax import exclude, flax_filters, smoothout, uniform
 from smoothout_jax.experiments.methods.rivals import msam
 from smoothout_jax.experiments.networks import ResNet
@@ -96,13 +95,8 @@ def kernels(text: str) -> dict[str, int]:
             # The shape before the operation may be a tuple, with comments in it.
             operation = re.search(r"[})\]] ([a-z][a-z0-9-]*)\(", line).group(1)
             if operation == "conditional":
-                branches = re.search(r"branch_computations=\{(.*?)\}", line)
-                names = (
-                    branches.group(1).split(", ")
-                    if branches
-                    else re.findall(r"(?:true|false)_computation=(%[\w.-]+)", line)
-                )
-                total += choose([count(name, choose) for name in names])
+                branches = re.findall(r"(?:true|false)_computation=(%[\w.-]+)", line)
+                total += choose([count(branch, choose) for branch in branches])
             elif operation not in FREE:
                 total += 1
         return total
@@ -151,18 +145,7 @@ def measure() -> dict[str, Mapping[str, int]]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kernels",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("docs/performance/kernels.json"),
-        help="file of the counts",
-    )
-    output = parser.parse_args().output
+    output = parser("benchmarks.kernels", __doc__, "kernels.json").parse_args().output
     results = provenance() | {"kernels": measure()}
     output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {output}")

@@ -364,3 +364,47 @@ def test_training_that_was_interrupted_keeps_what_was_watched(
     assert advanced == [(4, 5), (5, 6)]
     for name in ("steps", "watched_accuracy", "test_accuracy"):
         np.testing.assert_array_equal(getattr(continued, name), getattr(training, name))
+
+
+class Clocked:
+    """A trainer whose turns take half a minute, and keeps whose saves take a while."""
+
+    steps = 20
+
+    def __init__(self, monkeypatch, seconds_of_a_save):
+        self.now, self.saves, self._takes = 0.0, [], seconds_of_a_save
+        monkeypatch.setattr(comparison.time, "monotonic", lambda: self.now)
+
+    def prepare(self, start, stop):
+        pass
+
+    def advance(self, start, stop):
+        self.now += 30.0
+        return None, 30.0
+
+    def noise(self):
+        return None, None
+
+    def watched(self, best):
+        return None, None
+
+    def restore(self, trainers):
+        return 0, {}
+
+    def save(self, trainers, done, seen):
+        self.now += self._takes
+        self.saves.append(done)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "saves"),
+    [
+        (0.5, [3, 6, 9, 12, 15, 18, 20]),
+        (3.0, [3, 6, 9, 12, 15, 18, 20]),
+        (9.0, [3, 10, 17, 20]),
+    ],
+)
+def test_saves_that_take_long_are_rare(seconds, saves, monkeypatch):
+    both = Clocked(monkeypatch, seconds)
+    train_in_turns({"sgd": both}, both)
+    assert both.saves == saves

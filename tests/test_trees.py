@@ -310,6 +310,11 @@ def test_sums_are_those_of_each_array_alone(one_gpu, monkeypatch):
         np.array([*actual[:2], *actual[3:]]), expected, rtol=1e-5, atol=1e-4
     )
     assert [each.dtype for each in actual] == [each.dtype for each in arrays]
+    arrays[4] = arrays[4].at[3].set(jnp.nan)
+    lost = jax.jit(lambda arrays: _trees.sums(arrays))(arrays)
+    assert [bool(jnp.isnan(each)) for each in lost] == [
+        index == 4 for index in range(len(arrays))
+    ]
 
 
 def test_small_arrays_are_summed_together_on_a_gpu(monkeypatch):
