@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
-from smoothout_jax.rise import WARMUP
+from smoothout_jax.loss_rise import WARMUP
 
 LEARNING_RATE = 1e-3
 RADIUS = 0.01

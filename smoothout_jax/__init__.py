@@ -8,7 +8,6 @@ both.
 import importlib
 from typing import Any
 
-from smoothout_jax import _deprecated
 from smoothout_jax.filters import (
     equinox_filters,
     flax_filters,
@@ -17,9 +16,9 @@ from smoothout_jax.filters import (
 )
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
 from smoothout_jax.groups import by_path
+from smoothout_jax.loss_rise import LossRiseState, init_loss_rise
 from smoothout_jax.masks import exclude, only
 from smoothout_jax.noise import Noise, gaussian, uniform
-from smoothout_jax.rise import LossRiseState, init_loss_rise
 from smoothout_jax.schedules import (
     anneal_schedule,
     cosine_schedule,
@@ -67,4 +66,4 @@ def __getattr__(name: str) -> Any:
     """Imports the modules of measures and pictures when they are first used."""
     if name in ("sharpness", "landscape", "plots"):
         return importlib.import_module(f"smoothout_jax.{name}")
-    return _deprecated.moved(name)
+    raise AttributeError(f"module 'smoothout_jax' has no attribute {name!r}")

@@ -29,8 +29,8 @@ from smoothout_jax._execution import (
 from smoothout_jax._jax import is_traced
 from smoothout_jax._sharding import axes_of_rows
 from smoothout_jax._trees import Params, add_noise
+from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of, scaled_noise
 from smoothout_jax.noise import Noise, Size
-from smoothout_jax.rise import LossRise, LossRiseState, rise_of, scaled_noise
 
 AuxName = Literal["mean", "stack", "first", "clean"]
 Aux = AuxName | Callable[[Any], Any]

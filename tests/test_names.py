@@ -1,22 +1,10 @@
-"""The public names, and the old ones that still work."""
+"""The public names."""
 
 import importlib
 
 import pytest
 
 import smoothout_jax
-from smoothout_jax import _deprecated
-
-MOVED = [
-    (module, name) for module, names in _deprecated.MOVED.items() for name in names
-]
-
-
-@pytest.mark.parametrize(("module", "name"), MOVED, ids=lambda value: value)
-def test_names_that_have_moved_work_with_a_warning(module, name):
-    with pytest.warns(DeprecationWarning, match=f"now smoothout_jax.{module}.{name};"):
-        old = getattr(smoothout_jax, name)
-    assert old is getattr(importlib.import_module(f"smoothout_jax.{module}"), name)
 
 
 def test_names_that_never_were_are_attribute_errors():

@@ -15,7 +15,7 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
-from smoothout_jax.rise import LossRise
+from smoothout_jax.loss_rise import LossRise
 
 # Draws of other keys than threefry's compile several times faster.
 KEY = jax.random.key(7, impl="unsafe_rbg")

@@ -24,7 +24,7 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
-from smoothout_jax.rise import rise_of
+from smoothout_jax.loss_rise import rise_of
 from smoothout_jax.transforms import SmoothoutState, wrapper
 
 # Draws of other keys than threefry's compile several times faster.

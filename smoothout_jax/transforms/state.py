@@ -12,8 +12,8 @@ import optax
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced, reads_its_input
 from smoothout_jax._trees import Params, add_noise
+from smoothout_jax.loss_rise import LossRiseState, scaled_noise
 from smoothout_jax.noise import Noise
-from smoothout_jax.rise import LossRiseState, scaled_noise
 from smoothout_jax.transforms.following import fingerprint, follow, where_any
 
 NO_PARAMS = (

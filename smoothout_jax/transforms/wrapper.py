@@ -9,8 +9,8 @@ import optax
 
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise
+from smoothout_jax.loss_rise import LossRise, init_loss_rise, require_rise, rise_of
 from smoothout_jax.noise import Noise, Size
-from smoothout_jax.rise import LossRise, init_loss_rise, require_rise, rise_of
 from smoothout_jax.transforms.following import fingerprint, rounded
 from smoothout_jax.transforms.state import (
     NO_PARAMS,
