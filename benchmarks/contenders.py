@@ -12,8 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
-from smoothout_jax.loss_rise import WARMUP
+from smoothout_jax import (
+    SmoothoutState,
+    smoothout,
+    smoothout_eval_params,
+    smoothout_value_and_grad,
+    uniform,
+)
 
 LEARNING_RATE = 1e-3
 RADIUS = 0.01
@@ -190,24 +195,18 @@ def sam() -> Contender:
 
 
 def held(noise_label: str, noise: Any) -> Contender:
-    """`smoothout` that holds the rise, beyond the steps in which it looks at each."""
+    """`smoothout` that holds the rise."""
     contender = wrapped(noise_label, noise, loss_rise=0.1)
-
-    def init(params, key):
-        params, state = contender.init(params, key)
-        return params, optax.tree.set(state, rise_step=jnp.int32(WARMUP))
-
-    label = f"{contender.label}, rise held"
-    return dataclasses.replace(contender, init=init, label=label)
+    return dataclasses.replace(contender, label=f"{contender.label}, rise held")
 
 
 def wrapped(noise_label: str, noise: Any, **options: Any) -> Contender:
     """`smoothout` around SGD."""
 
     def expected(loss, state, batch):
-        perturbed, optimizer_state = state
-        clean = optimizer_state.clean_params
-        return _descend(clean, jax.jit(jax.grad(loss))(perturbed, batch))
+        perturbed, _ = state
+        grads = jax.jit(jax.grad(loss))(perturbed, batch)
+        return _descend(clean_params(state), grads)
 
     return by_optimizer(
         f"smoothout around SGD, {noise_label}, M = 1",
@@ -247,7 +246,9 @@ def by_optimizer(label: str, optimizer: Callable, expected: Callable) -> Contend
 def clean_params(state: State) -> Any:
     """The clean parameters of any contender's state."""
     params, rest = state
-    return getattr(rest, "clean_params", params)
+    if isinstance(rest, SmoothoutState):
+        return smoothout_eval_params(rest, params)
+    return params
 
 
 def contenders() -> dict[str, Contender]:
@@ -261,7 +262,7 @@ def contenders() -> dict[str, Contender]:
         "uniform": averaged("uniform", uniform_noise),
         "filter": averaged("relative to filter", relative),
         "smoothout": wrapped("uniform", uniform_noise),
-        "held": held("uniform", uniform_noise),
+        "held": held("relative to filter", relative),
         "split": averaged("uniform", uniform_noise, 4, split=True),
         "whole": averaged("uniform", uniform_noise, 4),
         "vmap_split": vmapped(4, split=True),

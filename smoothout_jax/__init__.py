@@ -15,20 +15,18 @@ from smoothout_jax.filters import (
     stacked,
 )
 from smoothout_jax.gradients import smooth, smoothout_value_and_grad
-from smoothout_jax.groups import by_path
+from smoothout_jax.link import SmoothGradientsState, smooth_gradients
 from smoothout_jax.loss_rise import LossRiseState, init_loss_rise
 from smoothout_jax.masks import exclude, only
-from smoothout_jax.noise import Noise, gaussian, uniform
+from smoothout_jax.noise import Noise, by_path, gaussian, uniform
 from smoothout_jax.schedules import (
     anneal_schedule,
     cosine_schedule,
     rise_schedule,
     tanh_schedule,
 )
-from smoothout_jax.transforms import (
-    SmoothGradientsState,
+from smoothout_jax.smoothout import (
     SmoothoutState,
-    smooth_gradients,
     smoothout,
     smoothout_eval_params,
 )

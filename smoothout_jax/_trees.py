@@ -16,8 +16,8 @@ from smoothout_jax._jax import on_one_gpu
 
 Params = Any
 
-# Elements from which on an array is summed alone on a GPU; those of a row of others.
-LARGE, ROW = 2**16, 256
+# Elements that are summed at once on a GPU.
+ROW = 256
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -52,10 +52,32 @@ def require_like(params: Any, name: str, tree: Any) -> None:
 
 
 def map_leaves(fun: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """A tree like the parameters, of a function of the leaves of trees like them."""
-    leaves, structure = jax.tree.flatten(params)
-    rows = zip(leaves, *map(jax.tree.leaves, others), strict=True)
-    return jax.tree.unflatten(structure, [fun(*row) for row in rows])
+    """A tree like the parameters, of a function of the leaves of trees like them.
+
+    `None` is a leaf of the others, and stays where it is one of the parameters.
+    """
+    leaves, structure = jax.tree.flatten(params, is_leaf=_is_none)
+    rows = zip(
+        leaves,
+        *(jax.tree.leaves(tree, is_leaf=_is_none) for tree in others),
+        strict=True,
+    )
+    results = [None if row[0] is None else fun(*row) for row in rows]
+    return jax.tree.unflatten(structure, results)
+
+
+def stored(values: jax.Array, dtype: Any) -> jax.Array:
+    """Values in a dtype, rounded to it even where XLA would carry them on unrounded."""
+    if dtype == jnp.bfloat16:
+        return jax.lax.reduce_precision(values, 8, 7).astype(dtype)
+    values = values.astype(dtype)
+    # reduce_precision has no subnormal numbers, which float16 and below need.
+    is_narrow = jnp.finfo(dtype).bits < 32
+    return jax.lax.optimization_barrier(values) if is_narrow else values
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
 
 
 def _leaf_paths(tree):
@@ -104,27 +126,20 @@ def accumulator_dtype(dtype: Any) -> Any:
     return dtype if wide else jnp.dtype(jnp.float32)
 
 
-def sums(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The sum of each array, in its dtype.
+def total(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all elements of all arrays, float32.
 
     A GPU takes about as long to start a sum as to add up a small array, and networks
-    have dozens of them: there they are laid into rows, and summed together.
+    have dozens of them: there, columns are summed as norms are, and then together.
     """
-    small = list(filter(_is_small, arrays))
-    if len(small) < 2 or not on_one_gpu():
-        return [jnp.sum(each) for each in arrays]
-    rows = [-(-each.size // ROW) for each in small]
-    padded = [
-        jnp.pad(jnp.ravel(each), (0, number * ROW - each.size))
-        for each, number in zip(small, rows, strict=True)
-    ]
-    of_rows = jnp.sum(jnp.concatenate(padded).reshape(-1, ROW), axis=1)
-    is_its_own = (
-        np.repeat(np.arange(len(small)), rows) == np.arange(len(small))[:, None]
-    )
-    together = iter(jnp.sum(jnp.where(is_its_own, of_rows, 0), axis=1))
-    return [next(together) if _is_small(each) else jnp.sum(each) for each in arrays]
+    if not on_one_gpu():
+        arrays = [jnp.sum(each) for each in arrays]
+        return jnp.sum(jnp.asarray([each.astype(jnp.float32) for each in arrays]))
+    rows = [_rows(jnp.ravel(each).astype(jnp.float32)) for each in arrays]
+    sums = [jnp.sum(each, axis=1) for each in rows] or [jnp.zeros(0)]
+    # Without the barrier XLA would sum each of them alone.
+    return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums)))
 
 
-def _is_small(array: jax.Array) -> bool:
-    return array.size < LARGE and array.dtype == jnp.float32
+def _rows(vector: jax.Array) -> jax.Array:
+    return jnp.pad(vector, (0, -vector.size % ROW)).reshape(-1, ROW)

@@ -11,8 +11,6 @@ where s is the scale that the noise was multiplied by, s = √(δ / c) holds the
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +18,14 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._trees import Params, accumulator_dtype, sums
-from smoothout_jax.noise import Noise, Size, at_step
+from smoothout_jax._trees import Params, accumulator_dtype, total
+from smoothout_jax.noise import Size, at_step
 
 # Of the running means, a step.
 DECAY = 0.98
 # The scale of the first noise, and the factor by which it may grow in a step, so that
 # noise of a strength not seen before does not come at once.
 START, GROWTH = 0.1, 1.05
-# After so many steps only every fifth gradient is looked at: a look reads three trees.
-WARMUP, EVERY = 50, 5
 # So that a scale, however small, can be told from no noise.
 LEAST = 1e-12
 # Of the target: no rise counts as less or more, so that one bad batch can neither set
@@ -38,7 +34,7 @@ LEAST_SEEN, MOST_SEEN = -10, 100
 
 
 class LossRiseState(NamedTuple):
-    """State of a rise that is held.
+    """State of a rise that is held; all scalars, float32 but for the step.
 
     Attributes:
         noise_scale: the factor in [0, 1] that the noise in use is multiplied by.
@@ -57,16 +53,12 @@ class LossRiseState(NamedTuple):
 
 
 def init_loss_rise() -> LossRiseState:
-    """The state before the first step: nothing is known yet.
+    """The state before the first step, when nothing is known yet.
 
-    It is what `smoothout_value_and_grad` with a `loss_rise` starts from.
+    `smoothout_value_and_grad` with a `loss_rise` starts from it.
     """
     return LossRiseState(
-        noise_scale=jnp.zeros([], jnp.float32),
-        loss_rise_estimate=jnp.zeros([], jnp.float32),
-        rise_per_square=jnp.zeros([], jnp.float32),
-        rise_weight=jnp.zeros([], jnp.float32),
-        rise_step=jnp.zeros([], jnp.int32),
+        *(jnp.zeros([], jnp.float32) for _ in range(4)), jnp.zeros([], jnp.int32)
     )
 
 
@@ -95,8 +87,8 @@ class LossRise:
         most = jnp.clip(growth * state.noise_scale, START, 1)
         scale = jnp.clip(jnp.sqrt(held), LEAST, most)
         scale = jnp.where(target > 0, scale, 0)
-        # Noise that was stronger than the next counts as if it had been like it, or its
-        # rises would be remembered for too long.
+        # When the noise weakens, the rises seen so far keep their mean, but weigh only
+        # as much as if their noise had been that weak, or they would last too long.
         old = state.noise_scale
         weaker = (scale > 0) & (scale < old)
         ratio = jnp.where(weaker, scale / jnp.where(weaker, old, 1), 1)
@@ -104,19 +96,14 @@ class LossRise:
             noise_scale=scale, rise_weight=state.rise_weight * jnp.square(ratio)
         )
 
-    def is_due(self, state: LossRiseState) -> jax.Array:
-        """Whether the next gradient should be looked at."""
-        step = state.rise_step
-        return (step < WARMUP * self.copies) | (step % EVERY == 0)
-
     def observed(self, state: LossRiseState, rise: jax.Array) -> LossRiseState:
         """The state after a gradient under that noise, and the rise that it showed.
 
-        A rise that is not finite was not seen.
+        A rise that is not finite is not counted.
         """
         square, curvature = jnp.square(state.noise_scale), state.rise_per_square
         seen = (square > 0) & jnp.isfinite(rise)
-        # A rise is the surer, the stronger its noise: its weight is the scale's square.
+        # Stronger noise gives a more reliable estimate, so it weighs more.
         weight = DECAY ** (1 / self.copies) * state.rise_weight
         weight += jnp.where(seen, square, 0)
         share = jnp.where(seen, 1 / jnp.where(seen, weight, 1), 0)
@@ -134,48 +121,50 @@ class LossRise:
         )
 
     def _now(self, state: LossRiseState) -> jax.Array:
-        """The target of the step; none where a schedule has lost its way."""
+        """The target of the step; 0 if a schedule is not finite."""
         step = state.rise_step // self.copies
         target = jnp.asarray(at_step("loss_rise", self.target, step), jnp.float32)
         return jnp.where(jnp.isfinite(target), target, 0)
 
 
-def scaled_noise(noise: Noise, scale: jax.Array) -> Noise:
-    """The noise times a factor."""
+def rise_of(noise: Params, grads: optax.Updates) -> jax.Array:
+    """½⟨ε, ∇f(θ + ε)⟩, float32, of the noise and the gradients at θ + ε.
+
+    Leaves of the noise that are `None` or not floating do not count.
+    """
+    structure = jax.tree.structure(noise, is_leaf=lambda leaf: leaf is None)
+    pairs = zip(
+        structure.flatten_up_to(noise), structure.flatten_up_to(grads), strict=True
+    )
+    products = [
+        _product(jnp.asarray(added), jnp.asarray(grad))
+        for added, grad in pairs
+        if added is not None and _checks.is_inexact(added)
+    ]
+    return 0.5 * total(products)
+
+
+def _product(noise: jax.Array, grad: jax.Array) -> jax.Array:
+    if grad.shape != noise.shape:
+        raise ValueError(
+            "loss_rise needs gradients like params; got one of shape"
+            f" {grad.shape} for a parameter of shape {noise.shape}"
+        )
+    wide = accumulator_dtype(noise.dtype)
+    # As JAX has the gradient of a complex weight, without a conjugate.
+    return (noise.astype(wide) * grad.astype(wide)).real
+
+
+def scaled(noise: Params, scale: jax.Array) -> Params:
+    """The noise times a factor, in float32 at least."""
 
     def scale_leaf(leaf):
         if not _checks.is_inexact(leaf):
             return leaf
         wide = accumulator_dtype(jnp.result_type(leaf))
-        return (jnp.asarray(leaf, wide) * scale.astype(wide)).astype(leaf.dtype)
+        return jnp.asarray(leaf, wide) * scale.astype(wide)
 
-    def scaled(key: jax.Array, params: Params, *step: Any) -> Params:
-        return jax.tree.map(scale_leaf, noise(key, params, *step))
-
-    return scaled
-
-
-def rise_of(params: Params, perturbed: Params, grads: optax.Updates) -> jax.Array:
-    """½⟨ε, ∇f(θ + ε)⟩, float32, of the gradients at the perturbed parameters."""
-    trees = map(jax.tree.leaves, (params, perturbed, grads))
-    products = [
-        _product(jnp.asarray(noisy, clean.dtype), jnp.asarray(clean), jnp.asarray(grad))
-        for clean, noisy, grad in zip(*trees, strict=True)
-        if _checks.is_inexact(clean)
-    ]
-    dots = [each.astype(jnp.float32) for each in sums(products)]
-    return 0.5 * jnp.sum(jnp.asarray(dots, jnp.float32))
-
-
-def _product(noisy, clean, grad) -> jax.Array:
-    if grad.shape != clean.shape:
-        raise ValueError(
-            "loss_rise needs gradients like params; got one of shape"
-            f" {grad.shape} for a parameter of shape {clean.shape}"
-        )
-    wide = accumulator_dtype(clean.dtype)
-    # As JAX has the gradient of a complex weight, without a conjugate.
-    return ((noisy.astype(wide) - clean.astype(wide)) * grad.astype(wide)).real
+    return jax.tree.map(scale_leaf, noise)
 
 
 def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:
@@ -186,21 +175,3 @@ def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:
             f"state was made {made} loss_rise, but {name} is {takes} it: take the state"
             " from its own init"
         )
-
-
-def rise_first(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a function of (rise, key, params, …) say so if one is forgotten."""
-
-    @functools.wraps(fn)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        if args and not isinstance(args[0], LossRiseState):
-            raise TypeError(
-                "rise must be the state that init_loss_rise, or the call before,"
-                " returned, and come before key and params; got"
-                f" {_checks.describe(args[0])}"
-            )
-        if len(args) > 1:
-            _checks.prng_key(args[1], alone=len(args) == 2)
-        return fn(*args, **kwargs)
-
-    return checked

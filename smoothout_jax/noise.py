@@ -20,7 +20,8 @@ References:
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from operator import add
 from typing import Any, Literal, Protocol, get_args
 
 import jax
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
+from smoothout_jax._jax import on_one_gpu
 from smoothout_jax._random import random_like, real_or_complex
 from smoothout_jax._resolution import warn_if_lost
 from smoothout_jax._sharding import place_like
@@ -39,7 +41,14 @@ from smoothout_jax.filters import (
     numbering,
     raw_axes,
 )
-from smoothout_jax.masks import Mask, check_noisy, mask_leaves
+from smoothout_jax.masks import (
+    Mask,
+    check_noisy,
+    check_patterns,
+    first_match,
+    mask_leaves,
+    warn_of_unmatched,
+)
 
 Size = float | jax.Array | optax.Schedule
 
@@ -129,7 +138,7 @@ def uniform(
         Wen et al., 2018: SmoothOut; AdaSmoothOut with `relative_to="filter"`.
     """
     _checks.choice((8, 16, 32), bits=bits)
-    noise = _Noise(
+    return _Law(
         law=real_or_complex,
         bits=bits,
         name="radius",
@@ -140,7 +149,6 @@ def uniform(
         mask=mask,
         normalize=True,
     )
-    return _checks.key_first(noise.draw)
 
 
 def gaussian(
@@ -200,7 +208,7 @@ def gaussian(
         deviation = math.sqrt(2 / len(levels))
         return real_or_complex(*(deviation * jax.lax.erf_inv(u) for u in levels))
 
-    noise = _Noise(
+    return _Law(
         law=normal,
         bits=32,
         name="std",
@@ -211,12 +219,66 @@ def gaussian(
         mask=mask,
         normalize=normalize,
     )
-    return _checks.key_first(noise.draw)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Noise:
-    """The law of the noise, of which `draw` is the function that users get.
+def by_path(noises: Mapping[str, Noise]) -> Noise:
+    """Noise of several groups of parameters, each of a law of its own.
+
+    Args:
+        noises: noises by pattern: a regular expression, searched for in the path of a
+            leaf, such as `"embedding"`. The first that is found counts; leaves without
+            any get no noise. A pattern that matches no leaf warns.
+
+    Returns:
+        The noise function. A mask of one of its noises must be a function of the
+        parameters, such as `exclude`, since it gets those of the group alone, by path.
+
+    Raises:
+        TypeError: if a pattern is not a string or a noise not a function.
+        ValueError: if there is no pattern, or one is not a regular expression.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from smoothout_jax import by_path, uniform
+        >>> noise = by_path({
+        ...     "embedding": uniform(0.1, relative_to="filter", filter_axis=0),
+        ...     "kernel": uniform(0.3, relative_to="filter"),
+        ... })
+        >>> params = {"embedding": jnp.ones((5, 4)), "kernel": jnp.ones((4, 2))}
+        >>> added = noise(jax.random.key(0), params)
+        >>> print(jnp.linalg.norm(added["kernel"], axis=0).round(3))
+        [0.6 0.6]
+    """
+    if not noises:
+        raise ValueError("by_path needs at least one pattern, got none")
+    check_patterns("by_path", tuple(noises))
+    for pattern, noise in noises.items():
+        _checks.function("such as uniform(0.01)", **{f"noises[{pattern!r}]": noise})
+    return _ByPath(dict(noises))
+
+
+class _Drawn:
+    """What the noises of this module share: they are called, and say where they add."""
+
+    def __call__(self, key: jax.Array, params: Params = None, step: Any = None) -> Any:
+        """Noise like the parameters."""
+        _checks.prng_key(key, alone=params is None)
+        if params is None:
+            raise TypeError("params is missing: call noise(key, params)")
+        _checks.arrays(params=params)
+        return self.draw(key, params, step)
+
+    def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
+        raise NotImplementedError
+
+    def where(self, params: Params) -> list[bool]:
+        """Whether each leaf gets noise."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Law(_Drawn):
+    """Noise of one law.
 
     Attributes:
         law: function from uniform levels, one array or two for a complex leaf, to the
@@ -229,6 +291,7 @@ class _Noise:
         one_axis: what a leaf of one axis is relative to.
         mask: which leaves get noise.
         normalize: whether a sample is divided by its own norm over the filter or layer.
+        specs: how the leaves are sharded by hand in `jax.shard_map`, by their names.
     """
 
     law: Callable[..., jax.Array]
@@ -240,6 +303,7 @@ class _Noise:
     one_axis: OneAxis
     mask: Mask | None
     normalize: bool
+    specs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not callable(self.size):
@@ -255,13 +319,11 @@ class _Noise:
                 f" relative_to={self.relative_to!r}"
             )
 
-    def draw(self, key: jax.Array, params: Params, step: Any = None) -> Params:
-        """Noise like the parameters."""
-        _checks.arrays(params=params)
+    def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
         scale = at_step(self.name, self.size, step)
         leaves, structure = jax.tree.flatten(params)
         leaves = list(map(jnp.asarray, leaves))
-        noisy = self._noisy(params, leaves)
+        noisy = self.where(params)
         chosen = list(itertools.compress(leaves, noisy))
         drawn = iter(random_like(self.law, key, chosen, self.bits))
         rows = zip(leaf_names(params), leaves, noisy, self._axes(params), strict=True)
@@ -270,13 +332,14 @@ class _Noise:
             if is_noisy:
                 warn_if_lost(leaf, path, self.name, scale, self.relative_to)
                 axes = self._norm_axes(axes, leaf.shape, path)
-                noises.append(self._scaled(next(drawn), leaf, axes, scale))
+                shards = spec_names(self.specs.get(path, ()), axes)
+                noises.append(self._scaled(next(drawn), leaf, axes, shards, scale))
             else:
                 noises.append(jnp.zeros_like(leaf))
         return jax.tree.unflatten(structure, noises)
 
-    def _noisy(self, params: Params, leaves: list[jax.Array]) -> list[bool]:
-        """Whether each leaf gets noise."""
+    def where(self, params: Params) -> list[bool]:
+        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
         if leaves and not any(map(_checks.is_inexact, leaves)):
             dtypes = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(
@@ -310,25 +373,106 @@ class _Noise:
                 kept = layers
         return tuple(axis for axis in range(len(shape)) if axis not in kept)
 
-    def _scaled(self, drawn, leaf, axes: tuple[int, ...], scale) -> jax.Array:
+    def _scaled(self, drawn, leaf, axes, shards: tuple[str, ...], scale) -> jax.Array:
         """A sample of unit size, scaled as the leaf has it."""
         weight = jax.lax.stop_gradient(leaf).astype(drawn.dtype)
         factor = jnp.asarray(scale, jnp.finfo(drawn.dtype).dtype)
         if self.relative_to == "weight":
             factor *= jnp.abs(weight)
         elif self.relative_to is not None:
-            factor *= _norm(weight, axes)
-            if self.normalize:
-                factor /= _norm(drawn, axes)
+            norm, *own = _norms([weight, drawn][: 1 + self.normalize], axes, shards)
+            factor = factor * norm / own[0] if own else factor * norm
         return place_like(leaf, (factor.astype(drawn.dtype) * drawn).astype(leaf.dtype))
 
 
-def _norm(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Euclidean norm over the axes, which stay as axes of size one."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ByPath(_Drawn):
+    """Noise of several laws, by the patterns of the paths that they are for."""
+
+    noises: Mapping[str, Noise]
+
+    def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
+        leaves, structure = jax.tree.flatten(params)
+        drawn = list(map(jnp.zeros_like, leaves))
+        for number, (pattern, places) in enumerate(self._groups(params).items()):
+            group = {path: jnp.asarray(leaves[i]) for path, i in places.items()}
+            if group:
+                own_key = jax.random.fold_in(key, number)
+                steps = () if step is None else (step,)
+                noise = self.noises[pattern](own_key, group, *steps)
+                for path, i in places.items():
+                    drawn[i] = noise[path]
+        return jax.tree.unflatten(structure, drawn)
+
+    def where(self, params: Params) -> list[bool]:
+        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
+        noisy = [False] * len(leaves)
+        for pattern, places in self._groups(params).items():
+            group = {path: leaves[i] for path, i in sorted(places.items())}
+            its = noisy_leaves(self.noises[pattern], group) if group else []
+            for path, is_noisy in zip(group, its, strict=True):
+                noisy[places[path]] = is_noisy
+        return noisy
+
+    def _groups(self, params: Params) -> dict[str, dict[str, int]]:
+        """The places of each pattern's leaves, by path."""
+        paths = leaf_names(params)
+        warn_of_unmatched("by_path", tuple(self.noises), paths)
+        matches = [first_match(self.noises, path) for path in paths]
+        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
+        check_noisy(params, leaves, [match is not None for match in matches])
+        return {
+            pattern: {path: i for i, path in enumerate(paths) if matches[i] == pattern}
+            for pattern in self.noises
+        }
+
+
+def _norms(
+    arrays: Sequence[jax.Array], axes: tuple[int, ...], shards: tuple[str, ...]
+) -> list[jax.Array]:
+    """Euclidean norms over the axes, kept as axes of size one, and over the shards."""
     if not axes:
-        return jnp.abs(array)
-    squares = jnp.square(jnp.abs(array))
-    return jnp.sqrt(jnp.sum(squares, axes, keepdims=True))
+        return list(map(jnp.abs, arrays))
+    squares = [jnp.square(jnp.abs(array)) for array in arrays]
+    if len(arrays) > 1 and on_one_gpu():
+        # One kernel instead of one for each.
+        zeros = [jnp.zeros([], each.dtype) for each in squares]
+        sums = jax.lax.reduce(
+            squares,
+            zeros,
+            lambda x, y: list(map(add, x, y)),
+            axes,
+        )
+        sums = [jnp.expand_dims(each, axes) for each in sums]
+    else:
+        sums = [jnp.sum(each, axes, keepdims=True) for each in squares]
+    return [jnp.sqrt(jax.lax.psum(each, shards) if shards else each) for each in sums]
+
+
+def spec_names(spec: Iterable[Any], axes: Container[int] | None = None) -> tuple:
+    """The axes of the mesh that a leaf, or some of its axes, lie along."""
+    return tuple(
+        name
+        for axis, names in enumerate(spec)
+        if names is not None and (axes is None or axis in axes)
+        for name in ((names,) if isinstance(names, str) else names)
+    )
+
+
+def noisy_leaves(noise: Noise, params: Params) -> list[bool]:
+    """Whether each leaf gets noise, as far as is known without drawing it."""
+    if isinstance(noise, _Drawn):
+        return noise.where(params)
+    return [_checks.is_inexact(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def sharded_noise(noise: Noise, specs: Mapping[str, Any]) -> Noise:
+    """The noise, its norms taken over shards; `specs` are by the names of leaves."""
+    if isinstance(noise, _Law):
+        return dataclasses.replace(noise, specs=specs)
+    if isinstance(noise, _ByPath):
+        return _ByPath({p: sharded_noise(n, specs) for p, n in noise.noises.items()})
+    return noise
 
 
 def at_step(name: str, size: Any, step: Any) -> Any:

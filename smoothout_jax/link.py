@@ -10,15 +10,11 @@ import optax
 from smoothout_jax import _checks
 from smoothout_jax._copies import Copies, Execution
 from smoothout_jax._execution import AxisNames
+from smoothout_jax._keys import fold, implementation, key_data
 from smoothout_jax._trees import Params
 from smoothout_jax.loss_rise import LossRiseState, init_loss_rise, require_rise
 from smoothout_jax.noise import Noise, Size
-from smoothout_jax.transforms.state import (
-    NO_PARAMS,
-    fold,
-    key_data_of,
-    warn_of_lost_noise,
-)
+from smoothout_jax.smoothout import NO_PARAMS
 
 NO_GRAD_FN = """smooth_gradients takes the gradients itself, so update needs a grad_fn:
 
@@ -121,9 +117,8 @@ def smooth_gradients(
 
     def init(params: Params) -> Any:
         _checks.arrays(params=params)
-        warn_of_lost_noise(noise, key, params)
         rise = None if loss_rise is None else init_loss_rise()
-        return SmoothGradientsState(key_data_of(key), jnp.zeros([], jnp.int32), rise)
+        return SmoothGradientsState(key_data(key), jnp.zeros([], jnp.int32), rise)
 
     def update(
         updates: optax.Updates,
@@ -138,7 +133,7 @@ def smooth_gradients(
             raise ValueError(f"smooth_gradients {NO_PARAMS}")
         if grad_fn is None:
             raise ValueError(NO_GRAD_FN)
-        key_data, step, rise = state
+        data, step, rise = state
         require_rise("smooth_gradients", loss_rise, rise)
 
         def value_and_grad(params, copy):
@@ -147,12 +142,12 @@ def smooth_gradients(
         (_, grads), _, rise = copies.mean_gradients(
             value_and_grad,
             rise,
-            fold(key, key_data, step),
+            fold(implementation(key), data, step),
             params,
             [np.arange(copies.total)],
             step,
         )
-        return grads, SmoothGradientsState(key_data, optax.safe_increment(step), rise)
+        return grads, SmoothGradientsState(data, optax.safe_increment(step), rise)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,0 +1,29 @@
+"""PRNG keys in a state: kept as their data, from which the key of each step is folded.
+
+Typed keys in an optimizer's state break many checkpointers and wrappers.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def implementation(key: jax.Array) -> Any:
+    """The implementation of a typed key; `None` for a raw one."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_impl(key) if typed else None
+
+
+def key_data(key: jax.Array) -> jax.Array:
+    """The data of a key: plain integers in a buffer of their own."""
+    data = key if implementation(key) is None else jax.random.key_data(key)
+    return jnp.array(data, copy=True)
+
+
+def fold(impl: Any, data: jax.Array, count: Any) -> jax.Array:
+    """The key of one step, of an implementation, from the data in a state."""
+    key = jnp.asarray(data)
+    if impl is not None:
+        key = jax.random.wrap_key_data(key, impl=impl)
+    return jax.random.fold_in(key, count)

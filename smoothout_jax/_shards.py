@@ -1,0 +1,87 @@
+"""Parameters that are sharded by hand, in `jax.shard_map`.
+
+There a program sees its own shard alone, so it must be told which axes of a leaf lie
+along which axes of the mesh: each shard then draws its own noise, leaves that are whole
+everywhere draw the same, and norms and products are summed over the shards.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from smoothout_jax import _checks
+from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax.noise import Noise, sharded_noise, spec_names
+
+Specs = str | tuple[str, ...] | Any
+
+
+def specs_of(axis_name: Specs) -> Any:
+    """A tree of partition specs: a name stands for the first axis of every leaf.
+
+    Raises:
+        TypeError: if it is neither names nor a tree of partition specs.
+    """
+    if axis_name is None or isinstance(axis_name, str):
+        return axis_name and jax.P(axis_name)
+    if isinstance(axis_name, tuple) and all(isinstance(n, str) for n in axis_name):
+        return jax.P(axis_name)
+    if not all(map(_is_spec, jax.tree.leaves(axis_name, is_leaf=_is_spec))):
+        raise TypeError(
+            "axis_name must be a name, a tuple of names, or a tree of jax.P like the"
+            f" parameters; got {_checks.describe(axis_name)}"
+        )
+    return axis_name
+
+
+def draw(noise: Noise, key: jax.Array, params: Params, step: Any, specs: Any) -> Params:
+    """The noise of this shard; leaves along the same axes of the mesh share a key."""
+    by_leaf = _by_leaf(specs, params)
+    noise = sharded_noise(noise, dict(zip(leaf_names(params), by_leaf, strict=True)))
+
+    def of_group(names: tuple[str, ...]) -> list[jax.Array]:
+        own_key = key
+        for name in names:
+            own_key = jax.random.fold_in(own_key, jax.lax.axis_index(name))
+        return jax.tree.leaves(noise(own_key, params, step))
+
+    groups = list(map(spec_names, by_leaf))
+    drawn = {names: of_group(names) for names in dict.fromkeys(groups)}
+    leaves = [drawn[names][place] for place, names in enumerate(groups)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def total(
+    product: Callable[[Params, Params], jax.Array],
+    noise: Params,
+    grads: Any,
+    specs: Any,
+) -> jax.Array:
+    """A sum over the leaves of two trees, and over the shards of each leaf."""
+    leaves, structure = jax.tree.flatten(noise, is_leaf=lambda leaf: leaf is None)
+    groups = list(map(spec_names, _by_leaf(specs, grads)))
+    sums = []
+    for names in dict.fromkeys(groups):
+        rows = zip(leaves, groups, strict=True)
+        own = [leaf if its == names else None for leaf, its in rows]
+        part = product(jax.tree.unflatten(structure, own), grads)
+        sums.append(jax.lax.psum(part, names) if names else part)
+    return sum(sums[1:], sums[0])
+
+
+def _by_leaf(specs: Any, params: Params) -> list[jax.P]:
+    """The partition spec of every leaf."""
+    try:
+        tree = jax.tree.broadcast(specs, params, is_leaf=_is_spec)
+    except ValueError as error:
+        raise ValueError(
+            "axis_name must be a tree, or prefix tree, of jax.P like params; its"
+            f" structure is {jax.tree.structure(specs, is_leaf=_is_spec)}, that of"
+            f" params {jax.tree.structure(params)}"
+        ) from error
+    return jax.tree.leaves(tree, is_leaf=_is_spec)
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, jax.P)

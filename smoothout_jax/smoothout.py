@@ -1,0 +1,499 @@
+"""How it trains: SmoothOut as a transformation of Optax.
+
+`smoothout` wraps an optimizer and leaves the training loop as it is: the parameters
+that the loop holds are perturbed, the state holds the noise in them, and the clean ones
+are their difference.
+
+Reference:
+    Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
+    Deep Learning <https://arxiv.org/abs/1805.07898>`_, 2018: Stochastic SmoothOut, with
+    its de-noising before the update.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoothout_jax import _checks, _shards
+from smoothout_jax._jax import is_traced, reads_its_input
+from smoothout_jax._keys import fold, implementation, key_data
+from smoothout_jax._shards import Specs
+from smoothout_jax._trees import (
+    Params,
+    accumulator_dtype,
+    map_leaves,
+    require_like,
+    stored,
+)
+from smoothout_jax.loss_rise import (
+    LossRise,
+    LossRiseState,
+    init_loss_rise,
+    require_rise,
+    rise_of,
+    scaled,
+)
+from smoothout_jax.noise import Noise, Size, noisy_leaves
+
+NO_PARAMS = (
+    "needs the parameters: call update(grads, state, params), not update(grads, state)"
+)
+
+
+class SmoothoutState(NamedTuple):
+    """State of `smoothout`: plain arrays, to be saved beside the parameters.
+
+    Attributes:
+        smoothout_noise: the noise ε in the loop's parameters, in float32 at least, and
+            `None` for leaves that get none; with `keep_noise=False` how to draw it.
+        smoothout_key_data: data of the PRNG key, from which every noise is folded.
+        smoothout_step: number of updates of the clean parameters, int32.
+        smoothout_copy: number of gradients taken since the last of them, int32.
+        gradient_mean: mean of those gradients, in float32 at least; `None` if M = 1.
+        smoothed_state: state of the wrapped optimizer.
+        smoothout_rise: how strong the noise is, if `loss_rise` is held; else `None`.
+    """
+
+    smoothout_noise: Any
+    smoothout_key_data: jax.Array
+    smoothout_step: jax.typing.ArrayLike
+    smoothout_copy: jax.typing.ArrayLike
+    gradient_mean: Params | None
+    smoothed_state: optax.OptState
+    smoothout_rise: LossRiseState | None = None
+
+
+def smoothout(
+    optimizer: optax.GradientTransformation,
+    noise: Noise,
+    *,
+    key: jax.Array | int,
+    loss_rise: Size | None = None,
+    num_copies: int = 1,
+    keep_noise: bool = True,
+    axis_name: Specs = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains with SmoothOut, in the training loop you have.
+
+    The parameters that the loop holds are perturbed ones, so the gradient it computes
+    is SmoothOut's. Each update de-noises, lets `optimizer` update the clean parameters,
+    which weight decay, trust ratios and the like see, and perturbs again. Evaluate and
+    save the clean ones: `smoothout_eval_params(state, params)`. The first gradient is
+    at the initial parameters themselves.
+
+    The state holds the noise, and the clean parameters are the loop's less that noise.
+    So the loop's parameters remain yours: whatever changes them, be it weights loaded
+    after `init`, a reset or a projection, changes the clean ones by the same amount.
+
+    Make it the last link of a chain: it writes the loop's parameters, and a link behind
+    it would distort the noise. Clipping goes before it, or into `optimizer`, where it
+    sees the mean gradient of the copies.
+
+    Args:
+        optimizer: the Optax optimizer of the clean parameters.
+        noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
+            gets the number of updates of the clean parameters. Noise that would carry a
+            parameter beyond the range of its dtype is not added to it.
+        key: PRNG key of the noise, typed or raw, or an integer seed. Runs under
+            `jax.vmap` over seeds take a key each; so do transformations side by side in
+            `optax.multi_transform`.
+        loss_rise: the rise δ of the loss that the noise may cost, in the units of the
+            loss, such as 0.1 nats: the noise given is then the largest, and is scaled
+            so that the loss rises by δ under it, as read off the gradients. A number
+            of at least 0, a traced scalar, or a schedule of the number of updates.
+            `optax.tree.get(state, "noise_scale")` is the factor in use, and
+            `"loss_rise_estimate"` the mean rise in the last 50 steps. The gradients
+            must be those of the loss: put clipping and weight decay into `optimizer`
+            rather than before `smoothout`, and unscale scaled losses first.
+        num_copies: number M of perturbed gradients averaged into one update: the
+            optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
+            repeat the same noise, since it keeps its inner state for its micro-steps.
+        keep_noise: whether the state holds the noise. Without, its memory is saved: the
+            noise is drawn again from its key, as Flat-LoRA does. It must then not
+            depend on the parameters' values, as noise relative to them does, and each
+            update rounds the parameters twice more: they drift, in half precision by
+            much, as docs/scaling.md shows. Orbax saves such a state; Flax's
+            serialization does not.
+        axis_name: how the parameters are sharded by hand, in `jax.shard_map`: the name
+            (or a tuple of names) of the mesh axes along which the first axis of every
+            leaf lies, or a tree, or prefix tree, of `jax.P` like the `in_specs` of the
+            parameters. Each shard then draws its own noise, and norms and the rise are
+            summed over the shards. Under `jax.jit` nothing is needed.
+
+    Returns:
+        The `optax.GradientTransformationExtraArgs`. Its `update` needs the parameters,
+        and hands further keyword arguments on to `optimizer`.
+
+    Raises:
+        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type;
+            from `init` and `update`, if a leaf of the parameters is not an array.
+        ValueError: if `num_copies` is below 1 or `loss_rise` is negative or not finite,
+            or, from `init`, if the noise cannot be drawn again.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import smoothout, smoothout_eval_params, uniform
+        >>> def loss(w):
+        ...     return jnp.sum((w - 3) ** 2)
+        >>> optimizer = smoothout(optax.sgd(0.1), uniform(0.1), key=jax.random.key(0))
+        >>> params = jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> for _ in range(50):
+        ...     grads = jax.grad(loss)(params)
+        ...     updates, state = optimizer.update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(smoothout_eval_params(state, params).round(1))
+        [3. 3.]
+
+    Reference:
+        Wen et al., 2018: Stochastic SmoothOut; SmoothOut with `num_copies`.
+
+        Li et al., `Flat-LoRA: Low-Rank Adaptation over a Flat Loss Landscape
+        <https://arxiv.org/abs/2409.14396>`_, 2024: noise kept as its key.
+    """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation, such as optax.sgd(0.1);"
+            f" got {_checks.describe(optimizer)}"
+        )
+    _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
+    _checks.count(num_copies=num_copies)
+    _checks.choice((True, False), keep_noise=keep_noise)
+    key = _checks.key_or_seed(key)
+    wrapper = _Wrapper(
+        optax.with_extra_args_support(optimizer),
+        key,
+        _Draws(noise, implementation(key), num_copies, _shards.specs_of(axis_name)),
+        keep_noise,
+        None if loss_rise is None else LossRise(loss_rise, num_copies),
+    )
+    return optax.GradientTransformationExtraArgs(wrapper.init, wrapper.update)
+
+
+def smoothout_eval_params(state: Any, params: Params) -> Params:
+    """The clean parameters of a training with `smoothout`: to evaluate and to save.
+
+    Args:
+        state: the optimizer's state, or any tree that holds it, such as a `TrainState`:
+            `smoothout` is found in chains and wrappers.
+        params: the perturbed parameters of the training loop. Leaves that `smoothout`
+            does not train, under `optax.masked` or `optax.multi_transform`, come back
+            as they are.
+
+    Returns:
+        A tree like `params` with the clean parameters.
+
+    Raises:
+        ValueError: if the state holds none of `smoothout`, or that of other parameters,
+            or lies in another memory than the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import smoothout, smoothout_eval_params, uniform
+        >>> optimizer = optax.chain(
+        ...     optax.clip_by_global_norm(1.0),
+        ...     smoothout(optax.adam(1e-3), uniform(0.1), key=jax.random.key(0)))
+        >>> params = {"w": jnp.ones(2)}
+        >>> print(smoothout_eval_params(optimizer.init(params), params))
+        {'w': Array([1., 1.], dtype=float32)}
+    """
+    given = dict(jax.tree.leaves_with_path(params))
+    clean = {}
+    for node in _found(state):
+        for path, noise in jax.tree.leaves_with_path(_noise_of(node, given)):
+            _require_leaf(given, path, noise)
+            clean[path] = _denoised(given[path], noise)
+    return jax.tree.map_with_path(lambda path, p: clean.get(path, p), params)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """The noises of a training, drawn from the key in its state.
+
+    Attributes:
+        noise: their law.
+        impl: the implementation of the key; `None` for raw keys.
+        num_copies: noises for each update of the clean parameters.
+        specs: how the parameters are sharded by hand, if they are.
+        structure: of the parameters, where it stands in the state for noise not kept.
+    """
+
+    noise: Noise
+    impl: Any
+    num_copies: int
+    specs: Any = dataclasses.field(hash=False)
+    structure: Any = None
+
+    def draw(self, state: SmoothoutState, params: Params) -> Params:
+        """The noise of the state's copy in its step; none before has the same."""
+        step = state.smoothout_step
+        number = step * self.num_copies + state.smoothout_copy
+        key = fold(self.impl, state.smoothout_key_data, number)
+        if self.specs is None:
+            noise = self.noise(key, params, step)
+        else:
+            noise = _shards.draw(self.noise, key, params, step, self.specs)
+        require_like(params, "noise", noise)
+        rise = state.smoothout_rise
+        return noise if rise is None else scaled(noise, rise.noise_scale)
+
+    def noise_in(self, state: SmoothoutState, params: Params) -> Params:
+        """The noise in the loop's parameters: as it is kept, or drawn again."""
+        if not isinstance(state.smoothout_noise, _Draws):
+            return state.smoothout_noise
+        first = (state.smoothout_step == 0) & (state.smoothout_copy == 0)
+
+        def since_first(leaf):
+            return jnp.where(first, 0, leaf) if _checks.is_inexact(leaf) else None
+
+        return jax.tree.map(since_first, self.draw(state, params))
+
+    def rise(self, noise: Params, grads: optax.Updates) -> jax.Array:
+        """The rise of the loss that the gradients at this noise show."""
+        if self.specs is None:
+            return rise_of(noise, grads)
+        return _shards.total(rise_of, noise, grads, self.specs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wrapper:
+    """The two functions of the transformation, and what they share."""
+
+    optimizer: optax.GradientTransformationExtraArgs
+    key: jax.Array
+    draws: _Draws
+    keep_noise: bool
+    rise: LossRise | None
+
+    def init(self, params: Params) -> Any:
+        _checks.arrays(params=params)
+        if not self.keep_noise and jax.tree.leaves(params):
+            _require_independent(self.draws.noise, self.key, params)
+        return SmoothoutState(
+            smoothout_noise=self._no_noise(params),
+            smoothout_key_data=key_data(self.key),
+            smoothout_step=jnp.zeros([], jnp.int32),
+            smoothout_copy=jnp.zeros([], jnp.int32),
+            gradient_mean=_zeros(params) if self.draws.num_copies > 1 else None,
+            smoothed_state=self.optimizer.init(params),
+            smoothout_rise=None if self.rise is None else init_loss_rise(),
+        )
+
+    def update(
+        self,
+        updates: optax.Updates,
+        state: Any,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError(f"smoothout {NO_PARAMS}")
+        _checks.arrays(params=params)
+        if not isinstance(state, SmoothoutState):
+            raise TypeError(
+                "state must be the state of smoothout, as its init or update returned"
+                f" it; got {_checks.describe(state)}"
+            )
+        require_rise("smoothout", self.rise, state.smoothout_rise)
+        noise = self.draws.noise_in(state, params)
+        clean = _denoised(params, noise)
+        rise = state.smoothout_rise
+        if self.rise is not None and rise is not None:
+            rise = self.rise.observed(rise, self.draws.rise(noise, updates))
+            rise = self.rise.scaled(rise)
+        clean, state = self._step(updates, state, clean, extra_args)
+        state = state._replace(smoothout_rise=rise)
+        changes = _changes(params, clean, noise, self.draws.draw(state, clean))
+        if self.keep_noise:
+            after = _noise_after(params, changes, clean, noise)
+            state = state._replace(smoothout_noise=after)
+        return changes, state
+
+    def _step(
+        self, grads, state: SmoothoutState, clean: Params, extra_args
+    ) -> tuple[Params, SmoothoutState]:
+        """The next clean parameters, and the state with the optimizer's."""
+        copies = self.draws.num_copies
+        stepped = optax.safe_increment(state.smoothout_step)
+
+        def optimize(grads):
+            steps, inner = self.optimizer.update(
+                grads, state.smoothed_state, clean, **extra_args
+            )
+            moved = optax.apply_updates(clean, steps)
+            return moved, _in_dtypes_of(state.smoothed_state, inner)
+
+        if copies == 1:
+            moved, inner = optimize(grads)
+            return moved, state._replace(smoothout_step=stepped, smoothed_state=inner)
+        mean = _running_mean(state.gradient_mean, grads, state.smoothout_copy)
+        last = state.smoothout_copy == copies - 1
+        moved, inner = jax.lax.cond(
+            last,
+            lambda: optimize(optax.tree.cast_like(mean, grads)),
+            lambda: (clean, state.smoothed_state),
+        )
+        return moved, state._replace(
+            smoothout_step=jnp.where(last, stepped, state.smoothout_step),
+            smoothout_copy=jnp.where(last, 0, state.smoothout_copy + 1),
+            gradient_mean=mean,
+            smoothed_state=inner,
+        )
+
+    def _no_noise(self, params: Params) -> Any:
+        """Zeros in the place of noise, and `None` where there never is any."""
+        leaves, structure = jax.tree.flatten(_zeros(params))
+        if not self.keep_noise:
+            return dataclasses.replace(self.draws, structure=structure)
+        noisy = noisy_leaves(self.draws.noise, params)
+        return jax.tree.unflatten(
+            structure,
+            [leaf if its else None for leaf, its in zip(leaves, noisy, strict=True)],
+        )
+
+
+def _denoised(params: Params, noise: Params) -> Params:
+    """The clean parameters: those of the loop less the noise in them."""
+
+    def subtract(param, noise):
+        param = jnp.asarray(param)
+        if noise is None:
+            return param
+        return stored(param.astype(noise.dtype) - noise, param.dtype)
+
+    return map_leaves(subtract, params, noise)
+
+
+def _changes(params: Params, clean: Params, old: Params, noise: Params) -> Any:
+    """The updates that lead from the loop's parameters to the clean ones with noise.
+
+    Leaves that had `None` get none.
+    """
+
+    def change(param, clean, old, noise):
+        target = clean
+        if old is not None:
+            exact = clean.astype(old.dtype) + noise.astype(old.dtype)
+            is_in_range = jnp.abs(exact) <= float(jnp.finfo(clean.dtype).max)
+            target = jnp.where(is_in_range, stored(exact, clean.dtype), clean)
+        # Two equal infinities have no difference.
+        return jnp.where(target == param, jnp.zeros_like(target), target - param)
+
+    return map_leaves(change, params, clean, old, noise)
+
+
+def _noise_after(params: Params, changes: Any, clean: Params, old: Params) -> Params:
+    """The noise in what the loop will hold, as it will be rounded there."""
+
+    def difference(param, change, clean, old):
+        if old is None:
+            return None
+        held = stored(jnp.asarray(optax.apply_updates(param, change)), clean.dtype)
+        difference = held.astype(old.dtype) - clean.astype(old.dtype)
+        return jnp.where(jnp.isfinite(held), difference, 0)
+
+    return map_leaves(difference, params, changes, clean, old)
+
+
+def _zeros(params: Params) -> Params:
+    """Zeros like the parameters, in float32 at least."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf, accumulator_dtype(jnp.result_type(leaf))),
+        params,
+    )
+
+
+def _in_dtypes_of(old: optax.OptState, new: optax.OptState) -> optax.OptState:
+    """The new state in the dtypes of the old, whatever those of the gradients are."""
+
+    def cast(new, old):
+        dtype = jnp.result_type(old)
+        return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+    return jax.tree.map(cast, new, old)
+
+
+def _running_mean(mean: Params, grads: optax.Updates, count: Any) -> Params:
+    """The mean of count + 1 gradients from that of count and one more."""
+
+    def include(mean, grad):
+        if jnp.shape(grad) != mean.shape:
+            raise ValueError(
+                "updates must be gradients like params, to be averaged over the copies;"
+                f" got one of shape {jnp.shape(grad)} for a parameter of shape"
+                f" {mean.shape}"
+            )
+        grad = jnp.asarray(grad, mean.dtype)
+        step = (grad - mean) / (count + 1).astype(mean.dtype)
+        return jnp.where(count == 0, grad, mean + step)
+
+    return jax.tree.map(include, mean, grads)
+
+
+def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
+    """Requires a noise that is the same whatever the parameters' values are."""
+    step = jnp.zeros([], jnp.int32)
+    if reads_its_input(lambda params: noise(key, params, step), params):
+        raise ValueError(
+            "keep_noise=False draws the noise again at perturbed parameters, so it must"
+            " not depend on their values, as noise relative to weights, filters or"
+            " layers does; keep the noise, or choose relative_to=None"
+        )
+
+
+def _noise_of(state: SmoothoutState, given: dict[Any, Any]) -> Params:
+    """The noise in the parameters given by path: as it is kept, or drawn again."""
+    draws = state.smoothout_noise
+    if not isinstance(draws, _Draws):
+        return draws
+    template = jax.tree.unflatten(draws.structure, range(draws.structure.num_leaves))
+    for path, _ in jax.tree.leaves_with_path(template):
+        _require_leaf(given, path)
+    params = jax.tree.map_with_path(lambda path, _: given[path], template)
+    noise_in = draws.noise_in
+    for _ in range(jnp.ndim(state.smoothout_step)):
+        noise_in = jax.vmap(noise_in)  # over runs side by side
+    return noise_in(state, params)
+
+
+def _found(state: Any) -> list[SmoothoutState]:
+    """The states of `smoothout` in a tree; raises ValueError if there is none."""
+
+    def is_smoothout(node):
+        return isinstance(node, SmoothoutState)
+
+    found = list(filter(is_smoothout, jax.tree.leaves(state, is_leaf=is_smoothout)))
+    if not found:
+        raise ValueError(
+            "state holds no state of smoothout; pass the optimizer's state, as it came"
+            f" from init or update, got {_checks.describe(state)}"
+        )
+    return found
+
+
+def _require_leaf(given: dict[Any, Any], path: Any, noise: Any = None) -> None:
+    """Requires the leaf that noise is in, of its shape and in its memory."""
+    leaf = given.get(path)
+    if leaf is None or (noise is not None and jnp.shape(leaf) != noise.shape):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = "" if noise is None else f" of shape {noise.shape}"
+        below = {other[0] for other in given if other[1:] == path}
+        hint = "".join(f"; pass params{jax.tree_util.keystr((k,))}" for k in below)
+        raise ValueError(
+            "state is that of other parameters: params has no leaf"
+            f" {name!r}{shape}{hint}"
+        )
+    memories = [
+        each.sharding.memory_kind
+        for each in (noise, leaf)
+        if isinstance(each, jax.Array) and not is_traced(each)
+    ]
+    if len({*memories}) > 1:
+        raise ValueError(
+            f"state lies in memory {memories[0]!r} and params in {memories[1]!r}: move"
+            " the state to the parameters' memory first, as jax.device_put does"
+        )
