@@ -58,7 +58,11 @@ def init_loss_rise() -> LossRiseState:
     `smoothout_value_and_grad` with a `loss_rise` starts from it.
     """
     return LossRiseState(
-        *(jnp.zeros([], jnp.float32) for _ in range(4)), jnp.zeros([], jnp.int32)
+        noise_scale=jnp.zeros([], jnp.float32),
+        loss_rise_estimate=jnp.zeros([], jnp.float32),
+        rise_per_square=jnp.zeros([], jnp.float32),
+        rise_weight=jnp.zeros([], jnp.float32),
+        rise_step=jnp.zeros([], jnp.int32),
     )
 
 

@@ -299,24 +299,25 @@ class _Wrapper:
                 f" it; got {_checks.describe(state)}"
             )
         require_rise("smoothout", self.rise, state.smoothout_rise)
-        noise = self.draws.noise_in(state, params)
-        clean = _denoised(params, noise)
+        old = self.draws.noise_in(state, params)
+        clean = _denoised(params, old)
         rise = state.smoothout_rise
         if self.rise is not None and rise is not None:
-            rise = self.rise.observed(rise, self.draws.rise(noise, updates))
+            rise = self.rise.observed(rise, self.draws.rise(old, updates))
             rise = self.rise.scaled(rise)
-        clean, state = self._step(updates, state, clean, extra_args)
+        steps, state = self._step(updates, state, clean, extra_args)
         state = state._replace(smoothout_rise=rise)
-        changes = _changes(params, clean, noise, self.draws.draw(state, clean))
+        clean = optax.apply_updates(clean, steps)
+        changes = _changes(params, steps, clean, old, self.draws.draw(state, clean))
         if self.keep_noise:
-            after = _noise_after(params, changes, clean, noise)
-            state = state._replace(smoothout_noise=after)
+            noise = _noise_after(params, changes, clean, old)
+            state = state._replace(smoothout_noise=noise)
         return changes, state
 
     def _step(
         self, grads, state: SmoothoutState, clean: Params, extra_args
-    ) -> tuple[Params, SmoothoutState]:
-        """The next clean parameters, and the state with the optimizer's."""
+    ) -> tuple[optax.Updates, SmoothoutState]:
+        """The updates of the clean parameters, and the state with the optimizer's."""
         copies = self.draws.num_copies
         stepped = optax.safe_increment(state.smoothout_step)
 
@@ -324,20 +325,21 @@ class _Wrapper:
             steps, inner = self.optimizer.update(
                 grads, state.smoothed_state, clean, **extra_args
             )
-            moved = optax.apply_updates(clean, steps)
-            return moved, _in_dtypes_of(state.smoothed_state, inner)
+            return steps, _in_dtypes_of(state.smoothed_state, inner)
 
         if copies == 1:
-            moved, inner = optimize(grads)
-            return moved, state._replace(smoothout_step=stepped, smoothed_state=inner)
+            steps, inner = optimize(grads)
+            return steps, state._replace(smoothout_step=stepped, smoothed_state=inner)
         mean = _running_mean(state.gradient_mean, grads, state.smoothout_copy)
+        of_round = optax.tree.cast_like(mean, grads)
+        none, _ = jax.eval_shape(optimize, of_round)
         last = state.smoothout_copy == copies - 1
-        moved, inner = jax.lax.cond(
+        steps, inner = jax.lax.cond(
             last,
-            lambda: optimize(optax.tree.cast_like(mean, grads)),
-            lambda: (clean, state.smoothed_state),
+            lambda: optimize(of_round),
+            lambda: (optax.tree.zeros_like(none), state.smoothed_state),
         )
-        return moved, state._replace(
+        return steps, state._replace(
             smoothout_step=jnp.where(last, stepped, state.smoothout_step),
             smoothout_copy=jnp.where(last, 0, state.smoothout_copy + 1),
             gradient_mean=mean,
@@ -368,22 +370,24 @@ def _denoised(params: Params, noise: Params) -> Params:
     return map_leaves(subtract, params, noise)
 
 
-def _changes(params: Params, clean: Params, old: Params, noise: Params) -> Any:
-    """The updates that lead from the loop's parameters to the clean ones with noise.
+def _changes(
+    params: Params, steps: optax.Updates, clean: Params, old: Params, noise: Params
+) -> optax.Updates:
+    """The updates that lead the loop's parameters to the clean ones with noise.
 
-    Leaves that had `None` get none.
+    Leaves whose old noise is `None` take the optimizer's step alone.
     """
 
-    def change(param, clean, old, noise):
-        target = clean
-        if old is not None:
-            exact = clean.astype(old.dtype) + noise.astype(old.dtype)
-            is_in_range = jnp.abs(exact) <= float(jnp.finfo(clean.dtype).max)
-            target = jnp.where(is_in_range, stored(exact, clean.dtype), clean)
-        # Two equal infinities have no difference.
-        return jnp.where(target == param, jnp.zeros_like(target), target - param)
+    def change(param, step, clean, old, noise):
+        if old is None:
+            return step
+        target = clean.astype(old.dtype) + noise.astype(old.dtype)
+        is_in_range = jnp.abs(target) <= float(jnp.finfo(clean.dtype).max)
+        param, step = (jnp.asarray(leaf).astype(old.dtype) for leaf in (param, step))
+        perturbing = stored(target, clean.dtype).astype(old.dtype) - param
+        return stored(jnp.where(is_in_range, perturbing, step - old), clean.dtype)
 
-    return map_leaves(change, params, clean, old, noise)
+    return map_leaves(change, params, steps, clean, old, noise)
 
 
 def _noise_after(params: Params, changes: Any, clean: Params, old: Params) -> Params:
