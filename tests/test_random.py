@@ -143,3 +143,10 @@ def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     assert int(alone) == int(in_step) > 13
     assert four_copies < 1.3 * plain + 2 * int(params)
     assert twelve_relative < one_relative + 2 * int(params)
+
+
+def test_words_are_kept_apart_from_the_levels_made_of_them():
+    """Otherwise XLA computes a word again for each of the levels it serves."""
+    leaves = [jnp.zeros(_random.LARGE)]
+    draw = jax.jit(lambda key: _random.uniform_levels(key, leaves, 8))
+    assert "optimization_barrier" in draw.lower(KEY).as_text()
