@@ -54,13 +54,30 @@ def rows(batch, copy: int, num_copies: int):
 
 def uniform_by_leaf(key, params):
     """One `jax.random.uniform` a leaf, as IVON-style code draws its noise."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    noise = [
-        jax.random.uniform(k, leaf.shape, leaf.dtype, -RADIUS, RADIUS)
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, noise)
+
+    def draw(key, leaf):
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, -RADIUS, RADIUS)
+
+    return _by_leaf(draw, key, params)
+
+
+def bits_by_leaf(key, params):
+    """Levels of `jax.random.bits` in eight bits, drawn leaf by leaf."""
+
+    def draw(key, leaf):
+        return _levels(jax.random.bits(key, leaf.shape, jnp.uint8))
+
+    return _by_leaf(draw, key, params)
+
+
+def words_by_leaf(key, params):
+    """Levels of `jax.random.bits` in words of 32 bits, each cut into four."""
+
+    def draw(key, leaf):
+        words = jax.random.bits(key, (-(-leaf.size // 4),), jnp.uint32)
+        return _levels(words.view(jnp.uint8)[: leaf.size].reshape(leaf.shape))
+
+    return _by_leaf(draw, key, params)
 
 
 def by_gradient(label: str, gradient: Callable, perturbed: Callable) -> Contender:
@@ -268,6 +285,16 @@ def contenders() -> dict[str, Contender]:
         "vmap_split": vmapped(4, split=True),
         "vmap_whole": vmapped(4, split=False),
     }
+
+
+def _by_leaf(draw, key, params):
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, map(draw, keys, leaves))
+
+
+def _levels(integers):
+    return RADIUS * ((2 * integers.astype(jnp.float32) + 1) / 256 - 1)
 
 
 def _batch(split: bool) -> str:

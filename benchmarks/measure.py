@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.contenders import Contender, clean_params, plain, uniform_by_leaf
+from benchmarks.contenders import (
+    Contender,
+    bits_by_leaf,
+    clean_params,
+    plain,
+    uniform_by_leaf,
+    words_by_leaf,
+)
 from benchmarks.problems import Problem, mlp
 from benchmarks.timing import compile_seconds, interleaved
 from smoothout_jax import _random, uniform
@@ -115,6 +122,8 @@ def measure_noise(rounds: int) -> list[dict[str, Any]]:
         uniform(0.3, relative_to="filter", bits=8)
     )
     ways["jax.random.uniform by leaf"] = perturb_by(uniform_by_leaf)
+    ways["jax.random.bits in 8 bits by leaf"] = perturb_by(bits_by_leaf)
+    ways["jax.random.bits in words by leaf"] = perturb_by(words_by_leaf)
     ways["random words alone, 8 bits"] = random_words
     ways["fingerprint"] = lambda key, params: fingerprint(params)
     return [

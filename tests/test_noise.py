@@ -1,6 +1,5 @@
 """The law, the size and the place of the noise, and every error."""
 
-import functools
 import math
 import re
 import warnings
@@ -821,8 +820,13 @@ def test_noise_that_is_not_lost_does_not_warn(transform, noise):
     transform(noise)(QUICK_KEY, params)
 
 
-def test_weights_of_the_size_of_the_noise_do_not_warn():
-    uniform(1e-6)(QUICK_KEY, jnp.full(3, 1e-6, "bfloat16"))
+@pytest.mark.parametrize("relative_to", [None, "weight", "filter"])
+def test_a_warning_says_at_which_weights_noise_is_lost(relative_to):
+    with pytest.warns(UserWarning, match="noise is lost when added") as caught:
+        uniform(1e-6, relative_to=relative_to)(QUICK_KEY, jnp.full(3, 4.0, "bfloat16"))
+    (warning,) = caught
+    assert ("weights near 1" in str(warning.message)) == (relative_to is None)
+    assert warning.filename == __file__
 
 
 def gradient(execution):
@@ -862,13 +866,12 @@ USES_OF_KNOWN_WEIGHTS = {
 
 
 @pytest.mark.parametrize("use", USES_OF_KNOWN_WEIGHTS)
-def test_known_weights_are_judged_by_their_size_whatever_is_traced(use):
-    """Those of the size of the noise pass; unknown ones would count as one and warn."""
+def test_lost_noise_warns_whatever_is_traced(use):
     for law in LAWS:
-        draw = functools.partial(USES_OF_KNOWN_WEIGHTS[use], law(1e-6))
-        draw(jnp.array([1.0, 1e-6, 1e-6], "bfloat16"))
+        leaf = jnp.array([1.0, 1.0, 1e-6], "bfloat16")
+        USES_OF_KNOWN_WEIGHTS[use](law(0.1), leaf)
         with pytest.warns(UserWarning, match="below the resolution"):
-            draw(jnp.array([1.0, 1.0, 1e-6], "bfloat16"))
+            USES_OF_KNOWN_WEIGHTS[use](law(1e-6), leaf)
 
 
 @pytest.mark.parametrize(

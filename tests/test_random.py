@@ -1,5 +1,6 @@
-"""Random words are those of one stream, drawn once, whatever the devices."""
+"""Random words are those of one stream, and a step draws them once."""
 
+import math
 import os
 import subprocess
 import sys
@@ -41,26 +42,48 @@ def test_draws_are_parts_of_one_stream():
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
-def test_words_drawn_at_once_are_those_drawn_leaf_by_leaf(monkeypatch, bits):
-    """As on one CPU and on many devices, in blocks that hold one leaf or several."""
+@pytest.mark.parametrize("row", [1, 4, 256])
+def test_every_leaf_has_its_place_in_the_stream(monkeypatch, bits, row):
+    """Small leaves one after another, then every row of a large leaf in whole words."""
     monkeypatch.setattr(_random, "LARGE", 50)
+    monkeypatch.setattr(_random, "ROW", row)
     shapes = [(7,), (9, 6), (3,), (2, 5, 9), (61,), (4, 4), (200,)]
-    leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    drawn = []
-    for one_cpu, block in ((False, 0), (True, 0), (True, 40), (True, 2**19)):
-        monkeypatch.setattr(_random, "on_one_cpu", lambda one=one_cpu: one)
-        monkeypatch.setattr(_random, "BLOCK", block)
-        drawn.append(_random.uniform_levels(KEY, leaves, bits))
-    for others in drawn[1:]:
-        for one, other in zip(drawn[0], others, strict=True):
-            np.testing.assert_array_equal(one, other)
+    leaves = [jnp.zeros(shape) for shape in shapes]
+    stream = np.asarray(_random._draw_words(KEY, 0, 0, (600,))).view(f"<u{bits // 8}")
+    rest = 32 // bits - 1
+    small = iter(np.split(stream[:26], np.cumsum([7, 3])))
+    start = (26 + rest) // (rest + 1) * (rest + 1)
+    for leaf, levels in zip(
+        leaves, _random.uniform_levels(KEY, leaves, bits), strict=True
+    ):
+        if leaf.size < 50:
+            expected = next(small).reshape(leaf.shape)
+        else:
+            *lead, last = leaf.shape
+            row_size = (last + rest) // (rest + 1) * (rest + 1)
+            end = start + math.prod(lead) * row_size
+            expected = stream[start:end].reshape(*lead, row_size)[..., :last]
+            start = end
+        if bits == 32:
+            expected = expected >> 8
+        half_step = 2.0 ** -min(bits, 24)
+        np.testing.assert_array_equal(
+            levels, (2.0 * expected.astype(np.float64) + 1) * half_step - 1
+        )
+
+
+@pytest.mark.parametrize("start", [2**32 - 60, 2**32 - 30, 2**33])
+def test_words_beyond_the_end_of_the_stream_are_others(start):
+    first = _random._draw_words(KEY, 0, 0, (60,))
+    at_end = _random._draw_words(KEY, 5, start, (60,))
+    assert len(np.unique(np.concatenate([first, at_end]))) == 120
 
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_large_and_small_leaves_are_uncorrelated(implementation):
     key = jax.random.key(7, impl=implementation)
     sizes = [_random.LARGE, _random.LARGE - 1, _random.LARGE, _random.LARGE - 1]
-    leaves = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes]
+    leaves = [jnp.zeros(size) for size in sizes]
     levels = _random.uniform_levels(key, leaves, 8)
     assert [level.size for level in levels] == sizes
     correlations = np.corrcoef([level[: min(sizes)] for level in levels]) - np.eye(4)
@@ -120,3 +143,10 @@ def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     assert int(alone) == int(in_step) > 13
     assert four_copies < 1.3 * plain + 2 * int(params)
     assert twelve_relative < one_relative + 2 * int(params)
+
+
+def test_words_are_kept_apart_from_the_levels_made_of_them():
+    """Otherwise XLA computes a word again for each of the levels it serves."""
+    leaves = [jnp.zeros(_random.LARGE)]
+    draw = jax.jit(lambda key: _random.uniform_levels(key, leaves, 8))
+    assert "optimization_barrier" in draw.lower(KEY).as_text()

@@ -13,6 +13,7 @@ from pages import (
     costs,
     eigenvalues,
     gallery,
+    generators,
     kernels,
     readme,
     rise,
@@ -56,7 +57,7 @@ def test_the_committed_results_show_the_claim():
 
 @pytest.mark.parametrize(
     "module",
-    [costs, eigenvalues, convolutions, kernels],
+    [costs, eigenvalues, convolutions, generators, kernels],
     ids=lambda each: each.__name__,
 )
 def test_pages_of_costs_are_those_of_the_committed_benchmarks(module):

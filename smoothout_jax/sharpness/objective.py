@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import progress
-from smoothout_jax._sharding import ravel
 from smoothout_jax._trees import named_leaves
+from smoothout_jax.sharpness.vectors import ravel
 
 Batches = Iterable[Any]
 Loss = Callable[..., Any]
