@@ -1,6 +1,5 @@
 """Where noise is added: masks of the leaves, by their paths."""
 
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -48,7 +47,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
         >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
         {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
     """
-    return _matching("exclude", patterns, operator.not_)
+    return _by_match("exclude", patterns, chosen=False)
 
 
 def only(*patterns: str) -> Callable[[Params], Params]:
@@ -71,13 +70,13 @@ def only(*patterns: str) -> Callable[[Params], Params]:
         >>> only("kernel$")(params)
         {'Dense_0': {'bias': False, 'kernel': True}}
     """
-    return _matching("only", patterns, bool)
+    return _by_match("only", patterns, chosen=True)
 
 
-def _matching(
-    name: str, patterns: tuple[str, ...], choose: Callable[[bool], bool]
+def _by_match(
+    name: str, patterns: tuple[str, ...], chosen: bool
 ) -> Callable[[Params], Params]:
-    """A mask of the leaves that are chosen, given whether their paths match."""
+    """A mask that is `chosen` where a path matches a pattern, and its opposite else."""
     if not patterns:
         raise ValueError(f"{name} needs at least one pattern, got none")
     check_patterns(name, patterns)
@@ -85,8 +84,8 @@ def _matching(
     def mask(params: Params) -> Params:
         paths = leaf_names(params)
         warn_of_unmatched(name, patterns, paths)
-        chosen = [choose(any(re.search(p, path) for p in patterns)) for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(params), chosen)
+        flags = [(first_match(patterns, path) is not None) == chosen for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(params), flags)
 
     return mask
 
@@ -165,7 +164,9 @@ def check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> N
     rows = zip(leaf_names(params), _untrained_kinds(params), noisy, strict=True)
     for name, kind, is_noisy in rows:
         if is_noisy and kind is not None:
-            pattern = f"^{kind}/" if name.startswith(f"{kind}/") else f"^{name}$"
+            pattern = (
+                f"^{kind}/" if name.startswith(f"{kind}/") else f"^{re.escape(name)}$"
+            )
             raise ValueError(
                 f"params holds {name!r}, of Flax's {kind!r}, which is not trained and"
                 " must get no noise: pass the parameters alone (in Linen {'params':"
@@ -180,21 +181,16 @@ def _untrained_kinds(params: Params) -> list[str | None]:
     Linen's collections are recognised at the top of the tree, and those whose names a
     user may give to a layer only beside the collection `params`.
     """
-    tops = [getattr(path[0], "key", "") for path, _ in _nodes(params) if path]
-    untrained = STATISTICS | (BESIDE_PARAMS if "params" in tops else set())
-    kinds = []
-    for path, node in _nodes(params):
-        top = {getattr(path[0], "key", "")} if path else set()
-        found = sorted(_variable_types(node) or top & untrained)
-        kinds += [found[0] if found else None] * len(jax.tree.leaves(node))
-    return kinds
-
-
-def _nodes(params: Params) -> list[tuple[Any, Any]]:
-    """Each leaf, or NNX variable that is not trained, with its path."""
-    return jax.tree.leaves_with_path(
+    nodes = jax.tree.leaves_with_path(
         params, is_leaf=lambda node: bool(_variable_types(node))
     )
+    tops = [getattr(path[0], "key", None) if path else None for path, _ in nodes]
+    untrained = STATISTICS | (BESIDE_PARAMS if "params" in tops else set())
+    kinds = []
+    for top, (_, node) in zip(tops, nodes, strict=True):
+        found = _variable_types(node) or {top} & untrained
+        kinds += [min(found, default=None)] * len(jax.tree.leaves(node))
+    return kinds
 
 
 def _variable_types(node: Any) -> set[str]:
