@@ -46,7 +46,7 @@ def msam(
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` needs the parameters,
-        and passes keyword arguments on to `optimizer`. Integers are not perturbed.
+        and passes keyword arguments on to `optimizer`.
 
     Raises:
         TypeError: if `optimizer` is not a transformation or `rho` not a number; from
@@ -128,7 +128,7 @@ def _momentum(state: optax.OptState) -> Params:
         raise ValueError(
             "msam needs an optimizer with one momentum, a `trace` or `mu` in its state,"
             " such as optax.sgd(0.1, momentum=0.9) or optax.adam(1e-3); found"
-            f" {len(found)}. Of groups of parameters, wrap each one's optimizer"
+            f" {len(found)}; for groups of parameters, wrap the optimizer of each"
         )
     return found[0].trace if hasattr(found[0], "trace") else found[0].mu
 
@@ -143,7 +143,7 @@ def _nodes(state: optax.OptState, fields: set[str]) -> list[Any]:
 
 
 def _perturbed(params: Params, momentum: Params, rho: Any) -> Params:
-    """The parameters ρ away from those given, against the momentum."""
+    """The parameters a distance ρ away, against the momentum."""
 
     def widen(leaf):
         return jnp.asarray(leaf, accumulator_dtype(jnp.result_type(leaf)))
@@ -153,8 +153,6 @@ def _perturbed(params: Params, momentum: Params, rho: Any) -> Params:
     step = jnp.where(norm > 0, -rho / jnp.where(norm > 0, norm, 1.0), 0.0)
 
     def perturb(param, momentum):
-        if not _checks.is_inexact(param):
-            return param
         moved = widen(param) + jnp.asarray(step, momentum.dtype) * momentum
         return moved.astype(param.dtype)
 

@@ -67,11 +67,12 @@ def trained(optimizer, params, steps=4):
     return jax.jit(lambda start: jax.lax.scan(body, start, length=steps)[0])(start)
 
 
-def by_hand(params, steps=4, rho=RHO):
+def by_hand(params, steps=4, rho=RHO, decay=0.0):
     """Algorithm 1 with SGD: the clean and the perturbed parameters."""
     held, velocity = params, optax.tree.zeros_like(params)
     for _ in range(steps):
-        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient(held))
+        grads = optax.tree.add_scale(gradient(held), decay, params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
         params = jax.tree.map(lambda p, v: p - 0.1 * v, params, velocity)
         factor = -rho / np.sqrt(
             sum(np.sum(np.abs(v) ** 2) for v in jax.tree.leaves(velocity))
@@ -86,6 +87,13 @@ def test_its_steps_are_those_of_the_algorithm(dtype):
     params = params if dtype == jnp.complex64 else params_of()
     held, state = trained(msam(SGD, RHO), params)
     assert_close((msam_eval_params(state, held), held), by_hand(params))
+
+
+def test_weight_decay_inside_acts_on_the_clean_parameters():
+    optimizer = msam(optax.chain(optax.add_decayed_weights(0.5), SGD), RHO)
+    held, state = trained(optimizer, params_of())
+    clean = msam_eval_params(state, held)
+    assert_close((clean, held), by_hand(params_of(), decay=0.5))
 
 
 @every_optimizer
@@ -127,6 +135,7 @@ def test_integers_and_none_stay_as_they_are():
     grads = {"w": jnp.ones(2), "count": jnp.zeros(3, jnp.int32), "none": None}
     optimizer = msam(SGD, RHO)
     updates, state = optimizer.update(grads, optimizer.init(params), params)
+    chex.assert_trees_all_equal_dtypes(updates, params)
     held = optax.apply_updates(params, updates)
     chex.assert_trees_all_equal(held["count"], params["count"])
     assert held["none"] is None

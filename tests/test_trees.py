@@ -323,7 +323,7 @@ def test_references_are_refused_and_the_arrays_in_them_are_not(make, shape, jit)
     ("leaf", "is_of_equinox"),
     [
         (jax.nn.relu, True),
-        (Equinox(eqx.nn.Lambda(jnp.tanh), "an attribute"), True),
+        (Equinox(jnp.ones(2), "an attribute"), True),
         ("a name", False),
         (object(), False),
     ],
