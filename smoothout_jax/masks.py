@@ -186,9 +186,9 @@ def _untrained_kinds(params: Params) -> list[str | None]:
     )
     tops = [getattr(path[0], "key", None) if path else None for path, _ in nodes]
     untrained = STATISTICS | (BESIDE_PARAMS if "params" in tops else set())
-    kinds = []
+    kinds: list[str | None] = []
     for top, (_, node) in zip(tops, nodes, strict=True):
-        found = _variable_types(node) or {top} & untrained
+        found = _variable_types(node) or untrained & {top}
         kinds += [min(found, default=None)] * len(jax.tree.leaves(node))
     return kinds
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from jax.sharding import AxisType, NamedSharding
 
 from smoothout_jax.rivals import msam, msam_eval_params
 
@@ -179,6 +180,28 @@ def test_its_state_is_found_in_wrappers(name):
         assert jnp.allclose(clean["trace"], held["trace"]) != is_trained
     else:
         assert_close((clean, held), by_hand(params))
+
+
+def test_multi_steps_wrap_it():
+    """Four gradients, of which each pair is taken at the same parameters."""
+    wrapped = optax.MultiSteps(msam(SGD, RHO), every_k_schedule=2)
+    held, state = trained(wrapped, params_of())
+    assert_close((msam_eval_params(state, held), held), by_hand(params_of(), steps=2))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_updates_lie_as_the_parameters(kind):
+    mesh = jax.make_mesh((2,), ("x",), (kind,), devices=jax.devices()[:2])
+    optimizer = msam(SGD, RHO)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params_of(), NamedSharding(mesh, jax.P("x")))
+        state, held = jax.jit(optimizer.init)(params), params
+        for _ in range(4):
+            held, state = jax.jit(functools.partial(step, optimizer))(held, state)
+        clean = msam_eval_params(state, held)
+    assert_close((clean, held), by_hand(params_of()))
+    for leaf in jax.tree.leaves((clean, held)):
+        assert leaf.sharding.spec[0] == "x"
 
 
 def test_it_trains_in_a_train_state():
