@@ -23,9 +23,9 @@ from jax.experimental import topologies
 from benchmarks.contenders import RADIUS, RELATIVE_RADIUS
 from benchmarks.options import parser
 from smoothout_jax import exclude, flax_filters, smoothout, uniform
-from smoothout_jax.experiments.methods.rivals import msam
 from smoothout_jax.experiments.networks import ResNet
 from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.rivals import msam
 
 H100 = """
 gpu_device_info {

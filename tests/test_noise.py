@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 from flax.core import freeze
 from scipy import stats
@@ -25,6 +26,7 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
+from smoothout_jax._trees import leaf_names
 
 KEY = jax.random.key(2018)
 # For all that does not hang on the law: its draws compile several times faster.
@@ -651,26 +653,83 @@ class Normalised(nnx.Module):
         self.norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
 
 
+class Sown(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.ones(2))
+        self.seen = nnx.Intermediate(jnp.ones(2))
+
+
+def fp8_dense():
+    return nn.Dense(4, dot_general_cls=nn.fp8_ops.Fp8DirectDotGeneralOp)
+
+
+def fp8_variables():
+    return fp8_dense().init(QUICK_KEY, jnp.ones((2, 3)))
+
+
+def fp8_module():
+    """NNX makes a type of variables for the collection."""
+    module = nnx.bridge.ToNNX(fp8_dense(), rngs=nnx.Rngs(0))
+    return nnx.bridge.lazy_init(module, jnp.ones((2, 3)))
+
+
+def beside_params(collection):
+    return {"params": {"w": jnp.ones(2)}, collection: {"var": jnp.ones(2)}}
+
+
 @every_law
 @pytest.mark.parametrize(
-    ("params", "mask", "path"),
+    ("make", "pattern", "path"),
     [
-        (
-            {"params": {"w": jnp.ones(2)}, "batch_stats": {"var": jnp.ones(2)}},
-            exclude("^batch_stats"),
-            "batch_stats/var",
+        *(
+            (functools.partial(beside_params, name), f"^{name}/", f"{name}/var")
+            for name in ("batch_stats", "cache", "intermediates", "perturbations")
         ),
-        (nnx.state(Normalised()), exclude("mean|var"), "norm/mean"),
-        (Normalised(), exclude("mean|var"), "norm/mean"),
+        (fp8_variables, "^_overwrite_with_gradient/", "_overwrite_with_gradient/Fp8"),
+        (fp8_module, "^Fp8", "Fp8DirectDotGeneralOp_0/input_amax_history"),
+        (lambda: nnx.state(fp8_module()), "^Fp8", "Fp8DirectDotGeneralOp_0/input_am"),
+        (lambda: nnx.state(Normalised()), "mean|var", "norm/mean"),
+        (Normalised, "mean|var", "norm/mean"),
+        (Sown, "^seen$", "seen"),
     ],
-    ids=["Linen", "NNX state", "NNX module"],
+    ids=[
+        *("batch_stats", "cache", "intermediates", "perturbations", "fp8 Linen"),
+        *("fp8 module", "fp8 state", "NNX state", "NNX module", "Intermediate"),
+    ],
 )
-def test_statistics_of_batch_norm_get_noise_from_no_mask_but_none(
-    law, params, mask, path
+def test_what_flax_does_not_train_gets_noise_from_no_mask_but_none(
+    law, make, pattern, path
 ):
-    with pytest.raises(ValueError, match=f"BatchNorm's statistics, such as '{path}"):
-        law(0.3)(QUICK_KEY, params)
-    law(0.3, mask=mask)(QUICK_KEY, params)
+    with pytest.raises(ValueError, match=f"params holds '{path}.* is not trained"):
+        law(0.3)(QUICK_KEY, make())
+    law(0.3, mask=exclude(pattern))(QUICK_KEY, make())
+
+
+@pytest.mark.parametrize("make", [fp8_variables, Normalised])
+def test_the_mask_that_the_message_gives_excludes_the_leaf(make):
+    with pytest.raises(ValueError, match="such as exclude") as error:
+        uniform(0.3)(QUICK_KEY, make())
+    leaf, pattern = re.search(
+        r"holds '(.*?)'.*such as exclude\('(.*)'\)", str(error.value)
+    ).groups()
+    flags = jax.tree.leaves(exclude(pattern)(make()))
+    names = leaf_names(make())
+    assert not flags[names.index(leaf)]
+    assert any(flags)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"cache": jnp.ones(2), "head": {"intermediates": jnp.ones(2)}},
+        {"params": {"batch_stats": jnp.ones(2), "cache": jnp.ones(2)}},
+        {"params": jnp.ones(2), "lora": jnp.ones(2)},
+        nnx.state(nnx.LoRA(2, 1, 2, rngs=nnx.Rngs(0))),
+    ],
+)
+def test_what_a_user_may_train_gets_noise(params):
+    noise = uniform(0.3)(QUICK_KEY, params)
+    assert all(leaf.any() for leaf in jax.tree.leaves(noise))
 
 
 @every_law
