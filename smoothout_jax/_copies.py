@@ -29,7 +29,7 @@ from smoothout_jax._execution import (
 from smoothout_jax._jax import is_traced
 from smoothout_jax._sharding import axes_of_rows
 from smoothout_jax._trees import Params, add_noise
-from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of, scaled
+from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of, scaled_noise
 from smoothout_jax.noise import Noise, Size
 
 AuxName = Literal["mean", "stack", "first", "clean"]
@@ -187,23 +187,9 @@ class Copies:
 
         def and_rise(perturbed, *args):
             (value, grads), aux = fn(perturbed, *args)
-            return (
-                (value, grads),
-                rise_of(
-                    jax.tree.map(
-                        lambda a, b: (
-                            a.astype(b.dtype) - b if _checks.is_inexact(b) else None
-                        ),
-                        perturbed,
-                        params,
-                    ),
-                    grads,
-                ),
-            ), aux
+            return ((value, grads), rise_of(params, perturbed, grads)), aux
 
-        noise = lambda *a: optax.tree.cast_like(
-            scaled(self.noise(*a), rise.noise_scale), a[1]
-        )
+        noise = scaled_noise(self.noise, rise.noise_scale)
         copies = dataclasses.replace(self, noise=noise)
         (mean, seen), aux = copies.mean(and_rise, key, params, args, step)
         # The clean copy sees none.

@@ -22,9 +22,7 @@ from smoothout_jax import _checks
 from smoothout_jax._copies import Aux, Copies, Execution
 from smoothout_jax._execution import AxisNames
 from smoothout_jax._trees import Params
-from smoothout_jax.loss_rise import LossRiseState
-
-rise_first = lambda f: f
+from smoothout_jax.loss_rise import LossRiseState, rise_first
 from smoothout_jax.noise import Noise, Size
 
 
