@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._copies import Copies, Execution
-from smoothout_jax._execution import AxisNames
+from smoothout_jax._copies import Copies
+from smoothout_jax._options import AxisNames, Execution
 from smoothout_jax._trees import Params
 from smoothout_jax.loss_rise import LossRiseState, init_loss_rise, require_rise
 from smoothout_jax.noise import Noise, Size
