@@ -482,7 +482,12 @@ def rise_held_at(target, **options):
     def step(rise, key):
         return fn(rise, key, params)[1], None
 
-    return jax.lax.scan(step, init_loss_rise(), jax.random.split(KEY, 150))[0]
+    def steps(keys):
+        return jax.lax.scan(step, init_loss_rise(), keys)[0]
+
+    # So that XLA rounds to half precision, and does not leave it out.
+    exactly = jax.jit(steps, compiler_options={"xla_allow_excess_precision": False})
+    return exactly(jax.random.split(KEY, 150))
 
 
 @every_execution
