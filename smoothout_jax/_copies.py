@@ -60,11 +60,11 @@ class Copies(Options):
         args: Sequence[Any],
         step: Any = None,
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
-        """Averages gradients, under noise that holds the rise if one is to be held.
+        """Averages gradients, under noise that holds the rise if its state is given.
 
         Args:
-            fn: function `fn(params, *args)` to `(value, grads)`, and auxiliary outputs.
-            rise: the state of the rise; `None` for the noise as it is.
+            fn: function `fn(params, *args)` to `(value, grads)` and auxiliary outputs.
+            rise: the state of the rise, or `None`.
             key: as for `mean`, like all that follow.
             params: the clean parameters.
             args: the arguments after the parameters.
@@ -103,9 +103,8 @@ class Copies(Options):
         """Averages a function over the copies.
 
         Args:
-            fn: function `fn(params, noise, *args)` of a copy's parameters, and its
-                noise if that is scaled, to a pair: what is averaged, and auxiliary
-                outputs, which become what `aux` says.
+            fn: function `fn(params, noise, *args)`, of a copy's noise if it is scaled
+                and else `None`, to a pair: what is averaged, and auxiliary outputs.
             key: the PRNG key of the noise.
             params: the clean parameters.
             args: the arguments after the parameters, not yet split.
@@ -123,7 +122,10 @@ class Copies(Options):
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
-            params = _vary(params, index)
+            # jax.shard_map sums a gradient over devices unless its parameters vary over
+            # them; here each device's own gradient is wanted.
+            zero = index * 0
+            params = jax.tree.map(lambda p: p + zero.astype(jnp.result_type(p)), params)
         copies = Copy(self._keys(key), self._factors(scale), self._weights(), own)
         perturb = functools.partial(self._perturb, step, scale)
 
@@ -139,20 +141,19 @@ class Copies(Options):
                 return result, aux
             check = functools.partial(_as_output, self.aux == "mean")
             aux = jax.tree.map_with_path(check, aux)
-            # What is averaged as the gradients are travels with them.
-            return (
-                ((result, aux), None) if self.aux == "mean" else ((result, None), aux)
-            )
+            if self.aux == "mean":
+                return (result, aux), None
+            return (result, None), aux
 
         if is_single:
             copy = jax.tree.map(lambda a: a[0], copies)
             return call(perturb(params, copy), copy.args)
-        loop, size = self._loop(mesh_axis)
+        loop, is_of_groups = self._loop(mesh_axis)
         if mesh_axis is not None:
             perturb, call = _over_mesh(perturb, call, mesh_axis, self.total)
-        elif size > 1:
+        elif is_of_groups:
             perturb, call = _together(perturb, call)
-        (result, aux), stacked = loop(perturb, call, params, copies, size)
+        (result, aux), stacked = loop(perturb, call, params, copies)
         return self._finish(result, aux, stacked)
 
     def _finish(self, result: Any, mean_aux: Any, stacked: Any) -> tuple[Any, Any]:
@@ -188,17 +189,21 @@ class Copies(Options):
         weights[self.num_copies :] = self.clean_weight
         return weights
 
-    def _loop(self, mesh_axis: AxisNames) -> tuple[Callable[..., Any], int]:
-        """The loop, and how many copies run at once in it."""
-        if mesh_axis is not None or self.execution == "vmap":
-            return _unroll, self.total
-        if self.execution == "scan" or self.chunk_size is not None:
-            return _scan, self.chunk_size or 1
-        if self.execution == "unroll" or self.total == 1:
-            return _unroll, 1
-        if jax.default_backend() != "cpu" and self.batch_argnums:
-            return _unroll, self.total
-        return (_unroll if self.total <= MAX_UNROLLED else _scan), 1
+    def _loop(self, mesh_axis: AxisNames) -> tuple[Callable[..., Any], bool]:
+        """The loop, and whether its steps are of groups of copies."""
+        execution, size = self.execution, self.chunk_size or 1
+        if execution == "auto":
+            if self.chunk_size is not None:
+                execution = "scan"
+            elif jax.default_backend() != "cpu" and self.batch_argnums:
+                execution = "vmap"
+            else:
+                execution = "unroll" if self.total <= MAX_UNROLLED else "scan"
+        if mesh_axis is not None or (execution == "vmap" and self.total > 1):
+            return _at_once, True
+        if execution == "scan" and self.total > 1:
+            return functools.partial(_scan, size), size > 1
+        return _unroll, False
 
     def _axis_of_batch(self, params: Params, args: Sequence[Any]) -> AxisNames:
         """The mesh axis to lay the copies over, where the mesh says so.
@@ -229,14 +234,11 @@ class Copies(Options):
         if self.antithetic or self.clean_weight or scale is not None:
             noise = jax.tree.map(functools.partial(_times, copy.factor), noise)
         perturbed = add_noise(params, noise)
-        if self.compute_dtype is not None:
-            perturbed = jax.tree.map(self._computing, perturbed)
+        if (dtype := self.compute_dtype) is not None:
+            perturbed = jax.tree.map(
+                lambda p: jnp.asarray(p, dtype) if _is_real(p) else p, perturbed
+            )
         return written((perturbed, None if scale is None else noise))
-
-    def _computing(self, leaf: jax.Array) -> jax.Array:
-        """A leaf in the dtype in which the network computes."""
-        is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return jnp.asarray(leaf, self.compute_dtype) if is_real else leaf
 
     def _own_args(self, args: Sequence[Any]) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""
@@ -278,17 +280,22 @@ class Copies(Options):
         return leaf
 
 
-# Loops over copies, or groups of `size` copies, with functions of one copy or group:
-# perturb(params, copy), and call(perturbed, args) to a result, of which the weighted
-# sum is returned, and another, which is stacked.
+# Loops over copies, or groups of them, of functions perturb(params, copy), and
+# call(perturbed, args) to a result, of which they return the weighted sum, and another,
+# which they stack.
 
 
-def _unroll(perturb, call, params: Params, copies: Copy, size: int) -> tuple[Any, Any]:
-    """Runs copy after copy, or group after group, in a Python loop."""
+def _at_once(perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs all copies as one group."""
+    result, stacked = call(perturb(params, copies), copies.args)
+    return optax.tree.cast_like(_weigh(copies.weight, result), result), stacked
+
+
+def _unroll(perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs copy after copy in a Python loop."""
     total: Any = None
     result: Any = None
     stacked = []
-    copies = _grouped(copies, size)
     for i in range(len(copies.weight)):
         copy = jax.tree.map(lambda a, i=i: a[i], copies)
         if total is not None:
@@ -300,11 +307,11 @@ def _unroll(perturb, call, params: Params, copies: Copy, size: int) -> tuple[Any
         summand = _weigh(copy.weight, result)
         total = summand if total is None else jax.tree.map(jnp.add, total, summand)
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *stacked)
-    return optax.tree.cast_like(total, result), _ungrouped(stacked, size)
+    return optax.tree.cast_like(total, result), stacked
 
 
-def _scan(perturb, call, params: Params, copies: Copy, size: int) -> tuple[Any, Any]:
-    """Runs copy after copy, or group after group, in a compiled loop."""
+def _scan(size: int, perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs copy after copy, or groups of `size` copies, in a compiled loop."""
 
     def weighted(copy):
         result, aux = call(perturb(params, copy), copy.args)
@@ -314,23 +321,14 @@ def _scan(perturb, call, params: Params, copies: Copy, size: int) -> tuple[Any, 
         summand, aux, _ = weighted(copy)
         return jax.tree.map(jnp.add, total, summand), aux
 
-    copies = _grouped(copies, size)
+    if size > 1:
+        copies = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), copies)
     first = jax.tree.map(lambda a: a[0], copies)
     summand, _, result = jax.eval_shape(weighted, first)
     total, stacked = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, summand), copies)
-    return optax.tree.cast_like(total, result), _ungrouped(stacked, size)
-
-
-def _grouped(tree: Any, size: int) -> Any:
-    if size == 1:
-        return tree
-    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), tree)
-
-
-def _ungrouped(tree: Any, size: int) -> Any:
-    if size == 1:
-        return tree
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+    if size > 1:
+        stacked = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    return optax.tree.cast_like(total, result), stacked
 
 
 def _together(perturb, call) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -398,6 +396,10 @@ def _weigh(weight, result: Any) -> Any:
     return jax.tree.map(weigh, result)
 
 
+def _is_real(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
 def _bytes(leaf: Any) -> int:
     return math.prod(jnp.shape(leaf)) * jnp.result_type(leaf).itemsize
 
@@ -450,15 +452,6 @@ def _refuse_overwritten(params: Params):
             " differentiate with respect to 'params' alone and pass the collection as"
             " another argument"
         )
-
-
-def _vary(params: Params, index: jax.Array) -> Params:
-    """Makes parameters vary over the devices that `index` numbers.
-
-    `jax.shard_map` sums a gradient over devices when its parameters are the same on
-    all of them; here each device's own gradient is wanted.
-    """
-    return jax.tree.map(lambda p: p + (index * 0).astype(jnp.result_type(p)), params)
 
 
 def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """The options of `smooth`, `smoothout_value_and_grad` and `smooth_gradients`.
 
-They are listed and described once, with their defaults, and checked at once.
+One list of them, described, with their defaults, and the checks of their values.
 """
 
 import dataclasses
@@ -41,12 +41,12 @@ class SharedOptions(TypedDict, total=False):
             the memory of one; `"unroll"` does the same without a loop, which takes
             longest to compile. `"auto"` chooses `"unroll"` for up to 16 copies, then
             `"scan"`: on CPU, convolutions are many times slower in a loop or under
-            `"vmap"`, as docs/performance shows. On accelerators it chooses `"vmap"`
-            for copies of a split batch, which fit in the memory of one plain step;
-            this is unmeasured. On a mesh with explicit axes, where the rows of a split
-            batch lie along an axis that no parameter does, it lays the copies over
-            that axis, as `spmd_axis_name` would, if their number allows and the batch
-            is smaller than the gradients: moving the batch, it sends them once.
+            `"vmap"`, as docs/performance shows. On accelerators it chooses `"vmap"` for
+            a split batch, whose copies fit in the memory of one plain step; this is
+            unmeasured. On a mesh with explicit axes it lays the copies over the axis
+            of the rows of a split batch, as `spmd_axis_name` does, if no parameter lies
+            along it, the number of copies allows it, and the batch is smaller than the
+            gradients, which are then sent once.
         chunk_size: number of copies vmapped together inside a scan; it divides the
             number of copies. Implies `execution="scan"`.
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
@@ -78,7 +78,7 @@ class SharedOptions(TypedDict, total=False):
 
 
 class SmoothOptions(SharedOptions, total=False):
-    """The options of `smooth` and `smoothout_value_and_grad`.
+    """The options of `smooth` and `smoothout_value_and_grad`, beside `SharedOptions`.
 
     Attributes:
         has_aux: whether `fun` returns a pair, the second of which is auxiliary.
@@ -108,7 +108,7 @@ class SmoothOptions(SharedOptions, total=False):
 
 
 class CopyOptions(SharedOptions, total=False):
-    """The options of `smooth_gradients`.
+    """The options of `smooth_gradients`, beside `SharedOptions`.
 
     Attributes:
         loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`.
@@ -119,7 +119,7 @@ class CopyOptions(SharedOptions, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of all three functions, with their defaults, checked."""
+    """The options of all three functions, checked, with their defaults."""
 
     noise: Noise
     num_copies: int = 1
@@ -238,21 +238,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes(options: type) -> Callable[[F], F]:
-    """Declares the keyword options of a function `f(…, **options)`.
+    """Declares the options of a function `f(…, **options)`, whose types are given.
 
-    Its signature shows them with their defaults, as `help`, Sphinx and
-    `optax.inject_hyperparams` read it, and an unknown one is a `TypeError`.
+    Its signature shows each with its default, for `help`, Sphinx and
+    `optax.inject_hyperparams`, and an unknown one raises a `TypeError`.
     """
 
     def declare(fn: F) -> F:
         signature = inspect.signature(fn)
         *own, _ = signature.parameters.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
         given = [
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default
+                name, keyword, default=getattr(Options, name), annotation=kind
             )
-            for field in dataclasses.fields(Options)
-            if field.name in options.__annotations__
+            for name, kind in options.__annotations__.items()
         ]
         signature = signature.replace(parameters=[*own, *given])
 

@@ -34,8 +34,6 @@ __all__ = [
 ]
 
 P = TypeVar("P")
-
-
 Fun = Callable[..., Any]
 # Of a key and parameters, which the state of the rise precedes if one is held.
 ValueAndGrad = Callable[Concatenate[jax.Array, P, ...], tuple[Any, P]]
@@ -55,8 +53,8 @@ def smooth(
         fun: function `fun(params, *args, **kwargs)` of a scalar, or of any tree of
             floating arrays; `(value, aux)` with `has_aux`.
         noise: the law of the noise, such as `uniform(0.01)`.
-        **options: number of copies, how they run and what each gets, as
-            `smoothout_jax.gradients.SmoothOptions` describes them.
+        **options: how many copies, how they run, and what each gets: those of
+            `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
 
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
@@ -122,8 +120,8 @@ def smoothout_value_and_grad(
             is known of it is a state, which the function then takes first and returns
             last: `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`,
             beginning with `init_loss_rise()`.
-        **options: number of copies, how they run and what each gets, as
-            `smoothout_jax.gradients.SmoothOptions` describes them.
+        **options: how many copies, how they run, and what each gets: those of
+            `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
 
     Returns:
         The function `fn(key, params, *args, **kwargs)` to `(value, grads)`, or

@@ -820,6 +820,14 @@ def test_a_sharded_batch_is_split_where_it_lies(execution, num_copies):
     assert not re.search("all-gather|all-to-all|collective-permute", program)
 
 
+def test_one_copy_may_be_laid_over_a_mesh_of_one_device():
+    options = {"num_copies": 1, "spmd_axis_name": "d"}
+    fn = smoothout_value_and_grad(quartic_loss, NOISE, **options)
+    expected = smoothout_value_and_grad(quartic_loss, NOISE)(KEY, PARAMS)
+    with jax.set_mesh(jax.make_mesh((1,), ("d",), (AxisType.Auto,))):
+        assert_same(compiled(fn)(KEY, PARAMS), expected)
+
+
 # Errors.
 
 EVEN = {"num_copies": 4}
