@@ -14,8 +14,12 @@ from smoothout_jax.filters import (
     haiku_filters,
     stacked,
 )
-from smoothout_jax.gradients import smooth, smoothout_value_and_grad
-from smoothout_jax.link import SmoothGradientsState, smooth_gradients
+from smoothout_jax.gradients import (
+    SmoothGradientsState,
+    smooth,
+    smooth_gradients,
+    smoothout_value_and_grad,
+)
 from smoothout_jax.loss_rise import LossRiseState, init_loss_rise
 from smoothout_jax.masks import exclude, only
 from smoothout_jax.noise import Noise, by_path, gaussian, uniform
