@@ -1,5 +1,6 @@
 """The law, the size and the place of the noise, and every error."""
 
+import functools
 import math
 import re
 import warnings
