@@ -31,19 +31,13 @@ OVERWRITTEN = "_overwrite_with_gradient"
 
 
 class Copy(NamedTuple):
-    """What a copy has of its own; of several copies, along a leading axis.
-
-    Attributes:
-        key: PRNG key of its noise.
-        factor: of the noise: negative for the second of an antithetic pair, 0 for the
-            clean copy.
-        weight: in the mean over the copies.
-        args: its own arguments of the function averaged, by position.
-    """
+    """What a copy has of its own; of several copies, along a leading axis."""
 
     key: jax.Array
+    # Of the noise: negative for the second of a pair, 0 for the clean copy.
     factor: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
+    # Arguments of the function averaged, by position.
     args: dict[int, Any]
 
 
@@ -62,16 +56,8 @@ class Copies(Options):
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
         """Averages gradients, under noise that holds the rise if its state is given.
 
-        Args:
-            fn: function `fn(params, *args)` to `(value, grads)` and auxiliary outputs.
-            rise: the state of the rise, or `None`.
-            key: as for `mean`, like all that follow.
-            params: the clean parameters.
-            args: the arguments after the parameters.
-            step: the step handed to the noise.
-
-        Returns:
-            The mean, the auxiliary outputs, and the next state of the rise.
+        Of a function `fn(params, *args)` to `(value, grads)` and auxiliary outputs, and
+        what `mean` takes. Returns the mean, the auxiliary outputs, and the next state.
         """
         held = None
         if self.loss_rise is not None and rise is not None:
@@ -112,7 +98,7 @@ class Copies(Options):
             scale: a factor of the noise.
 
         Returns:
-            The pair of the weighted mean and the auxiliary outputs.
+            The weighted mean, and the auxiliary outputs as `aux` wants them.
         """
         _checks.prng_key(key)
         if self.total > 1 or self.axis_name is not None:
