@@ -18,7 +18,6 @@ from jax.sharding import AxisType
 from smoothout_jax import _checks
 from smoothout_jax._jax import apart
 from smoothout_jax._options import AxisNames, CopyOptions, Options
-from smoothout_jax._sharding import axes_of_rows
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise
 from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of
 
@@ -104,7 +103,7 @@ class Copies(Options):
         if self.total > 1 or self.axis_name is not None:
             _refuse_overwritten(params)
         own = self._own_args(args)
-        mesh_axis = self.spmd_axis_name or self._axis_of_batch(params, args)
+        mesh_axis = self.spmd_axis_name
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
@@ -190,25 +189,6 @@ class Copies(Options):
         if execution == "scan" and self.total > 1:
             return functools.partial(_scan, size), size > 1
         return _unroll, False
-
-    def _axis_of_batch(self, params: Params, args: Sequence[Any]) -> AxisNames:
-        """The mesh axis to lay the copies over, where the mesh says so.
-
-        One after another, copies of a split batch that lies along an axis would each
-        send their gradients. Laid over it, they move the batch, and send them once.
-        """
-        numbers = np.ravel(self.batch_argnums)
-        batch = [arg for number, arg in enumerate(args, start=1) if number in numbers]
-        axes = axes_of_rows(batch, params)
-        chosen = self.execution != "auto" or self.chunk_size is not None
-        if not axes or chosen or self.axis_name is not None:
-            return None
-        mesh = jax.sharding.get_abstract_mesh()
-        devices = math.prod(mesh.shape.get(name, 0) for name in axes)
-        if not devices or self.total % devices:
-            return None
-        moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
-        return axes if moved < (self.total - 1) * sent else None
 
     def _perturb(
         self, step: Any, scale: jax.Array | None, params: Params, copy: Copy
@@ -384,10 +364,6 @@ def _weigh(weight, result: Any) -> Any:
 
 def _is_real(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(jnp.shape(leaf)) * jnp.result_type(leaf).itemsize
 
 
 def _times(factor, noise: jax.Array) -> jax.Array:
