@@ -436,9 +436,9 @@ def test_half_precision_over_a_mesh_warns_where_noise_is_lost(kind):
     params = lay(mesh, optax.tree.cast(PARAMS["in"], "float16"), LAYOUTS["both"]["in"])
     with jax.set_mesh(mesh):
         for law in (uniform, gaussian):
-            smoothout(optax.sgd(0.1), law(0.1), key=KEY).init(params)
+            law(0.1)(KEY, params)
             with pytest.warns(UserWarning, match="below the resolution") as caught:
-                smoothout(optax.sgd(0.1), law(1e-5), key=KEY).init(params)
+                law(1e-5)(KEY, params)
             told = " ".join(str(warning.message) for warning in caught)
             assert "'bias'" in told
             assert "'kernel'" in told
