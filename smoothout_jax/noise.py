@@ -17,6 +17,7 @@ References:
     Learning Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -248,7 +249,7 @@ def by_path(noises: Mapping[str, Noise]) -> Noise:
     return _ByPath(dict(noises))
 
 
-class _Drawn:
+class _Drawn(abc.ABC):
     """What the noises of this module share: they are called, and say where they add."""
 
     def __call__(self, key: jax.Array, params: Params = None, step: Any = None) -> Any:
@@ -259,12 +260,13 @@ class _Drawn:
         _checks.arrays(params=params)
         return self.draw(key, params, step)
 
+    @abc.abstractmethod
     def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
-        raise NotImplementedError
+        """Noise like the parameters, which were checked."""
 
+    @abc.abstractmethod
     def where(self, params: Params) -> list[bool]:
         """Whether each leaf gets noise."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
