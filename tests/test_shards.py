@@ -23,9 +23,11 @@ RISE, RADIUS, STEPS = 0.2, 0.5, 3
 KIND = 2 * (AxisType.Auto,)
 MESH = jax.make_mesh((2, 2), ("x", "y"), KIND, devices=jax.devices()[:4])
 EVERYWHERE = jax.P(("x", "y"))
+# Smaller and smaller along the axis that filters span.
+FALLING = jnp.geomspace(1.0, 0.01, 8).reshape(8, 1)
 PARAMS = {
-    "kernel": jnp.linspace(-1.5, 2.5, 48).reshape(8, 6),
-    "square": jnp.linspace(3.0, 0.5, 32).reshape(8, 4),
+    "kernel": jnp.linspace(-1.5, 2.5, 48).reshape(8, 6) * FALLING,
+    "square": jnp.linspace(3.0, 0.5, 32).reshape(8, 4) * FALLING,
     "bias": jnp.linspace(0.5, 2.0, 8),
 }
 # As the argument has them, and for every leaf.
@@ -152,6 +154,10 @@ def test_the_norm_of_noise_is_that_of_a_whole_filter(law, layout, check_vma):
                 for leaf in (noise[name], np.float64(param))
             )
             np.testing.assert_allclose(size, scale * RADIUS * norm, rtol=1e-4)
+        # Which is shared out evenly, not by the norms of the shards.
+        for name in ("kernel", "square"):
+            first, second = map(np.linalg.norm, np.split(noise[name], 2))
+            assert 1 / 3 < first / second < 3
 
 
 @checked
