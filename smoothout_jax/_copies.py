@@ -18,7 +18,6 @@ from jax.sharding import AxisType
 from smoothout_jax import _checks
 from smoothout_jax._jax import apart
 from smoothout_jax._options import AxisNames, CopyOptions, Options
-from smoothout_jax._sharding import axes_of_rows
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise
 from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of
 
@@ -31,19 +30,13 @@ OVERWRITTEN = "_overwrite_with_gradient"
 
 
 class Copy(NamedTuple):
-    """What a copy has of its own; of several copies, along a leading axis.
-
-    Attributes:
-        key: PRNG key of its noise.
-        factor: of the noise: negative for the second of an antithetic pair, 0 for the
-            clean copy.
-        weight: in the mean over the copies.
-        args: its own arguments of the function averaged, by position.
-    """
+    """What a copy has of its own; of several copies, along a leading axis."""
 
     key: jax.Array
+    # Of the noise: negative for the second of a pair, 0 for the clean copy.
     factor: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
+    # Arguments of the function averaged, by position.
     args: dict[int, Any]
 
 
@@ -62,16 +55,8 @@ class Copies(Options):
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
         """Averages gradients, under noise that holds the rise if its state is given.
 
-        Args:
-            fn: function `fn(params, *args)` to `(value, grads)` and auxiliary outputs.
-            rise: the state of the rise, or `None`.
-            key: as for `mean`, like all that follow.
-            params: the clean parameters.
-            args: the arguments after the parameters.
-            step: the step handed to the noise.
-
-        Returns:
-            The mean, the auxiliary outputs, and the next state of the rise.
+        Of a function `fn(params, *args)` to `(value, grads)` and auxiliary outputs, and
+        what `mean` takes. Returns the mean, the auxiliary outputs, and the next state.
         """
         held = None
         if self.loss_rise is not None and rise is not None:
@@ -112,13 +97,13 @@ class Copies(Options):
             scale: a factor of the noise.
 
         Returns:
-            The pair of the weighted mean and the auxiliary outputs.
+            The weighted mean, and the auxiliary outputs as `aux` wants them.
         """
         _checks.prng_key(key)
         if self.total > 1 or self.axis_name is not None:
             _refuse_overwritten(params)
         own = self._own_args(args)
-        mesh_axis = self.spmd_axis_name or self._axis_of_batch(params, args)
+        mesh_axis = self.spmd_axis_name
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
@@ -204,25 +189,6 @@ class Copies(Options):
         if execution == "scan" and self.total > 1:
             return functools.partial(_scan, size), size > 1
         return _unroll, False
-
-    def _axis_of_batch(self, params: Params, args: Sequence[Any]) -> AxisNames:
-        """The mesh axis to lay the copies over, where the mesh says so.
-
-        One after another, copies of a split batch that lies along an axis would each
-        send their gradients. Laid over it, they move the batch, and send them once.
-        """
-        numbers = np.ravel(self.batch_argnums)
-        batch = [arg for number, arg in enumerate(args, start=1) if number in numbers]
-        axes = axes_of_rows(batch, params)
-        chosen = self.execution != "auto" or self.chunk_size is not None
-        if not axes or chosen or self.axis_name is not None:
-            return None
-        mesh = jax.sharding.get_abstract_mesh()
-        devices = math.prod(mesh.shape.get(name, 0) for name in axes)
-        if not devices or self.total % devices:
-            return None
-        moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
-        return axes if moved < (self.total - 1) * sent else None
 
     def _perturb(
         self, step: Any, scale: jax.Array | None, params: Params, copy: Copy
@@ -398,10 +364,6 @@ def _weigh(weight, result: Any) -> Any:
 
 def _is_real(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(jnp.shape(leaf)) * jnp.result_type(leaf).itemsize
 
 
 def _times(factor, noise: jax.Array) -> jax.Array:

@@ -43,10 +43,7 @@ class SharedOptions(TypedDict, total=False):
             `"scan"`: on CPU, convolutions are many times slower in a loop or under
             `"vmap"`, as docs/performance shows. On accelerators it chooses `"vmap"` for
             a split batch, whose copies fit in the memory of one plain step; this is
-            unmeasured. On a mesh with explicit axes it lays the copies over the axis
-            of the rows of a split batch, as `spmd_axis_name` does, if no parameter lies
-            along it, the number of copies allows it, and the batch is smaller than the
-            gradients, which are then sent once.
+            unmeasured.
         chunk_size: number of copies vmapped together inside a scan; it divides the
             number of copies. Implies `execution="scan"`.
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
