@@ -19,17 +19,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from benchmarks.contenders import Contender, averaged, contenders
 from benchmarks.measure import measure, perturb_by
 from benchmarks.options import parser
-from benchmarks.problems import PROBLEMS, Problem
+from benchmarks.problems import PROBLEMS
 from benchmarks.timing import interleaved
-from smoothout_jax import _execution, _random, smoothout, uniform
+from smoothout_jax import _random, uniform
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.reporting.provenance import provenance
-from smoothout_jax.transforms.following import fingerprint
 
 SPLIT = ("vmap", "scan", "unroll")
 NAMES = ("plain", "sam", "naive", "uniform", "filter", "smoothout", "held")
@@ -65,13 +63,12 @@ def network(name: str, dtype: str, rounds: int, *, alone: bool) -> dict[str, Any
 @contextlib.contextmanager
 def no_barrier() -> Iterator[None]:
     """Noise that XLA may fuse into all that reads it."""
-    kept = _random._words, _execution.keep
+    kept = _random._words
     _random._words = _random._draw_words
-    _execution.keep = lambda tree: tree
     try:
         yield
     finally:
-        _random._words, _execution.keep = kept
+        _random._words = kept
 
 
 def noise(rounds: int) -> dict[str, Any]:
@@ -98,35 +95,9 @@ def noise(rounds: int) -> dict[str, Any]:
     return {name: values.tolist() for name, values in seconds.items()}
 
 
-def changes(problem: Problem, steps: int = 50) -> dict[str, int]:
-    """In how many steps `smoothout` takes its own parameters for changed ones.
-
-    In none but the first, if a sum has the same bits where the parameters are handed
-    out and where they come back; else each step costs its noise twice.
-    """
-    optimizer = smoothout(
-        optax.sgd(1e-3), uniform(0.3, relative_to="filter"), key=0, loss_rise=0.1
-    )
-
-    def step(carry, batch):
-        params, state = carry
-        told = state.smoothout_fingerprint
-        changed = jnp.any(told != fingerprint(params))
-        grads = jax.grad(problem.loss)(params, batch)
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), changed
-
-    params = jax.jit(problem.init)(jax.random.key(0))
-    batches = jax.vmap(problem.batch)(jax.random.split(jax.random.key(1), steps))
-    start = params, optimizer.init(params)
-    _, changed = jax.jit(functools.partial(jax.lax.scan, step))(start, batches)
-    return {"steps": steps, "changed": int(changed.sum())}
-
-
 def parts(rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is measured, by name, in order."""
     found: dict[str, Any] = {"noise of 100 M weights": functools.partial(noise, rounds)}
-    found["changes of resnet20"] = lambda: changes(PROBLEMS["resnet20"]())
     for name, dtype, every_way in NETWORKS:
         for alone in (True, False) if every_way else (True,):
             what = "" if alone else ", four copies"

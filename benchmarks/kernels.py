@@ -10,7 +10,7 @@ small networks on a GPU take about as long as their kernels are many.
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -23,9 +23,9 @@ from jax.experimental import topologies
 from benchmarks.contenders import RADIUS, RELATIVE_RADIUS
 from benchmarks.options import parser
 from smoothout_jax import exclude, flax_filters, smoothout, uniform
-from smoothout_jax.experiments.methods.rivals import msam
 from smoothout_jax.experiments.networks import ResNet
 from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.rivals import msam
 
 H100 = """
 gpu_device_info {
@@ -72,15 +72,17 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def kernels(text: str) -> dict[str, int]:
-    """Counts the kernels of the one loop in a compiled program.
+def kernels(text: str) -> int:
+    """Counts the kernels of a turn of the one loop in a compiled program.
 
     Args:
         text: the program, as XLA writes it.
 
     Returns:
-        Those of a turn in which conditionals take their shorter branch, and those of
-        one in which they take the longer.
+        Their number.
+
+    Raises:
+        ValueError: if the loop has branches, so that its turns differ.
     """
     computations, lines = {}, []
     for line in text.splitlines():
@@ -89,20 +91,15 @@ def kernels(text: str) -> dict[str, int]:
         elif line.startswith("  "):
             lines.append(line)
 
-    def count(computation: str, choose: Callable[[list[int]], int]) -> int:
-        total = 0
-        for line in computations[computation]:
-            # The shape before the operation may be a tuple, with comments in it.
-            operation = re.search(r"[})\]] ([a-z][a-z0-9-]*)\(", line).group(1)
-            if operation == "conditional":
-                branches = re.findall(r"(?:true|false)_computation=(%[\w.-]+)", line)
-                total += choose([count(branch, choose) for branch in branches])
-            elif operation not in FREE:
-                total += 1
-        return total
-
     (body,) = re.findall(r" while\(.*body=(%[\w.-]+)", text)
-    return {"usual": count(body, min), "rare": count(body, max)}
+    # The shape before the operation may be a tuple, with comments in it.
+    operations = [
+        re.search(r"[})\]] ([a-z][a-z0-9-]*)\(", line).group(1)
+        for line in computations[body]
+    ]
+    if "conditional" in operations:
+        raise ValueError("the loop has branches, so its turns differ in kernels")
+    return sum(operation not in FREE for operation in operations)
 
 
 def compiled(optimizer: Any, params: Any) -> str:
@@ -132,7 +129,7 @@ def compiled(optimizer: Any, params: Any) -> str:
     return lowered.compile({"xla_gpu_autotune_level": 0}).as_text()
 
 
-def measure() -> dict[str, Mapping[str, int]]:
+def measure() -> dict[str, int]:
     """The kernels of every optimizer."""
     norm = functools.partial(nn.BatchNorm, use_running_average=False)
     network = ResNet(18, norm=norm, channels=64, stages=4)

@@ -25,7 +25,13 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 
 from benchmarks.problems import mlp
-from smoothout_jax import gaussian, smoothout, smoothout_value_and_grad, uniform
+from smoothout_jax import (
+    gaussian,
+    smoothout,
+    smoothout_eval_params,
+    smoothout_value_and_grad,
+    uniform,
+)
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.noise import Noise
 
@@ -35,6 +41,8 @@ DEVICES = (1, 2, 4, 8)
 BATCH = 512
 NOISE = uniform(0.01)
 COPIES = 8
+# Of the weights that rounding moves, and how many steps it has.
+DEVIATION, STEPS = 0.05, 1000
 KINDS = (AxisType.Auto, AxisType.Explicit)
 WHOLE_OVER_MESH = "8 copies, whole batch each, over the mesh"
 # A weight drawn alone, and the noises that are counted on it.
@@ -131,7 +139,10 @@ def measure() -> dict[str, Any]:
             for width in WIDTHS
             for devices in DEVICES
         ],
-        "drift": drift(),
+        "drift": {
+            name: drift(keep_noise=keep_noise)
+            for name, keep_noise in (("kept", True), ("drawn again", False))
+        },
     }
 
 
@@ -208,8 +219,8 @@ def count_states(width: int, devices: int) -> dict[str, Any]:
     optimizers = {
         "Adam": optax.adam(1e-3),
         "smoothout": smoothout(optax.adam(1e-3), NOISE, **options),
-        "smoothout, keep_clean=False": smoothout(
-            optax.adam(1e-3), NOISE, keep_clean=False, **options
+        "smoothout, keep_noise=False": smoothout(
+            optax.adam(1e-3), NOISE, keep_noise=False, **options
         ),
     }
     found = {}
@@ -228,33 +239,33 @@ def _updated(optimizer, grads, state, params):
     return state, optax.apply_updates(params, updates)
 
 
-def drift(steps: int = 1000) -> dict[str, dict[str, float]]:
-    """How far parameters move by rounding alone when their clean copy is not kept."""
+def drift(*, keep_noise: bool) -> dict[str, dict[str, float]]:
+    """How far clean parameters move by rounding alone, root mean square."""
     found = {}
     for dtype in ("float32", "bfloat16"):
+        params = DEVIATION * jax.random.normal(jax.random.key(0), (100_000,), dtype)
         for size in (1e-3, 1e-2, 1e-1):
-            noise, key = uniform(size), jax.random.key(1)
-            optimizer = smoothout(optax.sgd(0.0), noise, key=key, keep_clean=False)
-            params = jax.random.normal(jax.random.key(0), (100_000,), dtype)
-
-            @jax.jit
-            def run(params, optimizer=optimizer):
-                def body(carry, _):
-                    held, state = carry
-                    zeros = jnp.zeros_like(held)
-                    updates, state = optimizer.update(zeros, state, held)
-                    return (optax.apply_updates(held, updates), state), None
-
-                carry = params, optimizer.init(params)
-                return jax.lax.scan(body, carry, length=steps)[0][0]
-
-            # What is left of the last noise is far below the drift's own spread, but it
-            # is taken away all the same.
-            last = noise(jax.random.fold_in(key, steps), params)
-            moved = (run(params) - last).astype(jnp.float32) - params
+            optimizer = smoothout(
+                optax.sgd(0.0), uniform(size), key=1, keep_noise=keep_noise
+            )
+            clean = jax.jit(functools.partial(_clean_at_the_end, optimizer))(params)
+            moved = clean.astype(jnp.float32) - params.astype(jnp.float32)
             spread = float(jnp.sqrt(jnp.mean(moved**2)))
             found.setdefault(dtype, {})[f"{size:g}"] = spread
     return found
+
+
+def _clean_at_the_end(optimizer, params):
+    """The clean parameters after `STEPS` steps with gradients of zero."""
+
+    def step(carry, _):
+        held, state = carry
+        updates, state = optimizer.update(jnp.zeros_like(held), state, held)
+        return (optax.apply_updates(held, updates), state), None
+
+    carry = params, optimizer.init(params)
+    held, state = jax.lax.scan(step, carry, length=STEPS)[0]
+    return smoothout_eval_params(state, held)
 
 
 def main() -> None:

@@ -9,7 +9,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.scaling import DEVICES, DRAWS, KINDS, WAYS, WIDTHS
+from benchmarks.scaling import (
+    DEVIATION,
+    DEVICES,
+    DRAWS,
+    KINDS,
+    STEPS,
+    WAYS,
+    WIDTHS,
+)
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.reporting.tables import markdown
 
@@ -48,6 +56,8 @@ def page(measured: Mapping[str, Any]) -> str:
         f" {noise:.0f} FLOPs a weight for each noise",
         "draws": draws(measured),
         "states": states(measured),
+        "deviation": f"{DEVIATION:g}",
+        "steps": f"{STEPS:,}",
         "drift": drifts(measured),
         "far": far(noise),
     }
@@ -113,7 +123,7 @@ def draws(measured: Mapping[str, Any]) -> str:
 
 
 def states(measured: Mapping[str, Any]) -> str:
-    """Bytes on one device by way to keep the clean parameters."""
+    """Bytes on one device, without noise, with it and with its key alone."""
     names = list(measured["states"][0]["bytes"])
     rows = [
         (
@@ -127,13 +137,14 @@ def states(measured: Mapping[str, Any]) -> str:
 
 
 def drifts(measured: Mapping[str, Any]) -> str:
-    """Drift by dtype and radius."""
-    radii = list(measured["drift"]["float32"])
+    """Drift by dtype, by what becomes of the noise, and by radius."""
     rows = [
-        (dtype, *(f"{found[radius]:.1e}" for radius in radii))
-        for dtype, found in measured["drift"].items()
+        (dtype, noise, *(f"{size:.1e}" if size else "0" for size in by_radius.values()))
+        for noise, by_dtype in measured["drift"].items()
+        for dtype, by_radius in by_dtype.items()
     ]
-    return markdown(("dtype", *(f"radius {radius}" for radius in radii)), rows)
+    radii = measured["drift"]["kept"]["float32"]
+    return markdown(("dtype", "noise", *(f"radius {radius}" for radius in radii)), rows)
 
 
 def far(noise: float) -> str:
@@ -153,7 +164,7 @@ def far(noise: float) -> str:
     header = (
         "devices",
         "parameters, gradients, Adam: GB a device",
-        "with the clean parameters",
+        "with the noise",
         "noise at 50 TFLOP/s, ms",
         "noise at 3 TB/s, ms",
     )

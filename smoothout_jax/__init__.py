@@ -1,8 +1,8 @@
 """SmoothOut for JAX and Optax: train on the loss without its sharp minima.
 
 Here is what trains; `smoothout_jax.sharpness` measures how flat it got,
-`smoothout_jax.landscape` evaluates the loss around it, and `smoothout_jax.plots` draws
-both.
+`smoothout_jax.landscape` evaluates the loss around it, `smoothout_jax.plots` draws
+both, and `smoothout_jax.rivals` is what to compare with.
 """
 
 import importlib
@@ -14,8 +14,12 @@ from smoothout_jax.filters import (
     haiku_filters,
     stacked,
 )
-from smoothout_jax.gradients import smooth, smoothout_value_and_grad
-from smoothout_jax.link import SmoothGradientsState, smooth_gradients
+from smoothout_jax.gradients import (
+    SmoothGradientsState,
+    smooth,
+    smooth_gradients,
+    smoothout_value_and_grad,
+)
 from smoothout_jax.loss_rise import LossRiseState, init_loss_rise
 from smoothout_jax.masks import exclude, only
 from smoothout_jax.noise import Noise, by_path, gaussian, uniform
@@ -61,7 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the modules of measures and pictures when they are first used."""
-    if name in ("sharpness", "landscape", "plots"):
+    """Imports the modules that do not train when they are first used."""
+    if name in ("sharpness", "landscape", "plots", "rivals"):
         return importlib.import_module(f"smoothout_jax.{name}")
     raise AttributeError(f"module 'smoothout_jax' has no attribute {name!r}")

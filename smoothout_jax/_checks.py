@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,18 @@ from smoothout_jax._trees import named_leaves
 NUMBERS = bool, int, float, complex, np.generic
 ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 
 def describe(value: Any) -> str:
     """A value in one line: an array by its shape, a tree by its type and size."""
     if isinstance(value, (jax.Array, np.ndarray)):
-        traced = is_traced(value)
-        if not (
-            traced or value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.extended)
-        ):
-            return str(value)
-        article = "a traced" if traced else "an"
-        return f"{article} array of {value.dtype}{list(value.shape)}"
+        if is_traced(value):
+            return f"a traced array of {value.dtype}{list(value.shape)}"
+        if value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+            return f"an array of {value.dtype}{list(value.shape)}"
+        return str(value)
     leaves = jax.tree.leaves(value)
     if any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
         return f"a {type(value).__name__} of {len(leaves)} leaves"
@@ -35,13 +36,11 @@ def describe(value: Any) -> str:
 
 
 def nonnegative(**values: Any) -> None:
-    """Requires real, finite scalars of at least zero; traced ones pass unseen."""
+    """Requires real, finite scalars of at least 0; traced values are not checked."""
     for name, value in values.items():
         if not _is_real_scalar(value):
             raise TypeError(f"{name} must be a number, got {describe(value)}")
-        if is_traced(value):
-            continue
-        if not 0 <= float(value) < math.inf:
+        if not (is_traced(value) or 0 <= float(value) < math.inf):
             raise ValueError(
                 f"{name} must be finite and at least 0, got {describe(value)}"
             )
@@ -59,7 +58,7 @@ def floating(**values: Any) -> None:
 
 
 def positive(**values: Any) -> None:
-    """Requires real, finite numbers above zero, known to Python."""
+    """Requires real, finite numbers above 0 that are not traced."""
     for name, value in values.items():
         if is_traced(value) or not _is_real_scalar(value):
             raise TypeError(f"{name} must be a number, got {describe(value)}")
@@ -70,19 +69,19 @@ def positive(**values: Any) -> None:
 
 
 def count(**values: Any) -> None:
-    """Requires Python (or NumPy) integers of at least one."""
+    """Requires Python or NumPy integers of at least 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(
-                f"{name} must be a Python integer, got {describe(value)}; it shapes the"
-                " compiled program, so it cannot be traced (under"
+                f"{name} must be a Python integer, got {describe(value)}; the compiled"
+                " program depends on it, so it cannot be traced (under"
                 " optax.inject_hyperparams, name it in static_args)"
             )
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def choice(accepted: tuple, **values: Any) -> None:
+def choice(accepted: tuple[Any, ...], **values: Any) -> None:
     """Requires one of the accepted values."""
     for name, value in values.items():
         if not any(type(value) is type(one) and value == one for one in accepted):
@@ -99,13 +98,23 @@ def function(example: str, **values: Any) -> None:
             )
 
 
+def transformation(**values: Any) -> None:
+    """Requires transformations of Optax."""
+    for name, value in values.items():
+        if not (hasattr(value, "init") and hasattr(value, "update")):
+            raise TypeError(
+                f"{name} must be an optax.GradientTransformation, such as"
+                f" optax.sgd(0.1); got {describe(value)}"
+            )
+
+
 def loss(**values: Any) -> None:
-    """Requires a function of the parameters, which a noise is not."""
+    """Requires functions of the parameters, not noises."""
     function("such as fun(params, *args)", **values)
     for name, value in values.items():
         try:
             arguments = list(inspect.signature(value).parameters)
-        except (TypeError, ValueError):  # built-in functions may have none
+        except (TypeError, ValueError):  # some built-in functions have no signature
             continue
         if arguments[:2] == ["key", "params"]:
             raise TypeError(
@@ -118,8 +127,8 @@ def prng_key(key: Any, alone: bool = False) -> None:
     """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`).
 
     Args:
-        key: what should be one.
-        alone: whether it was the only argument, as a step is that a schedule is given.
+        key: the argument to check.
+        alone: whether it was the only argument, as the step given to a schedule is.
     """
     typed = False
     if isinstance(key, (jax.Array, np.ndarray)):
@@ -140,21 +149,21 @@ def prng_key(key: Any, alone: bool = False) -> None:
 
 
 def key_or_seed(key: Any) -> jax.Array:
-    """The PRNG key itself, or that of an integer seed."""
+    """The PRNG key itself, or the key made from an integer seed."""
     if _is_real_scalar(key) and jnp.issubdtype(jnp.result_type(key), jnp.integer):
         return jax.random.key(key)
     prng_key(key)
     return key
 
 
-def key_first(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a function of (key, params, …) say so if its key is forgotten.
+def key_first(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function of (key, params, …) that says so when the key was forgotten.
 
-    Python itself would complain that `params` is missing.
+    Python itself would say that `params` is missing.
     """
 
     @functools.wraps(fn)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if args:
             prng_key(args[0], alone=len(args) == 1)
         return fn(*args, **kwargs)
@@ -169,9 +178,33 @@ def arrays(**trees: Any) -> None:
             if not isinstance(leaf, (*NUMBERS, *ARRAYS)):
                 raise TypeError(
                     f"{name} must hold arrays, but its leaf {path!r} is"
-                    f" {describe(leaf)}; of an Equinox model, pass"
-                    " eqx.filter(model, eqx.is_inexact_array)"
+                    f" {_described_leaf(leaf, name, tree)}"
                 )
+
+
+def _described_leaf(leaf: Any, name: str, tree: Any) -> str:
+    """What a leaf is that is not an array, and what to pass instead."""
+    is_hijax = "HijaxVariable" in classes(leaf, "flax")
+    if isinstance(leaf, jax.Ref) or is_hijax or is_traced(leaf):
+        return (
+            f"{jax.typeof(leaf)}, a reference to an array: pass the arrays themselves,"
+            f" jax.tree.map(lambda ref: ref[...], {name})"
+        )
+
+    def is_equinox(node):
+        return bool(classes(node, "equinox"))
+
+    nodes = jax.tree.leaves(tree, is_leaf=is_equinox)
+    if callable(leaf) or any(map(is_equinox, nodes)):
+        hint = "; of an Equinox model, pass eqx.filter(model, eqx.is_inexact_array)"
+        return describe(leaf) + hint
+    return describe(leaf)
+
+
+def classes(value: Any, package: str) -> set[str]:
+    """The names of the classes of a value that a package defines."""
+    bases = type(value).__mro__
+    return {base.__name__ for base in bases if base.__module__.split(".")[0] == package}
 
 
 def is_inexact(leaf: Any) -> bool:

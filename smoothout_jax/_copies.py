@@ -1,161 +1,48 @@
-"""The perturbed copies of a network: how many, and what each of them gets.
+"""The perturbed copies of a network: what each of them gets, and their mean.
 
-The machinery under `smooth`, `smoothout_value_and_grad` and `smooth_gradients`: one
-class that holds the options, checked, and averages any function over the copies.
+The machinery under `smooth`, `smoothout_value_and_grad` and `smooth_gradients`.
 """
 
 import dataclasses
 import functools
 import math
-import operator
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
 
 from smoothout_jax import _checks
-from smoothout_jax._execution import (
-    MAX_UNROLLED,
-    AxisNames,
-    Copy,
-    Run,
-    average,
-    keep,
-    require_inexact,
-)
-from smoothout_jax._jax import is_traced
-from smoothout_jax._sharding import axes_of_rows
-from smoothout_jax._trees import Params, add_noise
-from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of, scaled
-from smoothout_jax.noise import Noise, Size
+from smoothout_jax._jax import apart
+from smoothout_jax._options import AxisNames, CopyOptions, Options
+from smoothout_jax._trees import Params, accumulator_dtype, add_noise
+from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of
 
-AuxName = Literal["mean", "stack", "first", "clean"]
-Aux = AuxName | Callable[[Any], Any]
-Execution = Literal["auto", "vmap", "scan", "unroll"]
+__all__ = ["Copies", "CopyOptions"]
+
+# Beyond, compiling the copies takes minutes for a large network.
+MAX_UNROLLED = 16
+# Flax's collection of fp8 scales, whose "gradients" are their next values.
+OVERWRITTEN = "_overwrite_with_gradient"
+
+
+class Copy(NamedTuple):
+    """What a copy has of its own; of several copies, along a leading axis."""
+
+    key: jax.Array
+    # Of the noise: negative for the second of a pair, 0 for the clean copy.
+    factor: np.ndarray | jax.Array
+    weight: np.ndarray | jax.Array
+    # Arguments of the function averaged, by position.
+    args: dict[int, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Copies:
-    """The options of `smoothout_value_and_grad`, where they are described."""
-
-    noise: Noise
-    num_copies: int = 1
-    has_aux: bool = False
-    batch_argnums: int | Sequence[int] = ()
-    copy_argnums: int | Sequence[int] = ()
-    antithetic: bool = False
-    clean_weight: float = 0.0
-    aux: Aux = "mean"
-    execution: Execution = "auto"
-    chunk_size: int | None = None
-    axis_name: AxisNames = None
-    spmd_axis_name: AxisNames = None
-    loss_rise: Size | None = None
-    compute_dtype: Any = None
-
-    def __post_init__(self):
-        _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
-        _checks.count(num_copies=self.num_copies)
-        if not callable(self.aux):
-            _checks.choice(get_args(AuxName), aux=self.aux)
-        _checks.choice(get_args(Execution), execution=self.execution)
-        self._check_clean_weight()
-        self._check_argnums()
-        self._check_chunk_size()
-        self._check_spmd_axis_name()
-        if self.antithetic and self.num_copies % 2:
-            raise ValueError(
-                "antithetic copies come in pairs, so num_copies must be even; got"
-                f" num_copies={self.num_copies}"
-            )
-        if self.aux != "mean" and not self.has_aux:
-            name = "a function" if callable(self.aux) else repr(self.aux)
-            raise ValueError(f"aux={name} needs has_aux=True")
-        if self.loss_rise is not None:
-            LossRise(self.loss_rise)
-        if self.compute_dtype is not None:
-            _checks.floating(compute_dtype=self.compute_dtype)
-
-    def _check_clean_weight(self):
-        if is_traced(self.clean_weight):
-            raise TypeError(
-                "clean_weight must be known to Python, since it decides whether a"
-                f" clean copy runs; got {self.clean_weight}"
-            )
-        _checks.nonnegative(clean_weight=self.clean_weight)
-        if self.clean_weight >= 1:
-            raise ValueError(
-                f"clean_weight must be in [0, 1), got {self.clean_weight}; at 1 no"
-                " perturbed copy would count"
-            )
-        if self.aux == "clean" and not self.clean_weight:
-            raise ValueError(
-                "aux='clean' takes the copy at the clean parameters, which runs only"
-                " with a clean_weight above 0"
-            )
-
-    def _check_argnums(self):
-        seen = set()
-        for name in ("batch_argnums", "copy_argnums"):
-            given = getattr(self, name)
-            try:
-                argnums = given if isinstance(given, Sequence) else (given,)
-                argnums = tuple(map(operator.index, argnums))
-            except TypeError:
-                raise TypeError(
-                    f"{name} must be an integer or a sequence of them, got {given!r}"
-                ) from None
-            if any(argnum < 1 for argnum in argnums):
-                raise ValueError(
-                    f"{name} counts the arguments of fun from params, which is 0, so it"
-                    f" must be at least 1; got {given!r}"
-                )
-            if len(seen | {*argnums}) < len(seen) + len(argnums):
-                raise ValueError(
-                    "batch_argnums and copy_argnums name an argument twice:"
-                    f" {self.batch_argnums!r} and {self.copy_argnums!r}"
-                )
-            seen.update(argnums)
-            object.__setattr__(self, name, argnums)
-
-    def _check_chunk_size(self):
-        if self.chunk_size is None:
-            return
-        _checks.count(chunk_size=self.chunk_size)
-        if self.execution not in ("auto", "scan"):
-            raise ValueError(
-                "chunk_size is the number of copies vmapped inside a scan; it excludes"
-                f" execution={self.execution!r}"
-            )
-        if self.total % self.chunk_size:
-            clean = ", the clean one included" if self.clean_weight else ""
-            raise ValueError(
-                f"chunk_size={self.chunk_size} does not divide the {self.total}"
-                f" copies{clean}"
-            )
-
-    def _check_spmd_axis_name(self):
-        if self.spmd_axis_name is None:
-            return
-        if self.execution not in ("auto", "vmap") or self.chunk_size is not None:
-            raise ValueError(
-                "spmd_axis_name lays the copies over devices, which run them together;"
-                f" it excludes execution={self.execution!r} and"
-                f" chunk_size={self.chunk_size}"
-            )
-        if self.axis_name is not None:
-            raise ValueError(
-                f"axis_name={self.axis_name!r} is for jax.shard_map and"
-                f" spmd_axis_name={self.spmd_axis_name!r} for jax.jit: give one"
-            )
-
-    @property
-    def total(self) -> int:
-        """The number of copies, the clean one included."""
-        return self.num_copies + bool(self.clean_weight)
+class Copies(Options):
+    """The means that the options describe."""
 
     def mean_gradients(
         self,
@@ -166,49 +53,28 @@ class Copies:
         args: Sequence[Any],
         step: Any = None,
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
-        """Averages gradients, under noise that holds the rise if one is to be held.
+        """Averages gradients, under noise that holds the rise if its state is given.
 
-        Args:
-            fn: function `fn(params, *args)` to `(value, grads)`, and auxiliary outputs.
-            rise: the state of the rise; `None` for the noise as it is.
-            key: as for `mean`, like all that follow.
-            params: the clean parameters.
-            args: the arguments after the parameters.
-            step: the step handed to the noise.
-
-        Returns:
-            The mean, the auxiliary outputs, and the next state of the rise.
+        Of a function `fn(params, *args)` to `(value, grads)` and auxiliary outputs, and
+        what `mean` takes. Returns the mean, the auxiliary outputs, and the next state.
         """
-        fn = self._widening(fn, params)
-        if self.loss_rise is None or rise is None:
-            return *self.mean(fn, key, params, args, step), None
-        held = LossRise(self.loss_rise)
-        rise = held.scaled(rise)
+        held = None
+        if self.loss_rise is not None and rise is not None:
+            held = LossRise(self.loss_rise)
+            rise = held.scaled(rise)
 
-        def and_rise(perturbed, *args):
+        def with_rise(perturbed, noise, *args):
             (value, grads), aux = fn(perturbed, *args)
-            return (
-                (value, grads),
-                rise_of(
-                    jax.tree.map(
-                        lambda a, b: (
-                            a.astype(b.dtype) - b if _checks.is_inexact(b) else None
-                        ),
-                        perturbed,
-                        params,
-                    ),
-                    grads,
-                ),
-            ), aux
+            if self.compute_dtype is not None:
+                grads = optax.tree.cast_like(grads, params)
+            return ((value, grads), rise_of(noise, grads) if held else None), aux
 
-        noise = lambda *a: optax.tree.cast_like(
-            scaled(self.noise(*a), rise.noise_scale), a[1]
-        )
-        copies = dataclasses.replace(self, noise=noise)
-        (mean, seen), aux = copies.mean(and_rise, key, params, args, step)
-        # The clean copy sees none.
-        seen = seen / (1 - self.clean_weight)
-        return mean, aux, held.observed(rise, seen)
+        scale = rise.noise_scale if rise is not None else None
+        (mean, seen), aux = self.mean(with_rise, key, params, args, step, scale)
+        if held is not None and rise is not None:
+            # The clean copy sees none.
+            rise = held.observed(rise, seen / (1 - self.clean_weight))
+        return mean, aux, rise
 
     def mean(
         self,
@@ -217,60 +83,77 @@ class Copies:
         params: Params,
         args: Sequence[Any] = (),
         step: Any = None,
+        scale: jax.Array | None = None,
     ) -> tuple[Any, Any]:
         """Averages a function over the copies.
 
         Args:
-            fn: function `fn(params, *args)` to a pair: what is averaged, and auxiliary
-                outputs, which go as `aux` says.
+            fn: function `fn(params, noise, *args)`, of a copy's noise if it is scaled
+                and else `None`, to a pair: what is averaged, and auxiliary outputs.
             key: the PRNG key of the noise.
             params: the clean parameters.
             args: the arguments after the parameters, not yet split.
             step: the step handed to the noise.
+            scale: a factor of the noise.
 
         Returns:
-            The pair of the weighted mean and the auxiliary outputs.
+            The weighted mean, and the auxiliary outputs as `aux` wants them.
         """
         _checks.prng_key(key)
+        if self.total > 1 or self.axis_name is not None:
+            _refuse_overwritten(params)
         own = self._own_args(args)
-        laid_over = self.spmd_axis_name or self._axis_of_batch(params, args)
+        mesh_axis = self.spmd_axis_name
         if self.axis_name is not None:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
-            params = _vary(params, index)
-        copies = Copy(self._keys(key), self._signs(), self._weights(), own)
+            # jax.shard_map sums a gradient over devices unless its parameters vary over
+            # them; here each device's own gradient is wanted.
+            zero = index * 0
+            params = jax.tree.map(lambda p: p + zero.astype(jnp.result_type(p)), params)
+        copies = Copy(self._keys(key), self._factors(scale), self._weights(), own)
+        perturb = functools.partial(self._perturb, step, scale)
 
         # The auxiliary outputs of a single copy may be anything, as without copies.
-        alone = self.total == 1 and self.aux != "stack" and not callable(self.aux)
-        alone = alone and self.axis_name is None and laid_over is None
-        # What is averaged as the gradients are travels with them.
-        together = alone or self.aux == "mean"
+        is_single = self.total == 1 and self.axis_name is None and mesh_axis is None
+        is_single &= self.aux != "stack" and not callable(self.aux)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
-            result, aux = fn(perturbed, *merged)
+            result, aux = fn(*perturbed, *merged)
             result = jax.tree.map(jnp.asarray, result)
-            if not alone:
-                check = functools.partial(_as_output, self.aux == "mean")
-                aux = jax.tree.map_with_path(check, aux)
-            return ((result, aux), None) if together else ((result, None), aux)
+            if is_single:
+                return result, aux
+            check = functools.partial(_as_output, self.aux == "mean")
+            aux = jax.tree.map_with_path(check, aux)
+            if self.aux == "mean":
+                return (result, aux), None
+            return (result, None), aux
 
-        (result, aux), stacked = average(
-            Run(functools.partial(self._perturb, step), call, params),
-            copies,
-            "vmap" if laid_over is not None else self._how(),
-            self.chunk_size,
-            laid_over,
-        )
+        if is_single:
+            copy = jax.tree.map(lambda a: a[0], copies)
+            return call(perturb(params, copy), copy.args)
+        loop, is_of_groups = self._loop(mesh_axis)
+        if mesh_axis is not None:
+            perturb, call = _over_mesh(perturb, call, mesh_axis, self.total)
+        elif is_of_groups:
+            perturb, call = _together(perturb, call)
+        (result, aux), stacked = loop(perturb, call, params, copies)
+        return self._finish(result, aux, stacked)
+
+    def _finish(self, result: Any, mean_aux: Any, stacked: Any) -> tuple[Any, Any]:
+        """The results averaged over devices too, and what `aux` says of the others."""
         if callable(self.aux):
             aux = self.aux(stacked)
-        elif not together:
-            picked = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
-            aux = jax.tree.map(lambda a: a[picked], stacked)
+        elif self.aux == "mean":
+            aux = mean_aux
+        else:
+            chosen = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
+            aux = jax.tree.map(lambda a: a[chosen], stacked)
         if self.axis_name is not None:
             result = jax.lax.pmean(result, self.axis_name)
             if self.aux in ("mean", "clean"):
-                jax.tree.map(require_inexact, aux)
+                jax.tree.map(_require_inexact, aux)
                 aux = jax.lax.pmean(aux, self.axis_name)
         return result, aux
 
@@ -279,150 +162,235 @@ class Copies:
         keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
         return keys[np.arange(self.total) // 2] if self.antithetic else keys
 
-    def _signs(self) -> np.ndarray:
-        signs = np.ones(self.total, np.int8)
+    def _factors(self, scale: jax.Array | None) -> np.ndarray | jax.Array:
+        factors = np.ones(self.total, np.float32)
         if self.antithetic:
-            signs[1::2] = -1
-        signs[self.num_copies :] = 0
-        return signs
+            factors[1::2] = -1
+        factors[self.num_copies :] = 0
+        return factors if scale is None else factors * scale
 
     def _weights(self) -> np.ndarray:
         weights = np.full(self.total, (1 - self.clean_weight) / self.num_copies)
         weights[self.num_copies :] = self.clean_weight
         return weights
 
-    def _how(self) -> Literal["vmap", "scan", "unroll"]:
-        """How the copies run, `"auto"` decided; one copy needs no loop."""
-        if self.total == 1:
-            return "unroll"
-        if self.execution != "auto":
-            return self.execution
-        if self.chunk_size is not None:
-            return "scan"
-        if jax.default_backend() != "cpu" and self.batch_argnums:
-            return "vmap"
-        return "unroll" if self.total <= MAX_UNROLLED else "scan"
+    def _loop(self, mesh_axis: AxisNames) -> tuple[Callable[..., Any], bool]:
+        """The loop, and whether its steps are of groups of copies."""
+        execution, size = self.execution, self.chunk_size or 1
+        if execution == "auto":
+            if self.chunk_size is not None:
+                execution = "scan"
+            elif jax.default_backend() != "cpu" and self.batch_argnums:
+                execution = "vmap"
+            else:
+                execution = "unroll" if self.total <= MAX_UNROLLED else "scan"
+        if mesh_axis is not None or (execution == "vmap" and self.total > 1):
+            return _at_once, True
+        if execution == "scan" and self.total > 1:
+            return functools.partial(_scan, size), size > 1
+        return _unroll, False
 
-    def _axis_of_batch(self, params: Params, args: Sequence[Any]) -> AxisNames:
-        """The mesh axis to lay the copies over, where the mesh says so.
-
-        One after another, copies of a split batch that lies along an axis would each
-        send their gradients; laid over it, they move the batch, and send them once.
-        """
-        numbers = np.ravel(self.batch_argnums)
-        batch = [arg for number, arg in enumerate(args, start=1) if number in numbers]
-        axes = axes_of_rows(batch, params)
-        told = self.execution != "auto" or self.chunk_size is not None
-        if not axes or told or self.axis_name is not None:
-            return None
-        mesh = jax.sharding.get_abstract_mesh()
-        devices = math.prod(mesh.shape.get(name, 0) for name in axes)
-        if not devices or self.total % devices:
-            return None
-        moved, sent = (sum(map(_bytes, jax.tree.leaves(t))) for t in (batch, params))
-        return axes if moved < (self.total - 1) * sent else None
-
-    def _widening(self, fn, params: Params):
-        """The function, with its gradients in the dtypes of the parameters."""
-        if self.compute_dtype is None:
-            return fn
-
-        def widened(perturbed, *args):
-            (value, grads), aux = fn(perturbed, *args)
-            return (value, optax.tree.cast_like(grads, params)), aux
-
-        return widened
-
-    def _perturb(self, step: Any, params: Params, copy: Copy) -> Params:
-        """The parameters of one copy."""
+    def _perturb(
+        self, step: Any, scale: jax.Array | None, params: Params, copy: Copy
+    ) -> tuple[Params, Params | None]:
+        """The parameters of one copy, and its noise if that is scaled."""
         # Without a step of ours, the noise may have one bound by functools.partial.
         steps = () if step is None else (step,)
         noise = self.noise(copy.key, params, *steps)
-        if self.antithetic or self.clean_weight:
-            noise = jax.tree.map(functools.partial(_signed, copy.sign), noise)
+        if self.antithetic or self.clean_weight or scale is not None:
+            noise = jax.tree.map(functools.partial(_times, copy.factor), noise)
         perturbed = add_noise(params, noise)
-        if self.compute_dtype is not None:
-            perturbed = jax.tree.map(self._computing, perturbed)
-        return keep(perturbed)
+        if (dtype := self.compute_dtype) is not None:
+            perturbed = jax.tree.map(
+                lambda p: jnp.asarray(p, dtype) if _is_real(p) else p, perturbed
+            )
+        return written((perturbed, None if scale is None else noise))
 
-    def _computing(self, leaf: jax.Array) -> jax.Array:
-        """A leaf in the dtype in which the network computes."""
-        is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return jnp.asarray(leaf, self.compute_dtype) if is_real else leaf
-
-    def _own_args(self, args) -> dict[int, Any]:
+    def _own_args(self, args: Sequence[Any]) -> dict[int, Any]:
         """The arguments that differ between copies, with a leading axis of copies."""
         own = {}
-        split = _split_rows if self.spmd_axis_name is None else _split_blocks
-        for name, distribute in (
-            ("batch_argnums", split),
-            ("copy_argnums", _check_slices),
-        ):
+        for name in ("batch_argnums", "copy_argnums"):
             for argnum in getattr(self, name):
                 if argnum > len(args):
                     raise ValueError(
                         f"{name} names argument {argnum}, but fun was given"
                         f" {len(args) + 1} positional arguments, params included"
                     )
+                distribute = self._rows if name == "batch_argnums" else self._slices
                 own[argnum] = jax.tree.map_with_path(
-                    functools.partial(distribute, self.total, argnum), args[argnum - 1]
+                    functools.partial(distribute, argnum), args[argnum - 1]
                 )
         return own
 
+    def _rows(self, argnum: int, path, leaf) -> jax.Array:
+        """The rows of a leaf, those of each copy along a new leading axis."""
+        first, *others = jnp.shape(leaf) or ("no",)
+        if first == "no" or first % self.total:
+            raise ValueError(
+                f"batch_argnums: argument {argnum}{jax.tree_util.keystr(path)} has"
+                f" {first} rows, which do not divide between {self.total} copies"
+            )
+        if self.spmd_axis_name is not None:
+            return jnp.reshape(leaf, (self.total, -1, *others))
+        return jnp.swapaxes(jnp.reshape(leaf, (-1, self.total, *others)), 0, 1)
 
-def _split_rows(total: int, argnum: int, path, leaf) -> jax.Array:
-    """Rows m, m + total, … of a leaf, at index m of a new leading axis."""
-    shape = _check_rows(total, argnum, path, leaf)
-    return jnp.swapaxes(jnp.reshape(leaf, (-1, total, *shape[1:])), 0, 1)
+    def _slices(self, argnum: int, path, leaf) -> jax.Array:
+        """The leaf itself, if it has one slice for each copy."""
+        shape = jnp.shape(leaf)
+        if shape[:1] != (self.total,):
+            raise ValueError(
+                f"copy_argnums: argument {argnum}{jax.tree_util.keystr(path)} of shape"
+                f" {shape} needs a leading axis with one slice for each of {self.total}"
+                " copies"
+            )
+        return leaf
 
 
-def _split_blocks(total: int, argnum: int, path, leaf) -> jax.Array:
-    """The m-th block of rows of a leaf, at index m of a new leading axis."""
-    shape = _check_rows(total, argnum, path, leaf)
-    return jnp.reshape(leaf, (total, -1, *shape[1:]))
+# Loops over copies, or groups of them, of functions perturb(params, copy), and
+# call(perturbed, args) to a result, of which they return the weighted sum, and another,
+# which they stack.
 
 
-def _check_rows(total: int, argnum: int, path, leaf) -> tuple[int, ...]:
-    shape = jnp.shape(leaf)
-    if not shape or shape[0] % total:
+def _at_once(perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs all copies as one group."""
+    result, stacked = call(perturb(params, copies), copies.args)
+    return optax.tree.cast_like(_weigh(copies.weight, result), result), stacked
+
+
+def _unroll(perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs copy after copy in a Python loop."""
+    total: Any = None
+    result: Any = None
+    stacked = []
+    for i in range(len(copies.weight)):
+        copy = jax.tree.map(lambda a, i=i: a[i], copies)
+        if total is not None:
+            # A copy, and its noise, wait for the one before: their memory is the same.
+            params, total, key = written((params, total, copy.key))
+            copy = copy._replace(key=key)
+        result, aux = call(perturb(params, copy), copy.args)
+        stacked.append(aux)
+        summand = _weigh(copy.weight, result)
+        total = summand if total is None else jax.tree.map(jnp.add, total, summand)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *stacked)
+    return optax.tree.cast_like(total, result), stacked
+
+
+def _scan(size: int, perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs copy after copy, or groups of `size` copies, in a compiled loop."""
+
+    def weighted(copy):
+        result, aux = call(perturb(params, copy), copy.args)
+        return _weigh(copy.weight, result), aux, result
+
+    def body(total, copy):
+        summand, aux, _ = weighted(copy)
+        return jax.tree.map(jnp.add, total, summand), aux
+
+    if size > 1:
+        copies = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), copies)
+    first = jax.tree.map(lambda a: a[0], copies)
+    summand, _, result = jax.eval_shape(weighted, first)
+    total, stacked = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, summand), copies)
+    if size > 1:
+        stacked = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    return optax.tree.cast_like(total, result), stacked
+
+
+def _together(perturb, call) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The functions of a group of copies that run at once."""
+
+    def perturb_all(params, copies):
+        # A loop draws the noise: under vmap, rbg keys would draw another.
+        return jax.lax.map(functools.partial(perturb, params), copies)
+
+    return perturb_all, jax.vmap(call)
+
+
+def _over_mesh(
+    perturb, call, axis: AxisNames, total: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The functions of all copies at once, each copy on its part of the mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    if missing := [name for name in names if name not in mesh.axis_names]:
         raise ValueError(
-            f"batch_argnums: argument {argnum}{jax.tree_util.keystr(path)} has"
-            f" {shape[0] if shape else 'no'} rows, which do not divide between {total}"
-            " copies"
+            f"spmd_axis_name: the mesh has no axis {missing[0]!r}, but"
+            f" {mesh.axis_names}; set it by jax.set_mesh(mesh)"
         )
-    return shape
-
-
-def _check_slices(total: int, argnum: int, path, leaf) -> jax.Array:
-    """Returns the leaf; raises ValueError unless it has one slice for each copy."""
-    shape = jnp.shape(leaf)
-    if not shape or shape[0] != total:
+    devices = math.prod(mesh.shape[name] for name in names)
+    if total % devices:
         raise ValueError(
-            f"copy_argnums: argument {argnum}{jax.tree_util.keystr(path)} of shape"
-            f" {shape} needs a leading axis with one slice for each of {total} copies"
+            f"spmd_axis_name: the {total} copies do not divide over the {devices}"
+            f" devices of {axis!r}"
         )
-    return leaf
+    explicit = AxisType.Explicit in mesh.axis_types
+
+    def lay(tree):
+        move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+        return move(jax.tree.map(jnp.asarray, tree), jax.P(axis))
+
+    def perturb_one(params, copy):
+        perturbed = perturb(params, copy)
+        return perturbed if explicit else jax.tree.map(_anywhere, perturbed)
+
+    perturb_all = jax.vmap(perturb_one, (None, 0), spmd_axis_name=axis)
+    call_all = jax.vmap(call, spmd_axis_name=axis)
+    return (
+        lambda params, copies: perturb_all(params, lay(copies)),
+        lambda perturbed, args: call_all(perturbed, lay(args)),
+    )
 
 
-def _bytes(leaf: Any) -> int:
-    return math.prod(jnp.shape(leaf)) * jnp.result_type(leaf).itemsize
+def _anywhere(leaf: jax.Array) -> jax.Array:
+    """The leaf, laid over devices in any way, but for the copies."""
+    free = jax.P(*[jax.P.UNCONSTRAINED] * leaf.ndim)
+    return jax.lax.with_sharding_constraint(leaf, free)
 
 
-def _signed(sign, noise: jax.Array) -> jax.Array:
-    """Noise of a sign; one that cannot be negated is left as it is."""
-    if not _checks.is_inexact(noise):
-        return jnp.where(sign == 0, jnp.zeros_like(noise), noise)
-    negated = jnp.where(sign < 0, -noise, noise)
-    return jnp.where(sign == 0, jnp.zeros_like(noise), negated)
+def _weigh(weight, result: Any) -> Any:
+    """The weighted result of one copy, or sum over several, in float32 at least."""
+
+    def weigh(leaf):
+        _require_inexact(leaf)
+        leaf = leaf.astype(accumulator_dtype(leaf.dtype))
+        factor = jnp.asarray(weight, leaf.dtype)
+        if factor.ndim == 0:
+            return factor * leaf
+        return jnp.tensordot(factor, leaf, axes=1, precision="highest")
+
+    return jax.tree.map(weigh, result)
 
 
-def _vary(params: Params, index: jax.Array) -> Params:
-    """Makes parameters vary over the devices that `index` numbers.
+def _is_real(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
-    `jax.shard_map` sums a gradient over devices when its parameters are the same on
-    all of them; here each device's own gradient is wanted.
-    """
-    return jax.tree.map(lambda p: p + (index * 0).astype(jnp.result_type(p)), params)
+
+def _times(factor, noise: jax.Array) -> jax.Array:
+    """Noise times a factor, in float32 at least; integers are kept, or dropped by 0."""
+    scaled = noise
+    if _checks.is_inexact(noise):
+        wide = accumulator_dtype(jnp.result_type(noise))
+        scaled = jnp.asarray(noise, wide) * jnp.asarray(factor, wide)
+        scaled = scaled.astype(jnp.result_type(noise))
+    return jnp.where(factor == 0, jnp.zeros_like(noise), scaled)
+
+
+def _refuse_overwritten(params: Params):
+    """Raises ValueError if gradients of some params are next values, not slopes."""
+
+    def is_overwritten(node):
+        # NNX has the collection as a type of variables.
+        in_mapping = isinstance(node, Mapping) and OVERWRITTEN in node
+        return in_mapping or type(node).__name__ == OVERWRITTEN
+
+    if any(map(is_overwritten, jax.tree.leaves(params, is_leaf=is_overwritten))):
+        raise ValueError(
+            f"params holds Flax's collection {OVERWRITTEN!r}, whose gradients are its"
+            " next values, which must not be averaged over copies: set num_copies=1, or"
+            " differentiate with respect to 'params' alone and pass the collection as"
+            " another argument"
+        )
 
 
 def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
@@ -433,7 +401,7 @@ def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} is {_checks.describe(leaf)}, which several copies can neither"
-            " average nor stack: return arrays, or take one copy"
+            " average nor stack: return arrays, or set num_copies=1"
         ) from error
     if averaged and not _checks.is_inexact(leaf):
         raise TypeError(
@@ -441,3 +409,16 @@ def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
             " aux='first' or aux='stack'"
         )
     return leaf
+
+
+def _require_inexact(leaf: Any) -> None:
+    if not _checks.is_inexact(leaf):
+        raise TypeError(
+            "only floating or complex outputs of fun can be averaged over copies, got"
+            f" {leaf.dtype}{list(leaf.shape)}; return it as auxiliary output and choose"
+            " aux='stack' or 'first'"
+        )
+
+
+# A tree that is computed once, apart from what reads it.
+written = apart(lambda tree: tree)

@@ -46,25 +46,3 @@ def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
     if explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:
         return noise
     return jax.lax.with_sharding_constraint(noise, leaf.sharding)
-
-
-def axes_of_rows(batch: Any, params: Any) -> tuple[str, ...]:
-    """The explicit axes that all rows of a batch lie along, if no parameter does.
-
-    Empty if they differ or are unknown.
-    """
-    found = {(*_axes_of(leaf), ())[0] for leaf in jax.tree.leaves(batch)}
-    axes = found.pop() if len(found) == 1 else ()
-    used = {
-        name for p in jax.tree.leaves(params) for part in _axes_of(p) for name in part
-    }
-    return () if used.intersection(axes) else axes
-
-
-def _axes_of(leaf) -> tuple[tuple[str, ...], ...]:
-    """The names of the explicit axes that each axis of a leaf lies along."""
-    sharding = explicit_sharding(leaf)
-    parts = sharding.spec if sharding is not None else ()
-    return tuple(
-        (part,) if isinstance(part, str) else tuple(part or ()) for part in parts
-    )

@@ -13,61 +13,66 @@ Reference:
     Deep Learning <https://arxiv.org/abs/1805.07898>`_, 2018.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, NamedTuple, TypeVar, Unpack, overload
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._copies import Aux, Copies, Execution
-from smoothout_jax._execution import AxisNames
+from smoothout_jax._copies import Copies
+from smoothout_jax._keys import fold, implementation, key_data
+from smoothout_jax._options import CopyOptions, SharedOptions, SmoothOptions, takes
 from smoothout_jax._trees import Params
-from smoothout_jax.loss_rise import LossRiseState
-
-rise_first = lambda f: f
+from smoothout_jax.loss_rise import LossRiseState, init_loss_rise, require_rise
 from smoothout_jax.noise import Noise, Size
 
+__all__ = [
+    "CopyOptions",
+    "SharedOptions",
+    "SmoothGradientsState",
+    "SmoothOptions",
+    "smooth",
+    "smooth_gradients",
+    "smoothout_value_and_grad",
+]
 
+NO_GRAD_FN = """smooth_gradients takes the gradients itself, so update needs a grad_fn:
+
+    grad_fn = jax.grad(lambda params, copy: loss(params, batch))
+    updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+"""
+
+P = TypeVar("P")
+Fun = Callable[..., Any]
+# Of a key and parameters, which the state of the rise precedes if one is held.
+ValueAndGrad = Callable[Concatenate[jax.Array, P, ...], tuple[Any, P]]
+HeldValueAndGrad = Callable[
+    Concatenate[LossRiseState, jax.Array, P, ...],
+    tuple[tuple[Any, P], LossRiseState],
+]
+
+
+@takes(SmoothOptions)
 def smooth(
-    fun: Callable[..., Any],
-    noise: Noise,
-    *,
-    num_copies: int = 1,
-    has_aux: bool = False,
-    batch_argnums: int | Sequence[int] = (),
-    copy_argnums: int | Sequence[int] = (),
-    antithetic: bool = False,
-    clean_weight: float = 0.0,
-    aux: Aux = "mean",
-    execution: Execution = "auto",
-    chunk_size: int | None = None,
-    axis_name: AxisNames = None,
-    spmd_axis_name: AxisNames = None,
-    compute_dtype: Any = None,
-) -> Callable[..., Any]:
+    fun: Fun, noise: Noise, **options: Unpack[SmoothOptions]
+) -> Callable[Concatenate[jax.Array, Any, ...], Any]:
     """The function averaged over noise in its parameters: f_a, estimated.
 
     Args:
         fun: function `fun(params, *args, **kwargs)` of a scalar, or of any tree of
             floating arrays; `(value, aux)` with `has_aux`.
         noise: the law of the noise, such as `uniform(0.01)`.
-        num_copies: number of perturbed copies.
-        has_aux: whether `fun` returns a pair, the second of which is auxiliary.
-        batch_argnums: as for `smoothout_value_and_grad`, like all that follow.
-        copy_argnums: positions of the arguments with one slice for each copy.
-        antithetic: whether the copies come in pairs at θ + ε and θ - ε.
-        clean_weight: weight of the value at θ itself.
-        aux: what becomes of the copies' auxiliary outputs.
-        execution: how the copies run.
-        chunk_size: number of copies vmapped together inside a scan.
-        axis_name: the axis of devices that each draw noise of their own.
-        spmd_axis_name: the mesh axis that the copies are laid over.
-        compute_dtype: the dtype that the function gets perturbed parameters in.
+        **options: how many copies, how they run, and what each gets: those of
+            `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
 
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
-        `(value, aux)`. It may be differentiated, but `smoothout_value_and_grad` takes
-        less memory, as it need not hold the intermediate values of two copies.
+        `(value, aux)`. You may differentiate it, but `smoothout_value_and_grad` takes
+        less memory: it never holds the intermediate values of two copies.
 
     Raises:
         TypeError, ValueError: as for `smoothout_value_and_grad`.
@@ -81,133 +86,67 @@ def smooth(
         >>> print(f"{f_a(jax.random.key(0), jnp.array(2.0)):.0f}")
         7
     """
-    copies = Copies(
-        noise=noise,
-        num_copies=num_copies,
-        has_aux=has_aux,
-        batch_argnums=batch_argnums,
-        copy_argnums=copy_argnums,
-        antithetic=antithetic,
-        clean_weight=clean_weight,
-        aux=aux,
-        execution=execution,
-        chunk_size=chunk_size,
-        axis_name=axis_name,
-        spmd_axis_name=spmd_axis_name,
-        compute_dtype=compute_dtype,
-    )
+    copies = Copies(noise=noise, **options)
     _checks.loss(fun=fun)
 
     @_checks.key_first
-    def smoothed(key: jax.Array, params: Params, /, *args: Any, **kwargs: Any) -> Any:
-        def value_and_aux(params, *args):
+    def smoothed(key: jax.Array, params: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def value_and_aux(params, noise, *args):
             outputs = fun(params, *args, **kwargs)
-            return outputs if has_aux else (outputs, None)
+            return outputs if copies.has_aux else (outputs, None)
 
         value, aux = copies.mean(value_and_aux, key, params, args)
-        return (value, aux) if has_aux else value
+        return (value, aux) if copies.has_aux else value
 
     return smoothed
 
 
+@overload
 def smoothout_value_and_grad(
-    fun: Callable[..., Any],
+    fun: Fun, noise: Noise, *, loss_rise: None = None, **options: Unpack[SmoothOptions]
+) -> ValueAndGrad[P]: ...
+@overload
+def smoothout_value_and_grad(
+    fun: Fun, noise: Noise, *, loss_rise: Size, **options: Unpack[SmoothOptions]
+) -> HeldValueAndGrad[P]: ...
+@takes(SmoothOptions)
+def smoothout_value_and_grad(
+    fun: Fun,
     noise: Noise,
     *,
-    num_copies: int = 1,
-    has_aux: bool = False,
-    batch_argnums: int | Sequence[int] = (),
-    copy_argnums: int | Sequence[int] = (),
-    antithetic: bool = False,
-    clean_weight: float = 0.0,
-    aux: Aux = "mean",
-    execution: Execution = "auto",
-    chunk_size: int | None = None,
-    axis_name: AxisNames = None,
-    spmd_axis_name: AxisNames = None,
     loss_rise: Size | None = None,
-    compute_dtype: Any = None,
-) -> Callable[..., Any]:
+    **options: Unpack[SmoothOptions],
+) -> ValueAndGrad[Any] | HeldValueAndGrad[Any]:
     """Value and gradient averaged over perturbed copies of the parameters.
 
     The counterpart of `jax.value_and_grad` for SmoothOut. The value estimates the mean
     loss f_a, the gradient is an unbiased estimate of ∇f_a, and the parameters
     themselves are left alone: there is nothing to de-noise.
 
-    Copies are numbered 0 to num_copies - 1; with a `clean_weight` the network at the
-    clean parameters is one more copy, numbered `num_copies`. It too takes its part of
-    a split batch and its slice of the `copy_argnums`.
-
     Args:
         fun: loss `fun(params, *args, **kwargs)`, a scalar, or `(loss, aux)` with
             `has_aux`.
         noise: the law of the noise, such as `uniform(0.01)`, or any function
             `noise(key, params, step=None)` to a tree like the parameters.
-        num_copies: number M of perturbed copies, each at the cost of one gradient.
-        has_aux: whether `fun` returns a pair, the second of which is auxiliary.
-        batch_argnums: positions of the arguments, trees of arrays, that are split
-            between the copies along their leading axis: of C copies, copy m takes the
-            rows m, m + C, m + 2C, …, so that a batch sharded over devices stays where
-            it is. Positions are those of `fun`, whose params are 0; other arguments,
-            and keyword arguments, are passed unsplit to every copy. Every copy weighs
-            the same: a loss that is a mean over the valid tokens of its rows averages
-            means of unequal numbers of tokens. To weigh each token alike, return the
-            sum over the rows divided by a number that is the same for every copy.
-        copy_argnums: positions of the arguments with one slice for each copy along
-            their leading axis, such as keys of dropout.
-        antithetic: whether the copies come in pairs at θ + ε and θ - ε, which cancels
-            the odd part of the Monte-Carlo error. Takes an even `num_copies`.
-        clean_weight: weight λ in [0, 1) of the gradient at θ itself, in
-            λ · clean + (1 - λ) · noisy, as RWP mixes them.
-        aux: `"mean"` averages the copies' auxiliary outputs (floating ones, weighted
-            as the gradients are), `"stack"` stacks them along a new leading axis, the
-            clean copy last, `"first"` takes those of copy 0, `"clean"` those of the
-            clean copy: the choice for BatchNorm's statistics. A function gets the
-            stacked outputs, and its result is taken: for states that count in integers
-            beside their means, as Haiku's and Equinox's BatchNorm do.
-        execution: how the copies run; the results are the same to rounding. `"vmap"`
-            runs them together, in the memory of all; `"scan"` one after another, in
-            the memory of one; `"unroll"` likewise but without a loop, which compiles
-            longest. `"auto"` takes `"unroll"` up to 16 copies, then `"scan"`: on CPU
-            convolutions are many times slower in a loop or under `"vmap"`, as
-            docs/performance shows. On accelerators, copies of a split batch, which
-            fit in the memory of one plain step, take `"vmap"`; this is unmeasured. On
-            a mesh of explicit axes, copies of a split batch whose rows lie along one
-            that the parameters do not are laid over it, as by `spmd_axis_name`, if
-            their number allows and the batch is smaller than the gradients would be:
-            the batch is moved, and the gradients are sent once.
-        chunk_size: number of copies vmapped together inside a scan; it divides the
-            number of copies. Implies `execution="scan"`.
-        axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
-            (or `jax.vmap`): each device draws noise of its own, and the value, the
-            gradients and `"mean"` or `"clean"` auxiliary outputs are averaged over the
-            axis. `"stack"`, `"first"` and what a function makes of them stay each
-            device's own.
-        spmd_axis_name: name, or names, of the mesh axis that the copies are laid over
-            under `jax.jit`, with the mesh set by `jax.set_mesh`; as many copies as
-            devices, or a multiple. The copies run together, each where its devices
-            are, and a batch is split into blocks, copy m taking the m-th, so that one
-            sharded over the axis stays where it is. Excludes `axis_name`, other
-            `execution` than `"vmap"`, and `chunk_size`.
         loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`:
             the noise given is the largest, and is scaled to hold the rise at δ. What
             is known of it is a state, which the function then takes first and returns
             last: `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`,
             beginning with `init_loss_rise()`.
-        compute_dtype: the dtype that the loss gets real floating parameters in, such as
-            `jnp.bfloat16`, where it computes in half precision from parameters in
-            float32: they are perturbed in their own dtype, rounded once, and written
-            once. Gradients come back in the dtypes of the parameters.
+        **options: how many copies, how they run, and what each gets: those of
+            `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
 
     Returns:
         The function `fn(key, params, *args, **kwargs)` to `(value, grads)`, or
         `((value, aux), grads)`, with the gradients in the structure and dtypes of the
         parameters. It raises a `ValueError` when a batch does not divide between the
-        copies or a `copy_argnums` argument has not one slice for each, and a
+        copies, a `copy_argnums` argument does not have one slice for each, or several
+        copies would average the fp8 scales of Flax's `_overwrite_with_gradient`, and a
         `TypeError` when the loss is not a real scalar.
 
     Raises:
-        TypeError: if `fun` or `noise` is not a function, or a count not an integer.
+        TypeError: if `fun` or `noise` is not a function, a count is not an integer, or
+            an option is unknown.
         ValueError: if an option is out of its range, or two exclude each other.
 
     Example:
@@ -240,51 +179,166 @@ def smoothout_value_and_grad(
         Li et al., `Revisiting Random Weight Perturbation for Efficiently Improving
         Generalization <https://arxiv.org/abs/2404.00357>`_, 2024: `clean_weight`.
     """
-    copies = Copies(
-        noise=noise,
-        num_copies=num_copies,
-        has_aux=has_aux,
-        batch_argnums=batch_argnums,
-        copy_argnums=copy_argnums,
-        antithetic=antithetic,
-        clean_weight=clean_weight,
-        aux=aux,
-        execution=execution,
-        chunk_size=chunk_size,
-        axis_name=axis_name,
-        spmd_axis_name=spmd_axis_name,
-        loss_rise=loss_rise,
-        compute_dtype=compute_dtype,
-    )
+    copies = Copies(noise=noise, loss_rise=loss_rise, **options)
     _checks.loss(fun=fun)
-    plain = jax.value_and_grad(fun, has_aux=has_aux)
+    plain = jax.value_and_grad(fun, has_aux=copies.has_aux)
 
-    def mean(rise, key, params, args, kwargs):
-        def value_and_grad_and_aux(params, *args):
-            outputs, grads = plain(params, *args, **kwargs)
-            value, aux = outputs if has_aux else (outputs, None)
-            return (value, grads), aux
+    def of_copy(kwargs, params, *args):
+        outputs, grads = plain(params, *args, **kwargs)
+        value, aux = outputs if copies.has_aux else (outputs, None)
+        return (value, grads), aux
 
-        (value, grads), aux, rise = copies.mean_gradients(
-            value_and_grad_and_aux, rise, key, params, args
-        )
-        return ((value, aux) if has_aux else value, grads), rise
+    def with_aux(mean, aux):
+        value, grads = mean
+        return ((value, aux), grads) if copies.has_aux else mean
 
     @_checks.key_first
-    def value_and_grad(
-        key: jax.Array, params: Params, /, *args: Any, **kwargs: Any
-    ) -> Any:
-        return mean(None, key, params, args, kwargs)[0]
+    def value_and_grad(key: jax.Array, params: Any, /, *args: Any, **kwargs: Any):
+        fn = functools.partial(of_copy, kwargs)
+        mean, aux, _ = copies.mean_gradients(fn, None, key, params, args)
+        return with_aux(mean, aux)
 
-    @rise_first
+    @_rise_first
     def held(
-        rise: LossRiseState,
-        key: jax.Array,
-        params: Params,
-        /,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return mean(rise, key, params, args, kwargs)
+        rise: LossRiseState, key: jax.Array, params: Any, /, *args: Any, **kwargs: Any
+    ):
+        fn = functools.partial(of_copy, kwargs)
+        mean, aux, after = copies.mean_gradients(fn, rise, key, params, args)
+        return with_aux(mean, aux), after
 
     return value_and_grad if loss_rise is None else held
+
+
+def _rise_first(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function of (rise, key, params, …) say so if one is forgotten."""
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if args and not isinstance(args[0], LossRiseState):
+            raise TypeError(
+                "rise must be the state that init_loss_rise, or the call before,"
+                " returned, and come before key and params; got"
+                f" {_checks.describe(args[0])}"
+            )
+        if len(args) > 1:
+            _checks.prng_key(args[1], alone=len(args) == 2)
+        return fn(*args, **kwargs)
+
+    return checked
+
+
+class SmoothGradientsState(NamedTuple):
+    """State of `smooth_gradients`.
+
+    Attributes:
+        smooth_gradients_key_data: data of the PRNG key, from which noise is folded.
+        smooth_gradients_step: number of updates, int32.
+        smooth_gradients_rise: how strong the noise is, if `loss_rise` is held; else
+            `None`.
+    """
+
+    smooth_gradients_key_data: jax.Array
+    smooth_gradients_step: jax.typing.ArrayLike
+    smooth_gradients_rise: LossRiseState | None = None
+
+
+@takes(CopyOptions)
+def smooth_gradients(
+    noise: Noise, *, key: jax.Array | int, **options: Unpack[CopyOptions]
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces the gradients by gradients averaged over perturbed copies.
+
+    The first link of a chain: whatever comes before it is dropped. Each update calls
+    `grad_fn(params, copy)`, as `optax.contrib.sam` calls its own, at every copy's
+    perturbed parameters, and the parameters stay clean throughout. The number of the
+    copy is an integer under `execution="unroll"`, else traced; that of the clean copy
+    is `num_copies`.
+
+    Args:
+        noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
+            gets the number of updates.
+        key: PRNG key of the noise, typed or raw, or an integer seed.
+        **options: how many copies, and how they run: those of
+            `smoothout_jax.gradients.CopyOptions` and `SharedOptions`.
+
+    Returns:
+        The `optax.GradientTransformationExtraArgs`. Its `update` raises a `ValueError`
+        without `params` or `grad_fn`.
+
+    Raises:
+        TypeError, ValueError: as for `smoothout_value_and_grad`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import smooth_gradients, uniform
+        >>> optimizer = optax.chain(
+        ...     smooth_gradients(uniform(0.1), key=jax.random.key(0), num_copies=2),
+        ...     optax.sgd(0.1))
+        >>> params = jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> grad_fn = jax.grad(lambda params, copy: jnp.sum((params - 3) ** 2))
+        >>> for _ in range(50):
+        ...     updates, state = optimizer.update(
+        ...         params, state, params, grad_fn=grad_fn)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(params.round(1))
+        [3. 3.]
+
+    Reference:
+        Wen et al., 2018: SmoothOut.
+    """
+    copies = Copies(noise=noise, copy_argnums=1, **options)
+    key = _checks.key_or_seed(key)
+
+    def init(params: Params) -> Any:
+        _checks.arrays(params=params)
+        rise = None if copies.loss_rise is None else init_loss_rise()
+        return SmoothGradientsState(key_data(key), jnp.zeros([], jnp.int32), rise)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: Params | None = None,
+        *,
+        grad_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del updates, extra_args
+        if params is None:
+            raise ValueError(
+                "smooth_gradients needs the parameters: call update(grads, state,"
+                " params, grad_fn=grad_fn)"
+            )
+        if grad_fn is None:
+            raise ValueError(NO_GRAD_FN)
+        data, step, rise = state
+        require_rise("smooth_gradients", copies.loss_rise, rise)
+
+        def value_and_grad(params, copy):
+            return (None, _checked_grads(grad_fn(params, copy), params)), None
+
+        (_, grads), _, rise = copies.mean_gradients(
+            value_and_grad,
+            rise,
+            fold(implementation(key), data, step),
+            params,
+            [np.arange(copies.total)],
+            step,
+        )
+        return grads, SmoothGradientsState(data, optax.safe_increment(step), rise)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _checked_grads(grads: Any, params: Params) -> optax.Updates:
+    """What a `grad_fn` returned; raises TypeError unless it is a tree like params."""
+    shapes = [
+        [(path, jnp.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+        for tree in (grads, params)
+    ]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            "grad_fn must return the gradients alone, a tree like params, as jax.grad"
+            f" of the loss does; got {_checks.describe(grads)}"
+        )
+    return grads

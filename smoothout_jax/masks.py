@@ -1,6 +1,5 @@
 """Where noise is added: masks of the leaves, by their paths."""
 
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,6 +15,12 @@ from smoothout_jax._trees import Params, leaf_names
 
 Mask = Any
 
+# What Flax's layers keep beside their parameters: collections of Linen, types of NNX.
+# NNX makes a type of its own for a Linen collection that it does not know.
+STATISTICS = {"batch_stats", "_overwrite_with_gradient"}
+BESIDE_PARAMS = {"cache", "intermediates", "perturbations"}
+VARIABLES = {"BatchStat", "_overwrite_with_gradient", "Cache", "Intermediate"}
+
 
 def exclude(*patterns: str) -> Callable[[Params], Params]:
     """Masks out the leaves whose path matches a pattern, such as those of norm layers.
@@ -23,7 +28,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
     A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
     the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,
     searched for anywhere in the path. A pattern that matches no leaf warns, since it is
-    most often misspelt.
+    probably misspelt.
 
     Args:
         *patterns: one or more regular expressions.
@@ -42,11 +47,11 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
         >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
         {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
     """
-    return _matching("exclude", patterns, operator.not_)
+    return _by_match("exclude", patterns, chosen=False)
 
 
 def only(*patterns: str) -> Callable[[Params], Params]:
-    """Masks out all but the leaves whose path matches a pattern: the rest of `exclude`.
+    """Masks out all leaves but those whose path matches: the complement of `exclude`.
 
     Args:
         *patterns: one or more regular expressions, as for `exclude`.
@@ -65,13 +70,13 @@ def only(*patterns: str) -> Callable[[Params], Params]:
         >>> only("kernel$")(params)
         {'Dense_0': {'bias': False, 'kernel': True}}
     """
-    return _matching("only", patterns, bool)
+    return _by_match("only", patterns, chosen=True)
 
 
-def _matching(
-    name: str, patterns: tuple[str, ...], choose: Callable[[bool], bool]
+def _by_match(
+    name: str, patterns: tuple[str, ...], chosen: bool
 ) -> Callable[[Params], Params]:
-    """A function from parameters to whether a leaf that matches, or not, is chosen."""
+    """A mask that is `chosen` where a path matches a pattern, and its opposite else."""
     if not patterns:
         raise ValueError(f"{name} needs at least one pattern, got none")
     check_patterns(name, patterns)
@@ -79,8 +84,8 @@ def _matching(
     def mask(params: Params) -> Params:
         paths = leaf_names(params)
         warn_of_unmatched(name, patterns, paths)
-        chosen = [choose(any(re.search(p, path) for p in patterns)) for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(params), chosen)
+        flags = [(first_match(patterns, path) is not None) == chosen for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(params), flags)
 
     return mask
 
@@ -100,12 +105,12 @@ def check_patterns(name: str, patterns: tuple[str, ...]) -> None:
 
 
 def first_match(patterns: Iterable[str], path: str) -> str | None:
-    """The first of the patterns that is found in a path, if any is."""
+    """The first pattern found in a path, or `None`."""
     return next((p for p in patterns if re.search(p, path)), None)
 
 
 def warn_of_unmatched(name: str, patterns: tuple[str, ...], paths: list[str]) -> None:
-    """Warns of patterns that match no path: they are most often misspelt."""
+    """Warns of patterns that match no path; they are probably misspelt."""
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             warnings.warn(
@@ -139,17 +144,16 @@ def mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
 
 def _is_known_boolean(flag: Any) -> bool:
     if isinstance(flag, (np.ndarray, jax.Array)):
-        traced = is_traced(flag)
-        return not traced and flag.ndim == 0 and flag.dtype == jnp.bool_
+        return not is_traced(flag) and flag.ndim == 0 and flag.dtype == jnp.bool_
     return isinstance(flag, (bool, np.bool_))
 
 
 def check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> None:
-    """Requires something to perturb, and no statistics among it.
+    """Requires something to perturb, and nothing that is not trained.
 
     Raises:
-        ValueError: if the mask leaves nothing of the parameters, or noise would be
-            added to BatchNorm's variances, which must stay positive.
+        ValueError: if the mask leaves nothing of the parameters, or leaves something
+            that Flax keeps beside them, such as BatchNorm's statistics.
     """
     if not any(noisy) and any(
         _checks.is_inexact(leaf) and leaf.size for leaf in leaves
@@ -157,24 +161,37 @@ def check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> N
         raise ValueError(
             f"mask leaves none of the {len(leaves)} leaves of params to perturb"
         )
-    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    statistics = _running_statistics(params)
-    for name, path, is_noisy in zip(leaf_names(params), paths, noisy, strict=True):
-        if is_noisy and any(path[: len(start)] == start for start in statistics):
+    rows = zip(leaf_names(params), _untrained_kinds(params), noisy, strict=True)
+    for name, kind, is_noisy in rows:
+        if is_noisy and kind is not None:
+            pattern = (
+                f"^{kind}/" if name.startswith(f"{kind}/") else f"^{re.escape(name)}$"
+            )
             raise ValueError(
-                f"params holds BatchNorm's statistics, such as {name!r},"
-                " whose variances noise could make negative: pass the parameters alone"
-                " (in Linen {'params': variables['params']}, in NNX those of type"
-                " nnx.Param), or mask the statistics"
+                f"params holds {name!r}, of Flax's {kind!r}, which is not trained and"
+                " must get no noise: pass the parameters alone (in Linen {'params':"
+                " variables['params']}, in NNX nnx.state(model, nnx.Param)), or a mask"
+                f" such as exclude({pattern!r})"
             )
 
 
-def _running_statistics(params: Params) -> list[Any]:
-    """Paths of Linen's collection `batch_stats` and NNX's `BatchStat` variables."""
-    by_variable = jax.tree.leaves_with_path(
-        params, is_leaf=lambda node: type(node).__name__ == "BatchStat"
+def _untrained_kinds(params: Params) -> list[str | None]:
+    """For each leaf, the Linen collection or NNX type that Flax does not train.
+
+    Linen's collections are recognised at the top of the tree, and those whose names a
+    user may give to a layer only beside the collection `params`.
+    """
+    nodes = jax.tree.leaves_with_path(
+        params, is_leaf=lambda node: bool(_variable_types(node))
     )
-    return [
-        (jax.tree_util.DictKey("batch_stats"),),
-        *(path for path, node in by_variable if type(node).__name__ == "BatchStat"),
-    ]
+    tops = [getattr(path[0], "key", None) if path else None for path, _ in nodes]
+    untrained = STATISTICS | (BESIDE_PARAMS if "params" in tops else set())
+    kinds: list[str | None] = []
+    for top, (_, node) in zip(tops, nodes, strict=True):
+        found = _variable_types(node) or untrained & {top}
+        kinds += [min(found, default=None)] * len(jax.tree.leaves(node))
+    return kinds
+
+
+def _variable_types(node: Any) -> set[str]:
+    return _checks.classes(node, "flax") & VARIABLES

@@ -38,10 +38,6 @@ from smoothout_jax.loss_rise import (
 )
 from smoothout_jax.noise import Noise, Size, noisy_leaves
 
-NO_PARAMS = (
-    "needs the parameters: call update(grads, state, params), not update(grads, state)"
-)
-
 
 class SmoothoutState(NamedTuple):
     """State of `smoothout`: plain arrays, to be saved beside the parameters.
@@ -154,11 +150,7 @@ def smoothout(
         Li et al., `Flat-LoRA: Low-Rank Adaptation over a Flat Loss Landscape
         <https://arxiv.org/abs/2409.14396>`_, 2024: noise kept as its key.
     """
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            "optimizer must be an optax.GradientTransformation, such as optax.sgd(0.1);"
-            f" got {_checks.describe(optimizer)}"
-        )
+    _checks.transformation(optimizer=optimizer)
     _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
     _checks.count(num_copies=num_copies)
     _checks.choice((True, False), keep_noise=keep_noise)
@@ -291,7 +283,10 @@ class _Wrapper:
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         if params is None:
-            raise ValueError(f"smoothout {NO_PARAMS}")
+            raise ValueError(
+                "smoothout needs the parameters: call update(grads, state, params), not"
+                " update(grads, state)"
+            )
         _checks.arrays(params=params)
         if not isinstance(state, SmoothoutState):
             raise TypeError(

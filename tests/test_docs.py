@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import smoothout_jax
-from smoothout_jax import landscape, plots
+from smoothout_jax import landscape, plots, rivals
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
@@ -89,7 +89,7 @@ def test_every_recipe_shows_what_it_reached():
 def test_every_public_name_has_its_place_in_the_reference():
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("api/*.md"))
     named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.M)
-    modules = smoothout_jax, smoothout_jax.sharpness, landscape, plots
+    modules = smoothout_jax, smoothout_jax.sharpness, landscape, plots, rivals
     public = [name for module in modules for name in module.__all__]
     assert sorted(named) == sorted(public)
 

@@ -1,16 +1,20 @@
 """Averages over perturbed copies: a plain loop's, unbiased, in one program; errors."""
 
 import functools
+import inspect
 import math
 import operator
 import re
 from typing import NamedTuple
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import erf
 
@@ -23,6 +27,7 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
+from smoothout_jax.gradients import SharedOptions, SmoothOptions
 
 KEY = jax.random.key(1805, impl="unsafe_rbg")  # which compiles fastest
 KEYS = jax.random.split(jax.random.key(7898), 4096)
@@ -463,6 +468,43 @@ def test_the_rise_and_a_link_of_a_chain_know_the_dtype_of_the_network():
     assert updates["w"].dtype == jnp.float32
 
 
+def rise_held_at(target, **options):
+    """The rise after 150 steps, for a loss in which the rounding of weights counts."""
+    params = 1 + jax.random.uniform(jax.random.key(2), (4096,))
+
+    def loss(w):
+        return 30 * jnp.mean(jnp.square(w.astype("float32")))
+
+    fn = smoothout_value_and_grad(
+        loss, uniform(0.01), num_copies=2, antithetic=True, loss_rise=target, **options
+    )
+
+    def step(rise, key):
+        return fn(rise, key, params)[1], None
+
+    def steps(keys):
+        return jax.lax.scan(step, init_loss_rise(), keys)[0]
+
+    # So that XLA rounds to half precision, and does not leave it out.
+    exactly = jax.jit(steps, compiler_options={"xla_allow_excess_precision": False})
+    return exactly(jax.random.split(KEY, 150))
+
+
+@every_execution
+def test_the_rise_is_that_of_the_noise_and_not_of_rounding_the_weights(execution):
+    options = {"execution": execution}
+    if execution == "chunks":
+        options = {"chunk_size": 2}
+    target = 1e-5
+    expected = rise_held_at(target, **options)
+    rise = rise_held_at(target, compute_dtype="bfloat16", **options)
+    # The mean of 30 ε² over a box of half-width a is 10 a².
+    np.testing.assert_allclose(0.01 * expected.noise_scale, 1e-3, rtol=0.05)
+    np.testing.assert_allclose(rise.noise_scale, expected.noise_scale, rtol=0.05)
+    for each in (rise, expected):
+        np.testing.assert_allclose(each.loss_rise_estimate, target, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("dtype", "error", "message"),
     [
@@ -582,6 +624,61 @@ def test_leaves_that_take_no_noise_are_left_alone_by_smooth(execution):
         clean_weight=0.3,
     )
     assert_same(fn(KEY, params)[1], (params["step"], params["frozen"]))
+
+
+# The scales of Flax's fp8 layers, whose "gradients" are their next values.
+
+SCALES = "_overwrite_with_gradient"
+X = normal(3, 8, 16)
+FP8_LAYER = nn.Dense(4, dot_general_cls=nn.Fp8DirectDotGeneralOp)
+
+
+def fp8_loss(variables, x):
+    return jnp.mean(jnp.square(FP8_LAYER.apply(variables, x) - 1))
+
+
+@pytest.fixture(scope="module")
+def fp8_variables(standard_promotion):
+    return FP8_LAYER.init(jax.random.key(0), X)
+
+
+def test_one_copy_gives_the_next_fp8_scales_as_they_are(fp8_variables):
+    noise = uniform(0.0, mask=exclude(SCALES))
+    fn = smoothout_value_and_grad(fp8_loss, noise)
+    value, grads = fn(KEY, fp8_variables, X)
+    expected = jax.value_and_grad(fp8_loss)(fp8_variables, X)
+    chex.assert_trees_all_equal((value, grads), expected)
+    history = grads[SCALES]["Fp8DirectDotGeneralOp_0"]["input_amax_history"]
+    assert history.max() == jnp.abs(X).max()
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_copies": 2}, {"clean_weight": 0.5}, {"axis_name": "d"}], ids=str
+)
+@pytest.mark.parametrize("by", [smooth, smoothout_value_and_grad])
+def test_fp8_scales_are_not_averaged_over_copies(fp8_variables, by, options):
+    fn = jax.vmap(by(fp8_loss, NOISE, **options), None, axis_name="d", axis_size=1)
+    with pytest.raises(ValueError, match=rf"'{SCALES}'.* set num_copies=1, or diff"):
+        fn(KEY, fp8_variables, X)
+
+
+def test_fp8_scales_may_be_another_argument_of_several_copies(fp8_variables):
+    def loss(params, scales):
+        return fp8_loss({"params": params, SCALES: scales}, X)
+
+    fn = smoothout_value_and_grad(loss, NOISE, num_copies=2)
+    _, grads = fn(KEY, fp8_variables["params"], fp8_variables[SCALES])
+    chex.assert_trees_all_equal_shapes(grads, fp8_variables["params"])
+
+
+def test_fp8_scales_are_found_in_trees_of_nnx_and_of_frozen_dicts():
+    kind = nnx.variablelib.variable_type_from_name(SCALES, allow_register=True)
+    state = nnx.State({"scale": kind(jnp.ones(1)), "w": nnx.Param(jnp.ones(2))})
+    frozen = flax.core.freeze({"params": jnp.ones(2), SCALES: jnp.ones(1)})
+    fn = smoothout_value_and_grad(quartic_loss, NOISE, num_copies=2)
+    for params in (state, frozen, (frozen,)):
+        with pytest.raises(ValueError, match=f"collection '{SCALES}'"):
+            fn(KEY, params)
 
 
 # Under JAX's transformations.
@@ -723,6 +820,14 @@ def test_a_sharded_batch_is_split_where_it_lies(execution, num_copies):
     assert not re.search("all-gather|all-to-all|collective-permute", program)
 
 
+def test_one_copy_may_be_laid_over_a_mesh_of_one_device():
+    options = {"num_copies": 1, "spmd_axis_name": "d"}
+    fn = smoothout_value_and_grad(quartic_loss, NOISE, **options)
+    expected = smoothout_value_and_grad(quartic_loss, NOISE)(KEY, PARAMS)
+    with jax.set_mesh(jax.make_mesh((1,), ("d",), (AxisType.Auto,))):
+        assert_same(compiled(fn)(KEY, PARAMS), expected)
+
+
 # Errors.
 
 EVEN = {"num_copies": 4}
@@ -756,7 +861,7 @@ WRONG_OPTIONS = [
     ({"noise": 0.1}, TypeError, "noise must be a function.*; got 0.1"),
     ({"fun": 0.1}, TypeError, "fun must be a function.*; got 0.1"),
     ({"fun": NOISE}, TypeError, "were fun and noise swapped"),
-    ({"num_copy": 2}, TypeError, "unexpected keyword argument 'num_copy'"),
+    ({"num_copy": 2}, TypeError, r"smooth.*\(\) got .* keyword argument 'num_copy'"),
 ]
 BY_ROW = {"batch_argnums": 1}
 BY_COPY = {"copy_argnums": 1}
@@ -798,6 +903,26 @@ WRONG_CALLS = [
 def test_wrong_options_are_refused_at_once(transform, options, error, message):
     with pytest.raises(error, match=message):
         transform(**{"fun": quartic_loss, "noise": NOISE} | options)
+
+
+def test_smooth_takes_no_rise():
+    message = r"smooth\(\) got an unexpected keyword argument 'loss_rise'"
+    with pytest.raises(TypeError, match=message):
+        smooth(quartic_loss, NOISE, loss_rise=0.1)
+
+
+@pytest.mark.parametrize("transform", [smooth, smoothout_value_and_grad])
+def test_signatures_show_every_option_with_its_default(transform):
+    options = inspect.signature(transform).parameters
+    listed = inspect.get_annotations(SmoothOptions)
+    for name in listed | inspect.get_annotations(SharedOptions):
+        assert options[name].kind is inspect.Parameter.KEYWORD_ONLY
+        explicit = {name: options[name].default}
+        assert transform(quartic_loss, NOISE, **explicit)
+        assert re.search(
+            rf"^ +{name}: ", SmoothOptions.__doc__ + SharedOptions.__doc__, re.M
+        )
+    assert ("loss_rise" in options) == (transform is smoothout_value_and_grad)
 
 
 @pytest.mark.parametrize("name", ["num_copies", "clean_weight"])

@@ -1,5 +1,6 @@
 """The law, the size and the place of the noise, and every error."""
 
+import functools
 import math
 import re
 import warnings
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 from flax.core import freeze
 from scipy import stats
@@ -25,6 +27,7 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
+from smoothout_jax._trees import leaf_names
 
 KEY = jax.random.key(2018)
 # For all that does not hang on the law: its draws compile several times faster.
@@ -651,26 +654,83 @@ class Normalised(nnx.Module):
         self.norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
 
 
+class Sown(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.ones(2))
+        self.seen = nnx.Intermediate(jnp.ones(2))
+
+
+def fp8_dense():
+    return nn.Dense(4, dot_general_cls=nn.fp8_ops.Fp8DirectDotGeneralOp)
+
+
+def fp8_variables():
+    return fp8_dense().init(QUICK_KEY, jnp.ones((2, 3)))
+
+
+def fp8_module():
+    """NNX makes a type of variables for the collection."""
+    module = nnx.bridge.ToNNX(fp8_dense(), rngs=nnx.Rngs(0))
+    return nnx.bridge.lazy_init(module, jnp.ones((2, 3)))
+
+
+def beside_params(collection):
+    return {"params": {"w": jnp.ones(2)}, collection: {"var": jnp.ones(2)}}
+
+
 @every_law
 @pytest.mark.parametrize(
-    ("params", "mask", "path"),
+    ("make", "pattern", "path"),
     [
-        (
-            {"params": {"w": jnp.ones(2)}, "batch_stats": {"var": jnp.ones(2)}},
-            exclude("^batch_stats"),
-            "batch_stats/var",
+        *(
+            (functools.partial(beside_params, name), f"^{name}/", f"{name}/var")
+            for name in ("batch_stats", "cache", "intermediates", "perturbations")
         ),
-        (nnx.state(Normalised()), exclude("mean|var"), "norm/mean"),
-        (Normalised(), exclude("mean|var"), "norm/mean"),
+        (fp8_variables, "^_overwrite_with_gradient/", "_overwrite_with_gradient/Fp8"),
+        (fp8_module, "^Fp8", "Fp8DirectDotGeneralOp_0/input_amax_history"),
+        (lambda: nnx.state(fp8_module()), "^Fp8", "Fp8DirectDotGeneralOp_0/input_am"),
+        (lambda: nnx.state(Normalised()), "mean|var", "norm/mean"),
+        (Normalised, "mean|var", "norm/mean"),
+        (Sown, "^seen$", "seen"),
     ],
-    ids=["Linen", "NNX state", "NNX module"],
+    ids=[
+        *("batch_stats", "cache", "intermediates", "perturbations", "fp8 Linen"),
+        *("fp8 module", "fp8 state", "NNX state", "NNX module", "Intermediate"),
+    ],
 )
-def test_statistics_of_batch_norm_get_noise_from_no_mask_but_none(
-    law, params, mask, path
+def test_what_flax_does_not_train_gets_noise_from_no_mask_but_none(
+    law, make, pattern, path
 ):
-    with pytest.raises(ValueError, match=f"BatchNorm's statistics, such as '{path}"):
-        law(0.3)(QUICK_KEY, params)
-    law(0.3, mask=mask)(QUICK_KEY, params)
+    with pytest.raises(ValueError, match=f"params holds '{path}.* is not trained"):
+        law(0.3)(QUICK_KEY, make())
+    law(0.3, mask=exclude(pattern))(QUICK_KEY, make())
+
+
+@pytest.mark.parametrize("make", [fp8_variables, Normalised])
+def test_the_mask_that_the_message_gives_excludes_the_leaf(make):
+    with pytest.raises(ValueError, match="such as exclude") as error:
+        uniform(0.3)(QUICK_KEY, make())
+    leaf, pattern = re.search(
+        r"holds '(.*?)'.*such as exclude\('(.*)'\)", str(error.value)
+    ).groups()
+    flags = jax.tree.leaves(exclude(pattern)(make()))
+    names = leaf_names(make())
+    assert not flags[names.index(leaf)]
+    assert any(flags)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"cache": jnp.ones(2), "head": {"intermediates": jnp.ones(2)}},
+        {"params": {"batch_stats": jnp.ones(2), "cache": jnp.ones(2)}},
+        {"params": jnp.ones(2), "lora": jnp.ones(2)},
+        nnx.state(nnx.LoRA(2, 1, 2, rngs=nnx.Rngs(0))),
+    ],
+)
+def test_what_a_user_may_train_gets_noise(params):
+    noise = uniform(0.3)(QUICK_KEY, params)
+    assert all(leaf.any() for leaf in jax.tree.leaves(noise))
 
 
 @every_law
@@ -697,23 +757,20 @@ def test_anything_but_one_key_is_told_in_one_line(law, arguments, got):
 
 
 def test_a_leaf_of_one_axis_is_one_filter_or_many():
-    scales = jnp.linspace(1.0, 2.0, 512)
-    sizes = {
-        one_axis: jnp.abs(
-            uniform(0.1, relative_to="filter", one_axis=one_axis)(QUICK_KEY, scales)
-        )
-        for one_axis in ("weight", "layer")
-    }
-    np.testing.assert_allclose(sizes["weight"], 0.1 * scales, rtol=1e-5)
-    np.testing.assert_allclose(
-        jnp.linalg.norm(sizes["layer"]), 0.1 * jnp.linalg.norm(scales), rtol=1e-5
-    )
-    stds = [
-        gaussian(0.1, relative_to="filter", one_axis=one_axis)(QUICK_KEY, scales).std()
-        for one_axis in ("weight", "layer")
-    ]
-    assert stds[0] == pytest.approx(0.1 * float(jnp.sqrt((scales**2).mean())), rel=0.1)
-    assert stds[1] == pytest.approx(0.1 * float(jnp.linalg.norm(scales)), rel=0.1)
+    scales = {"scale": jnp.linspace(1.0, 2.0, 512)}
+
+    def draw(law, filter_axis):
+        noise = law(0.1, relative_to="filter", filter_axis=filter_axis)
+        return noise(QUICK_KEY, scales)["scale"]
+
+    size, norm = scales["scale"], jnp.linalg.norm(scales["scale"])
+    np.testing.assert_allclose(jnp.abs(draw(uniform, -1)), 0.1 * size, rtol=1e-5)
+    whole = {"scale$": ()}
+    drawn = jnp.linalg.norm(draw(uniform, whole))
+    np.testing.assert_allclose(drawn, 0.1 * norm, rtol=1e-5)
+    rms = float(jnp.sqrt((size**2).mean()))
+    assert draw(gaussian, -1).std() == pytest.approx(0.1 * rms, rel=0.1)
+    assert draw(gaussian, whole).std() == pytest.approx(0.1 * float(norm), rel=0.1)
 
 
 @every_law
@@ -841,8 +898,8 @@ def gradient(execution):
 
 
 def start(noise, leaf):
-    optimizer = smoothout(optax.sgd(1.0), noise, key=QUICK_KEY)
-    return jax.eval_shape(lambda: optimizer.init(leaf))
+    optimizer = smoothout(optax.sgd(0.1), noise, key=QUICK_KEY)
+    return jax.eval_shape(optimizer.update, leaf, optimizer.init(leaf), leaf)
 
 
 def update(noise, leaf):

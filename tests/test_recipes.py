@@ -23,7 +23,6 @@ from smoothout_jax.experiments.commands.compare import (
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.commands.trained import load_checkpoint
 from smoothout_jax.experiments.data.datasets import load
-from smoothout_jax.experiments.methods.rivals import msam_eval_params
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting.statistics import mean_and_error
 from smoothout_jax.experiments.training import comparison
@@ -35,6 +34,7 @@ from smoothout_jax.experiments.training.comparison import (
 from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
+from smoothout_jax.rivals import msam_eval_params
 
 TINY = {"train_size": 40, "batch_size": 20, "steps": 4, "hidden_sizes": (8,)}
 

@@ -436,9 +436,9 @@ def test_half_precision_over_a_mesh_warns_where_noise_is_lost(kind):
     params = lay(mesh, optax.tree.cast(PARAMS["in"], "float16"), LAYOUTS["both"]["in"])
     with jax.set_mesh(mesh):
         for law in (uniform, gaussian):
-            smoothout(optax.sgd(0.1), law(0.1), key=KEY).init(params)
+            law(0.1)(KEY, params)
             with pytest.warns(UserWarning, match="below the resolution") as caught:
-                smoothout(optax.sgd(0.1), law(1e-5), key=KEY).init(params)
+                law(1e-5)(KEY, params)
             told = " ".join(str(warning.message) for warning in caught)
             assert "'bias'" in told
             assert "'kernel'" in told
@@ -545,46 +545,6 @@ def test_a_batch_over_the_same_axis_is_split_where_it_lies(kind):
         each.append(jax.value_and_grad(simple_loss)(noisy, *(a[rows] for a in BATCH)))
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each)
     chex.assert_trees_all_close((value, grads), mean, rtol=1e-4, atol=1e-6)
-
-
-def split_over_explicit_axes(of_unused, batch, **options):
-    """The program of eight split copies, once it has computed what one device does."""
-    options = {"num_copies": 8, "batch_argnums": (1, 2)} | options
-    fn = smoothout_value_and_grad(simple_loss, uniform(0.1), **options)
-    params = PARAMS | {"unused": jnp.ones(8)}
-    expected = jax.jit(fn)(KEY, params, *batch)
-    mesh = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        laid = lay(mesh, PARAMS, layout(*[jax.P()] * 3))
-        laid["unused"] = lay(mesh, params["unused"], of_unused)
-        arguments = laid, *lay(mesh, batch, jax.P("data"))
-        program = jax.jit(lambda *args: fn(KEY, *args)).lower(*arguments).compile()
-        chex.assert_trees_all_close(program(*arguments), expected, rtol=1e-4, atol=1e-6)
-    return program
-
-
-def test_split_copies_are_laid_over_an_explicit_axis_that_their_batch_lies_along():
-    """Their gradients are sent once, and they take the rows that they always take."""
-    sent = collections.Counter(
-        operation
-        for operation, _ in collectives(split_over_explicit_axes(jax.P(), BATCH))
-    )
-    assert sent == {"all-reduce": 1, "all-to-all": len(BATCH)}
-
-
-@pytest.mark.parametrize(
-    ("of_unused", "batch", "options"),
-    [
-        (jax.P("data"), BATCH, {}),
-        (jax.P(), big_batch(), {}),
-        (jax.P(), BATCH, {"execution": "unroll"}),
-        (jax.P(), BATCH, {"num_copies": 4}),
-    ],
-    ids=["parameters over it", "a large batch", "told how", "too few copies"],
-)
-def test_split_copies_else_run_where_their_rows_are(of_unused, batch, options):
-    program = split_over_explicit_axes(of_unused, batch, **options)
-    assert "all-to-all" not in {operation for operation, _ in collectives(program)}
 
 
 def test_copies_stay_apart_in_a_loss_that_is_mapped_over_another_axis():

@@ -20,8 +20,8 @@ from smoothout_jax.experiments import cli, regime
 from smoothout_jax.experiments.commands import compare
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.commands.trained import load_checkpoint
-from smoothout_jax.experiments.methods import rivals
 from smoothout_jax.experiments.methods.settings import radius_schedule
+from smoothout_jax.experiments.methods.staying_noise import staying_noise
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.models import MODELS
 from smoothout_jax.experiments.training import checkpoints
@@ -473,7 +473,7 @@ def test_augmentation_moves_and_mirrors_each_image_by_itself():
 
 
 def test_noise_that_stays_adds_up():
-    noise = rivals.staying_noise(uniform(1.0), jax.random.key(0))
+    noise = staying_noise(uniform(1.0), jax.random.key(0))
     params = jnp.zeros(5000)
     state = noise.init(params)
     for step in range(1, 10):

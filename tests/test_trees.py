@@ -7,11 +7,12 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import _trees, exclude, smooth, uniform
+from smoothout_jax import _trees, exclude, smooth, smoothout, uniform
 from smoothout_jax.landscape import direction_between, interpolate, loss_curve
 from smoothout_jax.sharpness import (
     expected_sharpness,
@@ -290,6 +291,47 @@ def test_a_tree_that_is_not_alike_is_told_by_its_first_leaf(change, message):
     ) as error:
         direction_between(params, params | change)
     assert message in str(error.value)
+
+
+def hijax_state(**metadata):
+    with nnx.var_defaults(**metadata):
+        return nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: {"kernel": jax.new_ref(jnp.ones((3, 2)))}, r"Ref{float32\[3,2\]}"),
+        (lambda: hijax_state(ref=True), r"Ref{float32\[2\]}"),
+        (lambda: hijax_state(hijax=True), r"Param\(\)"),
+    ],
+    ids=["refs", "NNX refs", "NNX hijax"],
+)
+@pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
+def test_references_are_refused_and_the_arrays_in_them_are_not(make, shape, jit):
+    refs, optimizer = make(), smoothout(optax.sgd(0.1), uniform(0.1), key=0)
+    for refused in (lambda p: uniform(0.1)(jax.random.key(0), p), optimizer.init):
+        with pytest.raises(
+            TypeError, match=rf"is {shape}, a reference .*params"
+        ) as got:
+            jit(refused)(refs)
+        assert "Equinox" not in str(got.value)
+        jit(refused)(jax.tree.map(lambda ref: ref[...], refs))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "is_of_equinox"),
+    [
+        (jax.nn.relu, True),
+        (Equinox(jnp.ones(2), "an attribute"), True),
+        ("a name", False),
+        (object(), False),
+    ],
+)
+def test_equinox_is_named_for_its_modules_and_functions_alone(leaf, is_of_equinox):
+    with pytest.raises(TypeError, match=r"params must hold arrays, .* 'b") as error:
+        uniform(0.1)(jax.random.key(0), {"a": jnp.ones(2), "b": leaf})
+    assert ("eqx.filter" in str(error.value)) == is_of_equinox
 
 
 @pytest.mark.parametrize("one_gpu", [True, False])

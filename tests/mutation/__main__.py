@@ -57,7 +57,7 @@ TESTS = {
     "_resolution": ["noise", "transforms"],
     "_random": ["random", "noise", "sharding"],
     "_copies": ["gradients", "sharding"],
-    "_execution": ["gradients", "sharding"],
+    "_options": ["gradients", "sharding"],
     "gradients": ["gradients"],
     "schedules": ["schedules"],
     "transforms/wrapper": ["transforms", "following", "conformance"],

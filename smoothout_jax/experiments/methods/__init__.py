@@ -1,1 +1,1 @@
-"""The methods that are compared: their table, and the rivals of SmoothOut."""
+"""The methods that are compared: their table, and what each is made of."""

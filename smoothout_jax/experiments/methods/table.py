@@ -13,14 +13,15 @@ import optax
 
 from smoothout_jax import smoothout, smoothout_eval_params
 from smoothout_jax.experiments.averaging import averaged_params
-from smoothout_jax.experiments.methods import rivals
 from smoothout_jax.experiments.methods.method import Context, Method
 from smoothout_jax.experiments.methods.settings import (
     FIXED,
     radius_schedule,
     rising_schedule,
 )
+from smoothout_jax.experiments.methods.staying_noise import staying_noise
 from smoothout_jax.experiments.regime import gradient_rule, update_rule
+from smoothout_jax.rivals import msam, msam_eval_params
 
 __all__ = ["METHODS", "METHODS_HELP", "Context", "Method"]
 
@@ -50,12 +51,12 @@ def _sam(context, strength, key):
 def _msam(context, strength, key):
     """Takes gradients, and coupled weight decay, at the perturbed weights."""
     update = update_rule(context.settings, context.steps)
-    return optax.chain(gradient_rule(context.settings), rivals.msam(update, strength))
+    return optax.chain(gradient_rule(context.settings), msam(update, strength))
 
 
 def _no_denoising(context, strength, key):
     noise, _ = context.noise_and_rise(strength)
-    return optax.chain(context.optimizer(), rivals.staying_noise(noise, key))
+    return optax.chain(context.optimizer(), staying_noise(noise, key))
 
 
 # SmoothOut around the optimizer, and AdaSmoothOut, which differs in its noise.
@@ -141,7 +142,7 @@ METHODS = {
         help="SAM along the momentum",
         strength="msam_rho",
         transform=_msam,
-        eval_params=rivals.msam_eval_params,
+        eval_params=msam_eval_params,
     ),
     "smoothout-split": Method(
         label="split SmoothOut",

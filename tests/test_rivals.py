@@ -1,0 +1,280 @@
+"""Momentum-SAM: its steps, and that it is at home wherever Optax's optimizers are."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+from jax.sharding import AxisType, NamedSharding
+
+from smoothout_jax.rivals import msam, msam_eval_params
+
+RHO = 0.4
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1, momentum=0.9),
+    "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adamw": optax.adamw(0.1),
+    "lion": optax.lion(0.1),
+    "clipped": optax.chain(optax.clip(1.0), optax.trace(0.9), optax.scale(-0.1)),
+}
+SGD = OPTIMIZERS["sgd"]
+every_optimizer = pytest.mark.parametrize(
+    "optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS
+)
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def params_of(dtype=jnp.float32):
+    # Names that are fields of states, too.
+    return {
+        "mu": jnp.linspace(-2.0, 3.0, 6, dtype=dtype).reshape(2, 3),
+        "trace": jnp.array([0.5, -1.0], dtype),
+    }
+
+
+def loss(params):
+    terms = (
+        jnp.sum(jnp.abs(p) ** 2 + jnp.sin(p.real)) for p in jax.tree.leaves(params)
+    )
+    return sum(term.astype(jnp.float32) for term in terms)
+
+
+def gradient(params):
+    return jax.tree.map(jnp.conj, jax.grad(loss)(params))
+
+
+def step(optimizer, params, state):
+    updates, state = optimizer.update(gradient(params), state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    return optax.apply_updates(params, updates), state
+
+
+def trained(optimizer, params, steps=4):
+    """Parameters and state after steps in a loop, each behind a condition."""
+
+    def body(carry, _):
+        taken = jax.lax.cond(
+            True, lambda carry: step(optimizer, *carry), lambda carry: carry, carry
+        )
+        return taken, None
+
+    start = params, optimizer.init(params)
+    return jax.jit(lambda start: jax.lax.scan(body, start, length=steps)[0])(start)
+
+
+def by_hand(params, steps=4, rho=RHO, decay=0.0):
+    """Algorithm 1 with SGD: the clean and the perturbed parameters."""
+    held, velocity = params, optax.tree.zeros_like(params)
+    for _ in range(steps):
+        grads = optax.tree.add_scale(gradient(held), decay, params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
+        params = jax.tree.map(lambda p, v: p - 0.1 * v, params, velocity)
+        factor = -rho / np.sqrt(
+            sum(np.sum(np.abs(v) ** 2) for v in jax.tree.leaves(velocity))
+        )
+        held = optax.tree.add_scale(params, factor, velocity)
+    return params, held
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_its_steps_are_those_of_the_algorithm(dtype):
+    params = jax.tree.map(lambda p: p * (1 + 0.5j), params_of())
+    params = params if dtype == jnp.complex64 else params_of()
+    held, state = trained(msam(SGD, RHO), params)
+    assert_close((msam_eval_params(state, held), held), by_hand(params))
+
+
+def test_weight_decay_inside_acts_on_the_clean_parameters():
+    optimizer = msam(optax.chain(optax.add_decayed_weights(0.5), SGD), RHO)
+    held, state = trained(optimizer, params_of())
+    clean = msam_eval_params(state, held)
+    assert_close((clean, held), by_hand(params_of(), decay=0.5))
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_state_is_stable_and_the_loss_falls(optimizer, dtype):
+    """`lax.scan` and `lax.cond` refuse a state whose structure or dtypes change."""
+    optimizer, params = msam(optimizer, RHO), params_of(dtype)
+    held, state = trained(optimizer, params)
+    clean = msam_eval_params(state, held)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, optimizer.init(params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(clean, held, params)
+    distance = optax.tree.norm(
+        jax.tree.map(lambda c, h: (c - h).astype(jnp.float32), clean, held)
+    )
+    np.testing.assert_allclose(distance, RHO, rtol=2e-2 if dtype != "float32" else 1e-5)
+    assert loss(clean) < loss(params) - 0.1
+
+
+def test_large_momentum_in_half_precision_does_not_overflow():
+    params = {"w": jnp.array([1.0, 2.0], jnp.float16)}
+    optimizer = msam(SGD, RHO)
+    grads = {"w": jnp.array([3e3, -4e3], jnp.float16)}
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    held = optax.apply_updates(params, updates)
+    clean = msam_eval_params(state, held)
+    np.testing.assert_allclose(clean["w"] - held["w"], [0.24, -0.32], atol=0.25)
+    assert not jnp.array_equal(clean["w"], held["w"])
+
+
+def test_a_gradient_of_zero_perturbs_nothing():
+    params, optimizer = params_of(), msam(SGD, RHO)
+    zeros = optax.tree.zeros_like(params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    chex.assert_trees_all_equal(updates, zeros)
+
+
+def test_integers_and_none_stay_as_they_are():
+    params = {"w": jnp.ones(2), "count": jnp.arange(3), "none": None}
+    grads = {"w": jnp.ones(2), "count": jnp.zeros(3, jnp.int32), "none": None}
+    optimizer = msam(SGD, RHO)
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    chex.assert_trees_all_equal_dtypes(updates, params)
+    held = optax.apply_updates(params, updates)
+    chex.assert_trees_all_equal(held["count"], params["count"])
+    assert held["none"] is None
+    assert msam_eval_params(state, held)["none"] is None
+    np.testing.assert_allclose(held["w"], 1 - 0.1 - RHO / np.sqrt(2), rtol=1e-6)
+
+
+def test_runs_with_several_strengths_train_side_by_side():
+    strengths = jnp.array([0.1, RHO])
+    held, states = jax.vmap(lambda rho: trained(msam(SGD, rho), params_of()))(strengths)
+    clean = msam_eval_params(states, held)
+    for index, rho in enumerate([0.1, RHO]):
+        found = jax.tree.map(lambda leaf, index=index: leaf[index], (clean, held))
+        assert_close(found, by_hand(params_of(), rho=rho))
+
+
+LABELS = {"mu": "ours", "trace": "other"}
+WRAPPERS = {
+    "chain": lambda: optax.chain(optax.identity(), msam(SGD, RHO)),
+    "multi_transform": lambda: optax.multi_transform(
+        {"ours": msam(SGD, RHO), "other": msam(OPTIMIZERS["adamw"], RHO)}, LABELS
+    ),
+    "masked": lambda: optax.masked(msam(SGD, RHO), {"mu": True, "trace": False}),
+    "scheduled": lambda: optax.inject_hyperparams(msam)(SGD, rho=lambda step: RHO),
+    "inside": lambda: msam(optax.inject_hyperparams(optax.sgd)(0.1, momentum=0.9), RHO),
+    "keys in the state": lambda: msam(
+        optax.chain(SGD, optax.add_noise(0.0, 1.0, jax.random.key(0))), RHO
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_its_state_is_found_in_wrappers(name):
+    params = params_of()
+    held, state = trained(WRAPPERS[name](), params)
+    clean = msam_eval_params(state, held)
+    if name in ("multi_transform", "masked"):
+        alone = {"mu": params["mu"]}
+        assert_close((clean["mu"], held["mu"]), tuple(p["mu"] for p in by_hand(alone)))
+        is_trained = name == "multi_transform"
+        assert jnp.allclose(clean["trace"], held["trace"]) != is_trained
+    else:
+        assert_close((clean, held), by_hand(params))
+
+
+def test_multi_steps_wrap_it():
+    """Four gradients, of which each pair is taken at the same parameters."""
+    wrapped = optax.MultiSteps(msam(SGD, RHO), every_k_schedule=2)
+    held, state = trained(wrapped, params_of())
+    assert_close((msam_eval_params(state, held), held), by_hand(params_of(), steps=2))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_updates_lie_as_the_parameters(kind):
+    mesh = jax.make_mesh((2,), ("x",), (kind,), devices=jax.devices()[:2])
+    optimizer = msam(SGD, RHO)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params_of(), NamedSharding(mesh, jax.P("x")))
+        state, held = jax.jit(optimizer.init)(params), params
+        for _ in range(4):
+            held, state = jax.jit(functools.partial(step, optimizer))(held, state)
+        clean = msam_eval_params(state, held)
+    assert_close((clean, held), by_hand(params_of()))
+    for leaf in jax.tree.leaves((clean, held)):
+        assert leaf.sharding.spec[0] == "x"
+
+
+def test_it_trains_in_a_train_state():
+    state = TrainState.create(apply_fn=None, params=params_of(), tx=msam(SGD, RHO))
+    for _ in range(4):
+        state = state.apply_gradients(grads=gradient(state.params))
+    clean = msam_eval_params(state, state.params)
+    assert_close((clean, state.params), by_hand(params_of()))
+
+
+def test_it_trains_in_an_nnx_optimizer():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    start = nnx.state(model, nnx.Param)
+    optimizer = nnx.Optimizer(model, msam(SGD, RHO), wrt=nnx.Param)
+    expected = by_hand(jax.tree.map(jnp.copy, start))
+    for _ in range(4):
+        optimizer.update(model, nnx.grad(loss)(model))
+    held = nnx.state(model, nnx.Param)
+    clean = msam_eval_params(optimizer.opt_state, held)
+    chex.assert_trees_all_equal_structs(clean, held)
+    assert_close((clean, held), expected)
+
+
+def test_extra_arguments_reach_the_optimizer():
+    def update(updates, state, params=None, *, factor):
+        return optax.tree.scale(factor, updates), state
+
+    scale = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    optimizer, params = msam(optax.chain(SGD, scale), RHO), params_of()
+    state = optimizer.init(params)
+    _, state = optimizer.update(gradient(params), state, params, factor=0.0)
+    chex.assert_trees_all_equal(msam_eval_params(state, params), params)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: msam(SGD.update, RHO), TypeError, "optimizer must be an optax"),
+        (lambda: msam(SGD, "1"), TypeError, "rho must be a number, got '1'"),
+        (lambda: msam(SGD, lambda step: 1.0), TypeError, "rho must be a number"),
+        (lambda: msam(SGD, -1), ValueError, "rho must be finite and at least 0"),
+        (lambda: msam(SGD, jnp.inf), ValueError, "rho must be finite"),
+        (lambda: msam(optax.sgd(1), 1).init(params_of()), ValueError, "found 0"),
+        (
+            lambda: msam(optax.chain(SGD, OPTIMIZERS["adamw"]), 1).init(params_of()),
+            ValueError,
+            "one momentum.*momentum=0.9.*found 2",
+        ),
+        (
+            lambda: msam(optax.masked(SGD, {"mu": True, "trace": False}), 1).init(
+                params_of()
+            ),
+            ValueError,
+            "momentum must be a tree like params, but 'trace' is missing",
+        ),
+        (lambda: msam(SGD, 1).init({"w": "a"}), TypeError, "leaf 'w' is 'a'"),
+        (
+            lambda: msam(SGD, 1).update(params_of(), msam(SGD, 1).init(params_of())),
+            ValueError,
+            "msam needs params: call update",
+        ),
+        (
+            lambda: msam_eval_params(SGD.init(params_of()), params_of()),
+            ValueError,
+            "must hold the state of msam",
+        ),
+        (
+            lambda: msam_eval_params(msam(SGD, 1).init(params_of()), {"mu": 1.0}),
+            ValueError,
+            "'mu' is of shape",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
