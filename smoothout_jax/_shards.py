@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax._trees import Params, leaf_names, leaves_or_none
 from smoothout_jax.noise import Noise, sharded_noise, spec_names
 
 Specs = str | tuple[str, ...] | Any
@@ -55,17 +56,19 @@ def draw(noise: Noise, key: jax.Array, params: Params, step: Any, specs: Any) ->
 def total(
     product: Callable[[Params, Params], jax.Array],
     noise: Params,
-    grads: Any,
+    grads: optax.Updates,
     specs: Any,
 ) -> jax.Array:
     """A sum over the leaves of two trees, and over the shards of each leaf."""
-    leaves, structure = jax.tree.flatten(noise, is_leaf=lambda leaf: leaf is None)
     groups = list(map(spec_names, _by_leaf(specs, grads)))
+    pairs = zip(leaves_or_none(noise), leaves_or_none(grads), strict=True)
+    noises, slopes = zip(*(pair for pair in pairs if pair[1] is not None), strict=True)
     sums = []
     for names in dict.fromkeys(groups):
-        rows = zip(leaves, groups, strict=True)
-        own = [leaf if its == names else None for leaf, its in rows]
-        part = product(jax.tree.unflatten(structure, own), grads)
+        rows = zip(noises, groups, strict=True)
+        part = product(
+            [leaf if its == names else None for leaf, its in rows], [*slopes]
+        )
         sums.append(jax.lax.psum(part, names) if names else part)
     return sum(sums[1:], sums[0])
 

@@ -56,14 +56,15 @@ def map_leaves(fun: Callable[..., Any], params: Any, *others: Any) -> Any:
 
     `None` is a leaf of the others, and stays where it is one of the parameters.
     """
-    leaves, structure = jax.tree.flatten(params, is_leaf=_is_none)
-    rows = zip(
-        leaves,
-        *(jax.tree.leaves(tree, is_leaf=_is_none) for tree in others),
-        strict=True,
-    )
+    rows = zip(*map(leaves_or_none, (params, *others)), strict=True)
     results = [None if row[0] is None else fun(*row) for row in rows]
+    structure = jax.tree.structure(params, is_leaf=_is_none)
     return jax.tree.unflatten(structure, results)
+
+
+def leaves_or_none(tree: Any) -> list[Any]:
+    """The leaves of a tree, `None` among them."""
+    return jax.tree.leaves(tree, is_leaf=_is_none)
 
 
 def stored(values: jax.Array, dtype: Any) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._trees import Params, accumulator_dtype, total
+from smoothout_jax._trees import Params, accumulator_dtype, leaves_or_none, total
 from smoothout_jax.noise import Size, at_step
 
 # Of the running means, a step.
@@ -136,13 +136,10 @@ def rise_of(noise: Params, grads: optax.Updates) -> jax.Array:
 
     Leaves of the noise that are `None` or not floating do not count.
     """
-    structure = jax.tree.structure(noise, is_leaf=lambda leaf: leaf is None)
-    pairs = zip(
-        structure.flatten_up_to(noise), structure.flatten_up_to(grads), strict=True
-    )
+    trees = (leaves_or_none(tree) for tree in (noise, grads))
     products = [
         _product(jnp.asarray(added), jnp.asarray(grad))
-        for added, grad in pairs
+        for added, grad in zip(*trees, strict=True)
         if added is not None and _checks.is_inexact(added)
     ]
     return 0.5 * total(products)

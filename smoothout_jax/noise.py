@@ -17,12 +17,13 @@ References:
     Learning Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from operator import add
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,6 @@ from smoothout_jax.masks import (
 Size = float | jax.Array | optax.Schedule
 
 RelativeTo = Literal["weight", "filter", "layer"] | None
-OneAxis = Literal["weight", "layer"]
 
 
 class Noise(Protocol):
@@ -69,7 +69,6 @@ def uniform(
     *,
     relative_to: RelativeTo = None,
     filter_axis: FilterAxis = -1,
-    one_axis: OneAxis = "weight",
     mask: Mask | None = None,
     bits: int = 8,
 ) -> Noise:
@@ -100,13 +99,9 @@ def uniform(
             Equinox. For networks of several kinds, a mapping from patterns of the path
             to axes (regular expressions; the first that is found counts, and where none
             is, -1), or a function of the parameters to a tree of axes, such as
-            `flax_filters`, `equinox_filters`, `haiku_filters` and `stacked`. A layer
-            stacked by a scan is a layer of its own where `stacked` says so.
-        one_axis: what noise relative to filters means for a leaf of one axis, such as
-            a bias or the scales of a norm layer: `"weight"` makes each weight a filter,
-            as SmoothOut's authors do; `"layer"` makes the whole leaf one filter, as
-            LPF-SGD and RWP do, which of 512 scales of 1 perturbs each by 22 times as
-            much.
+            `flax_filters`, `equinox_filters`, `haiku_filters` and `stacked`. Without
+            axes, `()`, the whole leaf is one filter. By default each weight of a bias
+            or of a norm layer is a filter of its own, as in the authors' program.
         mask: which leaves get noise, by Optax's convention: a tree (or prefix tree) of
             booleans like the parameters, or a function that makes one from them.
         bits: random bits for each weight, 8, 16 or 32: u has 2**bits levels (2**24 for
@@ -145,7 +140,6 @@ def uniform(
         size=radius,
         relative_to=relative_to,
         filter_axis=filter_axis,
-        one_axis=one_axis,
         mask=mask,
         normalize=True,
     )
@@ -156,11 +150,10 @@ def gaussian(
     *,
     relative_to: RelativeTo = None,
     filter_axis: FilterAxis = -1,
-    one_axis: OneAxis = "weight",
     mask: Mask | None = None,
     normalize: bool = False,
 ) -> Noise:
-    """Gaussian noise: LPF-SGD's when relative to filters, with `one_axis="layer"`.
+    """Gaussian noise: LPF-SGD's when relative to filters.
 
     Every weight's noise is normal with mean zero and standard deviation std, or std
     times the size of the weight, the norm of its filter or the norm of its layer.
@@ -174,7 +167,6 @@ def gaussian(
             number of at least 0, a traced scalar, or an Optax schedule of the step.
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
         filter_axis: the axes that number the filters, as for `uniform`.
-        one_axis: as for `uniform`; LPF-SGD's is `"layer"`.
         mask: which leaves get noise, as for `uniform`.
         normalize: whether the noise of each filter, or layer, is scaled to a norm of
             exactly std · ‖F‖, as `uniform`'s is and as in the authors' program.
@@ -196,7 +188,8 @@ def gaussian(
         0.00 0.10
 
     Reference:
-        Bisla et al., 2022: LPF-SGD with `relative_to="filter", one_axis="layer"`.
+        Bisla et al., 2022: LPF-SGD with `relative_to="filter"`, for which each bias and
+        each leaf of a norm layer is one filter: `filter_axis={"bias$|scale$": ()}`.
     """
     if normalize and relative_to not in ("filter", "layer"):
         raise ValueError(
@@ -215,7 +208,6 @@ def gaussian(
         size=std,
         relative_to=relative_to,
         filter_axis=filter_axis,
-        one_axis=one_axis,
         mask=mask,
         normalize=normalize,
     )
@@ -257,7 +249,7 @@ def by_path(noises: Mapping[str, Noise]) -> Noise:
     return _ByPath(dict(noises))
 
 
-class _Drawn:
+class _Drawn(abc.ABC):
     """What the noises of this module share: they are called, and say where they add."""
 
     def __call__(self, key: jax.Array, params: Params = None, step: Any = None) -> Any:
@@ -268,12 +260,13 @@ class _Drawn:
         _checks.arrays(params=params)
         return self.draw(key, params, step)
 
+    @abc.abstractmethod
     def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
-        raise NotImplementedError
+        """Noise like the parameters, which were checked."""
 
+    @abc.abstractmethod
     def where(self, params: Params) -> list[bool]:
         """Whether each leaf gets noise."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -286,9 +279,8 @@ class _Law(_Drawn):
         bits: random bits of each level.
         name: the name of the argument that scales it.
         size: the value of that argument.
-        relative_to: as in `uniform`, like the three that follow.
+        relative_to: as in `uniform`, like the two that follow.
         filter_axis: the axes that number the filters.
-        one_axis: what a leaf of one axis is relative to.
         mask: which leaves get noise.
         normalize: whether a sample is divided by its own norm over the filter or layer.
         specs: how the leaves are sharded by hand in `jax.shard_map`, by their names.
@@ -300,7 +292,6 @@ class _Law(_Drawn):
     size: Size
     relative_to: RelativeTo
     filter_axis: FilterAxis
-    one_axis: OneAxis
     mask: Mask | None
     normalize: bool
     specs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -312,12 +303,6 @@ class _Law(_Drawn):
             (None, "weight", "filter", "layer"), relative_to=self.relative_to
         )
         check_filter_axis(self.filter_axis)
-        _checks.choice(get_args(OneAxis), one_axis=self.one_axis)
-        if self.one_axis == "layer" and self.relative_to != "filter":
-            raise ValueError(
-                "one_axis='layer' needs noise relative to a 'filter'; got"
-                f" relative_to={self.relative_to!r}"
-            )
 
     def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
         scale = at_step(self.name, self.size, step)
@@ -368,9 +353,7 @@ class _Law(_Drawn):
         if self.relative_to == "layer":
             kept = axes.layers if isinstance(axes, Numbering) else ()
         else:
-            kept, layers = numbering(axes, shape, path)
-            if self.one_axis == "layer" and len(shape) - len(layers) == 1:
-                kept = layers
+            kept = numbering(axes, shape, path).filters
         return tuple(axis for axis in range(len(shape)) if axis not in kept)
 
     def _scaled(self, drawn, leaf, axes, shards: tuple[str, ...], scale) -> jax.Array:

@@ -11,8 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from smoothout_jax import _trees, smoothout, smoothout_eval_params, uniform
-from smoothout_jax.transforms import following
+from smoothout_jax import smoothout, smoothout_eval_params, uniform
 
 RADIUS = 0.25
 NOISE = uniform(RADIUS)
@@ -23,6 +22,9 @@ PARAMS = {
     "bias": jnp.array([0.5, -0.25, 1.0, 2.0]),
 }
 one_copy_and_three = pytest.mark.parametrize("num_copies", [1, 3])
+kept_and_not = pytest.mark.parametrize(
+    "keep_noise", [True, False], ids=["kept", "drawn again"]
+)
 
 
 def loss(params, batch):
@@ -53,10 +55,6 @@ def train(optimizer, steps, params=PARAMS, state=None, change=lambda params: par
 def standing(**options):
     """A smoothout whose clean parameters do not move by themselves."""
     return smoothout(optax.sgd(0.0), options.pop("noise", NOISE), key=KEY, **options)
-
-
-def shift(params):
-    return jax.tree.map(lambda p: p + jnp.asarray(0.125, p.dtype), params)
 
 
 # As with any other optimizer
@@ -125,70 +123,61 @@ def test_lookahead_around_it_is_exact_without_noise():
 
 
 @one_copy_and_three
-@pytest.mark.parametrize("keep_clean", [True, False])
-def test_parameters_loaded_after_init_count_in_full(keep_clean, num_copies):
-    optimizer = standing(keep_clean=keep_clean, num_copies=num_copies)
+@kept_and_not
+def test_parameters_loaded_after_init_count_in_full(keep_noise, num_copies):
+    optimizer = standing(keep_noise=keep_noise, num_copies=num_copies)
     loaded = jax.tree.map(lambda p: 100 * p + 7, PARAMS)
     state = optimizer.init(PARAMS)
-    options = {} if keep_clean else {"noise": NOISE, "key": KEY}
-    evaluated = smoothout_eval_params(state, loaded, **options)
-    chex.assert_trees_all_equal(evaluated, loaded)
+    chex.assert_trees_all_equal(smoothout_eval_params(state, loaded), loaded)
     params, state = train(optimizer, num_copies, loaded, state)
     assert not jnp.any(params["kernel"] == loaded["kernel"])
-    options = {} if keep_clean else options | {"num_copies": num_copies}
-    evaluated = smoothout_eval_params(state, params, **options)
-    (chex.assert_trees_all_equal if keep_clean else chex.assert_trees_all_close)(
-        evaluated, loaded
-    )
+    clean = smoothout_eval_params(state, params)
+    chex.assert_trees_all_close(clean, loaded, rtol=1e-6)
 
 
 @one_copy_and_three
 @pytest.mark.parametrize("noise", [NOISE, RELATIVE], ids=["absolute", "relative"])
 @pytest.mark.parametrize("transform", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
-def test_clean_parameters_follow_a_difference(transform, noise, num_copies):
+def test_clean_parameters_move_by_what_the_loop_s_do(transform, noise, num_copies):
     optimizer = standing(noise=noise, num_copies=num_copies)
     params, state = train(optimizer, 4)
-    params = params | {"kernel": params["kernel"].at[1, 2].add(0.125)}
+    moved = params | {"kernel": params["kernel"].at[1, 2].add(0.125)}
     expected = PARAMS | {"kernel": PARAMS["kernel"].at[1, 2].add(0.125)}
-    exactly = transform(
-        functools.partial(
-            smoothout_eval_params, noise=noise, key=KEY, num_copies=num_copies
-        )
-    )
-    chex.assert_trees_all_close(exactly(state, params), expected, rtol=1e-6)
-    _, state = transform(optimizer.update)(params, state, params)
-    chex.assert_trees_all_close(state.clean_params, expected, rtol=1e-6)
-    unchanged = np.ones((3, 4), bool)
-    unchanged[1, 2] = False
-    chex.assert_trees_all_equal(
-        state.clean_params["kernel"][unchanged], PARAMS["kernel"][unchanged]
-    )
-    chex.assert_trees_all_equal(state.clean_params["bias"], PARAMS["bias"])
+    evaluate, update = map(transform, (smoothout_eval_params, optimizer.update))
+    for _ in range(3):
+        clean = evaluate(state, moved)
+        chex.assert_trees_all_close(clean, expected, rtol=1e-6)
+        updates, state = update(moved, state, moved)
+        moved = optax.apply_updates(moved, updates)
 
 
-def test_evaluation_takes_changed_leaves_as_they_are_and_the_others_clean():
-    optimizer = standing()
-    params, state = train(optimizer, 3)
+@kept_and_not
+def test_what_is_overwritten_counts_without_the_noise_that_was_in_it(keep_noise):
+    params, state = train(standing(keep_noise=keep_noise), 3)
+    noise = params["bias"] - PARAMS["bias"]
     loaded = params | {"bias": jnp.full(4, 9.0)}
-    expected = PARAMS | {"bias": loaded["bias"]}
+    expected = PARAMS | {"bias": 9.0 - noise}
     for transform in (jax.jit, lambda fn: fn):
-        evaluated = transform(smoothout_eval_params)(state, loaded)
-        chex.assert_trees_all_equal(evaluated, expected)
+        clean = transform(smoothout_eval_params)(state, loaded)
+        chex.assert_trees_all_close(clean, expected, rtol=1e-6)
 
 
 @one_copy_and_three
-@pytest.mark.parametrize("keep_clean", [True, False])
+@kept_and_not
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
-def test_changes_of_every_dtype_are_followed(dtype, keep_clean, num_copies):
-    optimizer = standing(keep_clean=keep_clean, num_copies=num_copies)
+def test_changes_of_every_dtype_are_followed(dtype, keep_noise, num_copies):
+    optimizer = standing(keep_noise=keep_noise, num_copies=num_copies)
+
+    def shift(params):
+        return jax.tree.map(lambda p: p + jnp.asarray(0.125, p.dtype), params)
+
     start = optax.tree.cast(PARAMS, jnp.dtype(dtype))
     params, state = start, optimizer.init(start)
     for _ in range(4):
         updates, state = jax.jit(optimizer.update)(params, state, params)
         params = shift(optax.apply_updates(params, updates))
     expected = functools.reduce(lambda p, _: shift(p), range(4), start)
-    options = {"noise": NOISE, "key": KEY, "num_copies": num_copies}
-    clean = smoothout_eval_params(state, params, **options)
+    clean = smoothout_eval_params(state, params)
     eps = float(jnp.finfo(dtype).eps)
     chex.assert_trees_all_close(clean, expected, rtol=0, atol=24 * eps)
 
@@ -208,109 +197,20 @@ def test_integers_are_those_of_the_loop():
 
 
 def test_not_a_number_can_be_overwritten():
+    """What is overwritten then has no noise in it, so that it counts in full."""
     optimizer = smoothout(optax.sgd(0.1), NOISE, key=KEY)
     params, state = train(optimizer, 2)
-    updates, state = optimizer.update(
-        optax.tree.full_like(params, jnp.nan), state, params
-    )
-    assert jnp.all(jnp.isnan(state.clean_params["bias"]))
-    assert jnp.all(jnp.isnan(optax.apply_updates(params, updates)["bias"]))
+    nans = optax.tree.full_like(params, jnp.nan)
+    updates, state = optimizer.update(nans, state, params)
+    params = optax.apply_updates(params, updates)
+    for tree in (params, smoothout_eval_params(state, params)):
+        assert jnp.all(jnp.isnan(tree["bias"]))
+    chex.assert_trees_all_equal(smoothout_eval_params(state, PARAMS), PARAMS)
     updates, state = optimizer.update(optax.tree.zeros_like(PARAMS), state, PARAMS)
-    chex.assert_trees_all_equal(state.clean_params, PARAMS)
     params = optax.apply_updates(PARAMS, updates)
-    chex.assert_trees_all_equal(smoothout_eval_params(state, params), PARAMS)
-
-
-# Where nothing changed: the same bits, and no noise drawn again
-
-
-def counting(noise, draws):
-    """The noise, counting how often a compiled program draws it."""
-
-    def counted(key, params, step=None):
-        jax.debug.callback(lambda: draws.append(1))
-        return noise(key, params, step)
-
-    return counted
-
-
-@one_copy_and_three
-@pytest.mark.parametrize("device", ["one CPU", "one GPU", "more devices"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_clean_parameters_keep_their_bits_and_noise_is_drawn_once(
-    dtype, device, num_copies, monkeypatch
-):
-    monkeypatch.setattr(following, "on_one_cpu", lambda: device == "one CPU")
-    monkeypatch.setattr(_trees, "on_one_gpu", lambda: device == "one GPU")
-    noise = RELATIVE if num_copies == 1 else NOISE
-    draws = []
-    optimizer = standing(noise=counting(noise, draws), num_copies=num_copies)
-    start = optax.tree.cast(PARAMS, jnp.dtype(dtype))
-    params, state = train(optimizer, 30, start)
-    jax.effects_barrier()
-    # The program of `init` may sum to other last bits than that of the steps.
-    assert len(draws) <= 31
-    chex.assert_trees_all_equal(state.clean_params, start)
-    chex.assert_trees_all_equal(smoothout_eval_params(state, params), start)
-
-
-@one_copy_and_three
-def test_a_state_without_a_fingerprint_goes_on_to_the_same_bits(num_copies):
-    optimizer = standing(num_copies=num_copies)
-    params, state = train(optimizer, 4)
-    unknown = state._replace(
-        smoothout_fingerprint=jnp.full_like(state.smoothout_fingerprint, jnp.nan)
-    )
-    chex.assert_trees_all_equal(
-        smoothout_eval_params(unknown, params), smoothout_eval_params(state, params)
-    )
-    step = jitted_step(optimizer)
-    batch = jnp.float32(4)
-    chex.assert_trees_all_equal(
-        step(params, unknown, batch), step(params, state, batch)
-    )
-
-
-def test_runs_under_vmap_draw_again_only_where_one_of_them_changed():
-    draws = []
-    optimizer = standing(noise=counting(NOISE, draws))
-    params = jax.tree.map(lambda p: jnp.stack([p, 2 * p, p - 1]), PARAMS)
-    states = jax.vmap(optimizer.init)(params)
-
-    @jax.jit
-    @jax.vmap
-    def step(params, state):
-        updates, state = optimizer.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    start = params
-    # The first may draw twice: another program than init's may round otherwise.
-    for most in (2, 1, 1):
-        draws.clear()
-        params, states = step(params, states)
-        jax.effects_barrier()
-        assert 1 <= len(draws) <= most
-    draws.clear()
-    params["bias"] = params["bias"].at[1].add(0.125)
-    _, states = step(params, states)
-    jax.effects_barrier()
-    assert len(draws) == 2
-    expected = start | {"bias": start["bias"].at[1].add(0.125)}
-    chex.assert_trees_all_close(states.clean_params, expected, rtol=1e-6)
-    for run in (0, 2):
-        chex.assert_trees_all_equal(
-            states.clean_params["bias"][run], start["bias"][run]
-        )
-
-
-@pytest.mark.parametrize("options", [{}, {"noise": NOISE, "key": KEY}])
-def test_runs_side_by_side_are_evaluated_as_one_by_one(options):
-    optimizer = standing()
-    start = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), PARAMS)
-    states = jax.vmap(optimizer.init)(start)
-    updates, states = jax.vmap(optimizer.update)(start, states, start)
-    params = optax.apply_updates(start, updates)
-    chex.assert_trees_all_equal(smoothout_eval_params(states, params, **options), start)
+    clean = smoothout_eval_params(state, params)
+    chex.assert_trees_all_close(clean, PARAMS, rtol=1e-6)
+    assert not jnp.any(params["bias"] == PARAMS["bias"])
 
 
 def test_updates_can_be_differentiated():
@@ -319,7 +219,9 @@ def test_updates_can_be_differentiated():
 
     def moved(grads):
         updates, after = optimizer.update(grads, state, PARAMS)
-        return after.clean_params["bias"].sum() + updates["bias"].sum()
+        params = optax.apply_updates(PARAMS, updates)
+        clean = smoothout_eval_params(after, params)
+        return clean["bias"].sum() + updates["bias"].sum()
 
     slope = jax.grad(moved)(optax.tree.ones_like(PARAMS))
     np.testing.assert_allclose(slope["bias"], -0.2, rtol=1e-6)
@@ -356,24 +258,3 @@ def test_weights_set_in_an_nnx_module_count(before):
     clean = smoothout_eval_params(optimizer.opt_state, nnx.state(model, nnx.Param))
     tolerance = RADIUS if before else 0
     np.testing.assert_allclose(clean["kernel"][...], 7.0, rtol=1e-6, atol=tolerance)
-
-
-# Clean parameters that are not kept: the noise must be the one that was added
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"noise": uniform(0.3)}, {"num_copies": 1}],
-    ids=["radius", "num_copies"],
-)
-def test_another_noise_than_that_of_training_is_refused(wrong):
-    optimizer = standing(keep_clean=False, num_copies=2)
-    params, state = train(optimizer, 3)
-    right = {"noise": NOISE, "key": KEY, "num_copies": 2}
-    chex.assert_trees_all_close(
-        smoothout_eval_params(state, params, **right), PARAMS, rtol=1e-5
-    )
-    with pytest.raises(ValueError, match="noise, key and num_copies must be those of"):
-        smoothout_eval_params(state, params, **right | wrong)
-    traced = jax.jit(functools.partial(smoothout_eval_params, **right | wrong))
-    assert jnp.all(jnp.isnan(traced(state, params)["kernel"]))

@@ -757,23 +757,20 @@ def test_anything_but_one_key_is_told_in_one_line(law, arguments, got):
 
 
 def test_a_leaf_of_one_axis_is_one_filter_or_many():
-    scales = jnp.linspace(1.0, 2.0, 512)
-    sizes = {
-        one_axis: jnp.abs(
-            uniform(0.1, relative_to="filter", one_axis=one_axis)(QUICK_KEY, scales)
-        )
-        for one_axis in ("weight", "layer")
-    }
-    np.testing.assert_allclose(sizes["weight"], 0.1 * scales, rtol=1e-5)
-    np.testing.assert_allclose(
-        jnp.linalg.norm(sizes["layer"]), 0.1 * jnp.linalg.norm(scales), rtol=1e-5
-    )
-    stds = [
-        gaussian(0.1, relative_to="filter", one_axis=one_axis)(QUICK_KEY, scales).std()
-        for one_axis in ("weight", "layer")
-    ]
-    assert stds[0] == pytest.approx(0.1 * float(jnp.sqrt((scales**2).mean())), rel=0.1)
-    assert stds[1] == pytest.approx(0.1 * float(jnp.linalg.norm(scales)), rel=0.1)
+    scales = {"scale": jnp.linspace(1.0, 2.0, 512)}
+
+    def draw(law, filter_axis):
+        noise = law(0.1, relative_to="filter", filter_axis=filter_axis)
+        return noise(QUICK_KEY, scales)["scale"]
+
+    size, norm = scales["scale"], jnp.linalg.norm(scales["scale"])
+    np.testing.assert_allclose(jnp.abs(draw(uniform, -1)), 0.1 * size, rtol=1e-5)
+    whole = {"scale$": ()}
+    drawn = jnp.linalg.norm(draw(uniform, whole))
+    np.testing.assert_allclose(drawn, 0.1 * norm, rtol=1e-5)
+    rms = float(jnp.sqrt((size**2).mean()))
+    assert draw(gaussian, -1).std() == pytest.approx(0.1 * rms, rel=0.1)
+    assert draw(gaussian, whole).std() == pytest.approx(0.1 * float(norm), rel=0.1)
 
 
 @every_law

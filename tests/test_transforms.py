@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState
 from smoothout_jax import (
     SmoothGradientsState,
     SmoothoutState,
+    by_path,
     smooth_gradients,
     smoothout,
     smoothout_eval_params,
@@ -125,7 +126,7 @@ FACTORIES = {
     "smoothout": lambda key: smoothout(MOMENTUM, NOISE, key=key),
     "smoothout-of-3": lambda key: smoothout(MOMENTUM, NOISE, key=key, num_copies=3),
     "smoothout-unkept": lambda key: smoothout(
-        MOMENTUM, NOISE, key=key, num_copies=2, keep_clean=False
+        MOMENTUM, NOISE, key=key, num_copies=2, keep_noise=False
     ),
     "smooth_gradients": lambda key: optax.chain(
         smooth_gradients(NOISE, key=key, num_copies=2), MOMENTUM
@@ -138,6 +139,9 @@ every_transformation = pytest.mark.parametrize(
     "optimizer", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS
 )
 one_copy_and_three = pytest.mark.parametrize("num_copies", [1, 3])
+kept_and_not = pytest.mark.parametrize(
+    "keep_noise", [True, False], ids=["kept", "drawn again"]
+)
 
 
 @pytest.fixture
@@ -190,18 +194,19 @@ def test_smoothout_equals_the_loop_written_by_hand(optimizer, num_copies):
 def test_optimizer_sees_clean_params_and_the_mean_gradient_once_a_round(num_copies):
     optimizer = smoothout(recorder(), NOISE, key=KEY, num_copies=num_copies)
     history = train(optimizer, 2 * num_copies)
-    for call, (_, state) in enumerate(history, start=1):
+    for call, (params, state) in enumerate(history, start=1):
         rounds = call // num_copies
         assert state.smoothed_state["calls"] == state.smoothout_step == rounds
         assert state.smoothout_copy == call % num_copies
         moved = optax.tree.add(PARAMS, optax.tree.full_like(PARAMS, rounds))
-        assert_close(state.clean_params, moved)
+        assert_close(smoothout_eval_params(state, params), moved)
 
     second_round = range(num_copies, 2 * num_copies)
     grads = [gradient(history[call - 1][0], float(call)) for call in second_round]
     record = history[-1][1].smoothed_state
     assert_close(record["grads"], mean(grads))
-    assert_equal(record["params"], history[num_copies - 1][1].clean_params)
+    before, state = history[-2]
+    assert_close(record["params"], smoothout_eval_params(state, before))
 
 
 @one_copy_and_three
@@ -213,76 +218,84 @@ def test_first_gradient_is_at_the_parameters_themselves(num_copies):
     assert_close(taken, gradient(PARAMS, 0.0))
 
 
-def test_clean_parameters_never_drift_in_any_precision(params_of_every_dtype):
-    optimizer = smoothout(optax.set_to_zero(), NOISE, key=KEY)
-
-    def step(params, state, _):
-        updates, state = optimizer.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    perturbed, state = scan(optimizer, step, params_of_every_dtype, 1000)
-    clean = smoothout_eval_params(state, perturbed)
-    assert_equal(clean, params_of_every_dtype)
-
-    def is_noise(perturbed, clean, noise):
-        unit = jnp.finfo(clean.dtype).eps * jnp.maximum(jnp.abs(clean), 1)
-        assert jnp.all(perturbed != clean)
-        assert jnp.all(jnp.abs(perturbed - clean - noise) <= 2 * unit)
-
-    noise_key = jax.random.fold_in(KEY, 1000)
-    jax.tree.map(is_noise, perturbed, clean, NOISE(noise_key, clean))
-
-
 @one_copy_and_three
-def test_clean_parameters_that_are_not_kept_are_found_again(num_copies):
+def test_noise_that_is_drawn_again_trains_as_noise_that_is_kept(num_copies):
     options = {"key": KEY, "num_copies": num_copies}
-    kept = smoothout(MOMENTUM, GROWING_NOISE, **options)
-    unkept = smoothout(MOMENTUM, GROWING_NOISE, keep_clean=False, **options)
-    assert unkept.init(PARAMS).clean_params is None
-    found = functools.partial(
-        smoothout_eval_params, noise=GROWING_NOISE, key=KEY, num_copies=num_copies
+    kept, drawn_again = (
+        train(smoothout(MOMENTUM, GROWING_NOISE, keep_noise=keep, **options), 7)
+        for keep in (True, False)
     )
-    assert_equal(found(unkept.init(PARAMS), PARAMS), PARAMS)
-    for (held, state), (other, other_state) in zip(
-        train(kept, 7), train(unkept, 7), strict=True
-    ):
-        assert_close(other, held)
-        assert_close(found(other_state, other), smoothout_eval_params(state, held))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "least", "most"), [("float32", 1e-8, 1e-5), ("bfloat16", 1e-3, 1.0)]
-)
-def test_clean_parameters_that_are_not_kept_drift(dtype, least, most):
-    """By rounding alone: an optimizer that stands still moves them all the same."""
-    params = jax.random.normal(KEY, (1000,), dtype)
-    standing = smoothout(optax.sgd(0.0), NOISE, key=KEY, keep_clean=False)
-
-    def step(params, state, batch):
-        updates, state = standing.update(jnp.zeros_like(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    held, state = scan(standing, step, params, 1000)
-    clean = smoothout_eval_params(state, held, noise=NOISE, key=KEY)
-    drift = jnp.sqrt(jnp.mean((clean - params).astype(jnp.float32) ** 2))
-    assert least < drift < most
+    for (params, state), (other, other_state) in zip(kept, drawn_again, strict=True):
+        assert_close(other, params)
+        clean = smoothout_eval_params(state, params)
+        assert_close(smoothout_eval_params(other_state, other), clean)
+    assert not jax.tree.leaves(other_state.smoothout_noise)
 
 
 @pytest.mark.parametrize("relative_to", ["weight", "filter", "layer"])
 @pytest.mark.parametrize("transform", [lambda init: init, jax.jit])
-def test_noise_that_cannot_be_drawn_again_needs_the_clean_parameters(
-    relative_to, transform
-):
+def test_noise_that_cannot_be_drawn_again_must_be_kept(relative_to, transform):
     noise = uniform(0.1, relative_to=relative_to)
-    optimizer = smoothout(MOMENTUM, noise, key=KEY, keep_clean=False)
-    with pytest.raises(ValueError, match="keep_clean=False draws the noise again"):
+    optimizer = smoothout(MOMENTUM, noise, key=KEY, keep_noise=False)
+    with pytest.raises(ValueError, match="keep_noise=False draws the noise again"):
         transform(optimizer.init)(PARAMS)
 
 
-def test_the_noise_must_be_given_where_clean_parameters_are_not_kept():
-    optimizer = smoothout(MOMENTUM, NOISE, key=KEY, keep_clean=False)
-    with pytest.raises(ValueError, match="keeps no clean parameters"):
-        smoothout_eval_params(optimizer.init(PARAMS), PARAMS)
+@kept_and_not
+def test_noise_is_drawn_once_a_step_under_no_condition(keep_noise):
+    """And once more where it is drawn again."""
+    draws = []
+
+    def counted(key, params, step=None):
+        jax.debug.callback(lambda: draws.append(1))
+        return NOISE(key, params, step)
+
+    for options in ({}, {"loss_rise": 0.1}):
+        draws.clear()
+        optimizer = smoothout(
+            MOMENTUM, counted, key=KEY, keep_noise=keep_noise, **options
+        )
+        train(optimizer, 3)
+        jax.effects_barrier()
+        assert len(draws) == (3 if keep_noise else 6)
+        state = optimizer.init(PARAMS)
+        assert "cond" not in str(
+            jax.make_jaxpr(optimizer.update)(PARAMS, state, PARAMS)
+        )
+
+
+KEYED = {
+    "noisy_sgd": lambda: optax.noisy_sgd(0.1, key=0),
+    "private": lambda: optax.chain(
+        optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0), optax.sgd(0.1)
+    ),
+}
+
+
+@jax.numpy_dtype_promotion("standard")
+@one_copy_and_three
+@pytest.mark.parametrize("transform", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
+@pytest.mark.parametrize("make", KEYED.values(), ids=KEYED)
+def test_the_optimizer_may_hold_a_typed_key(make, transform, num_copies):
+    """Its noise is that of the optimizer alone."""
+    if make is KEYED["private"] and num_copies > 1:
+        pytest.skip("gradients of each example are not averaged")
+
+    def trained(optimizer, calls):
+        params, state = PARAMS, optimizer.init(PARAMS)
+        grads = optax.tree.scale(0.1, PARAMS)
+        if make is KEYED["private"]:
+            grads = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf / 2]), grads)
+        update = transform(optimizer.update)
+        for _ in range(calls):
+            updates, state = update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    expected, _ = trained(make(), 2)
+    wrapped = smoothout(make(), NOISE, key=KEY, num_copies=num_copies)
+    params, state = trained(wrapped, 2 * num_copies)
+    assert_close(smoothout_eval_params(state, params), expected)
 
 
 @one_copy_and_three
@@ -325,8 +338,8 @@ def test_round_with_a_nan_gradient_does_not_poison_the_next():
             params = optax.apply_updates(params, updates)
         return smoothout_eval_params(state, params)
 
-    assert_equal(clean_after(nans, ones), PARAMS)
-    assert_equal(clean_after(nans, ones, ones, ones), clean_after(ones, ones))
+    assert_close(clean_after(nans, ones), PARAMS)
+    assert_close(clean_after(nans, ones, ones, ones), clean_after(ones, ones))
 
 
 @one_copy_and_three
@@ -633,16 +646,24 @@ def test_runs_under_vmap_over_seeds_equal_single_runs(name):
     assert jnp.all(first != second)
 
 
-@pytest.mark.parametrize("keep_clean", [True, False])
 @one_copy_and_three
-def test_map_params_takes_noise_with_a_tree_as_mask(num_copies, keep_clean):
+@kept_and_not
+@pytest.mark.parametrize("law", ["uniform", "by_path"])
+def test_map_params_takes_noise_of_some_leaves(law, num_copies, keep_noise):
     noise = uniform(0.1, mask={"kernel": True, "bias": False})
-    options = {"key": KEY, "num_copies": num_copies, "keep_clean": keep_clean}
+    if law == "by_path":
+        noise = by_path({"kernel": uniform(0.1)})
+    options = {"key": KEY, "num_copies": num_copies, "keep_noise": keep_noise}
     optimizer = smoothout(MOMENTUM, noise, **options)
-    doubled = optax.tree.map_params(
-        optimizer, lambda leaf: leaf + 1, optimizer.init(PARAMS)
-    )
-    assert_equal(optax.tree.get(doubled, "trace"), optax.tree.ones_like(PARAMS))
+    params, state = train(optimizer, 2)[-1]
+    mapped = optax.tree.map_params(optimizer, lambda leaf: 2 * leaf, state)
+    trace = optax.tree.get(state, "trace")
+    assert_equal(optax.tree.get(mapped, "trace"), optax.tree.scale(2.0, trace))
+    same = optax.tree.map_params(optimizer, lambda leaf: leaf, state)
+    clean = smoothout_eval_params(state, params)
+    assert_equal(smoothout_eval_params(same, params), clean)
+    if num_copies == 1:
+        assert jnp.all(clean["kernel"] != params["kernel"])
 
 
 @one_copy_and_three
@@ -662,7 +683,7 @@ def test_map_params_finds_the_trees_like_the_parameters():
     mapped = optax.tree.map_params(
         optimizer, lambda leaf: 2 * leaf, state, transform_non_params=lambda _: None
     )
-    for field in ("clean_params", "gradient_mean", "trace"):
+    for field in ("smoothout_noise", "gradient_mean", "trace"):
         doubled = optax.tree.scale(2.0, optax.tree.get(state, field))
         assert_equal(optax.tree.get(mapped, field), doubled)
     assert mapped.smoothout_step is mapped.smoothout_key_data is None
@@ -694,14 +715,16 @@ def test_eval_params_are_found_inside_wrappers(wrap):
     params, state = train(optimizer, 4)[-1]
     wrapped_params, wrapped_state = train(promoting(wrap(optimizer)), 4)[-1]
     assert_close(wrapped_params, params)
-    assert_close(
-        smoothout_eval_params(wrapped_state, wrapped_params), state.clean_params
-    )
+    clean = smoothout_eval_params(state, params)
+    assert_close(smoothout_eval_params(wrapped_state, wrapped_params), clean)
 
 
-def test_eval_params_merge_two_smoothouts_side_by_side():
+@kept_and_not
+def test_eval_params_merge_two_smoothouts_side_by_side(keep_noise):
     parts = {
-        name: smoothout(MOMENTUM, NOISE, key=jax.random.fold_in(KEY, number))
+        name: smoothout(
+            MOMENTUM, NOISE, key=jax.random.fold_in(KEY, number), keep_noise=keep_noise
+        )
         for number, name in enumerate(PARAMS)
     }
     optimizer = optax.partition(parts, {name: name for name in PARAMS})
@@ -711,17 +734,36 @@ def test_eval_params_merge_two_smoothouts_side_by_side():
     for name, part in parts.items():
         alone, alone_state = train(part, 3, {name: PARAMS[name]})[-1]
         assert_close(params[name], alone[name])
-        assert_close(clean[name], alone_state.clean_params[name])
+        alone = smoothout_eval_params(alone_state, alone)
+        assert_close(clean[name], alone[name])
 
 
-def test_eval_params_leave_what_smoothout_does_not_train():
+@kept_and_not
+def test_eval_params_leave_what_smoothout_does_not_train(keep_noise):
     optimizer = optax.masked(
-        smoothout(MOMENTUM, NOISE, key=KEY), {"kernel": True, "bias": False}
+        smoothout(optax.set_to_zero(), NOISE, key=KEY, keep_noise=keep_noise),
+        {"kernel": True, "bias": False},
     )
     params, state = train(optimizer, 3)[-1]
     clean = smoothout_eval_params(state, params)
     assert_equal(clean["bias"], params["bias"])
+    assert_close(clean["kernel"], PARAMS["kernel"])
     assert jnp.all(clean["kernel"] != params["kernel"])
+
+
+@kept_and_not
+@one_copy_and_three
+def test_runs_side_by_side_are_evaluated_as_one_by_one(num_copies, keep_noise):
+    optimizer = smoothout(
+        optax.sgd(0.0), NOISE, key=KEY, num_copies=num_copies, keep_noise=keep_noise
+    )
+    start = params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), PARAMS)
+    states = jax.vmap(optimizer.init)(start)
+    assert_equal(smoothout_eval_params(states, params), start)
+    for _ in range(2):
+        updates, states = jax.jit(jax.vmap(optimizer.update))(start, states, params)
+        params = optax.apply_updates(params, updates)
+        assert_close(smoothout_eval_params(states, params), start)
 
 
 def test_clipping_before_smoothout_clips_every_gradient():
@@ -829,7 +871,7 @@ def test_smooth_gradients_refuses_what_its_copies_cannot_be(options, message):
     "make",
     [
         lambda noise: smoothout(MOMENTUM, noise, key=KEY),
-        lambda noise: smoothout(MOMENTUM, noise, key=KEY, keep_clean=False),
+        lambda noise: smoothout(MOMENTUM, noise, key=KEY, keep_noise=False),
         lambda noise: smooth_gradients(noise, key=KEY),
     ],
     ids=["smoothout", "smoothout-unkept", "smooth_gradients"],
@@ -950,6 +992,9 @@ def test_smooth_gradients_without_grad_fn_shows_the_call():
         optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
 
 
+VARIABLES = {"params": PARAMS, "_overwrite_with_gradient": {"scale": jnp.ones(2)}}
+
+
 @pytest.mark.parametrize(
     ("optimizer", "params", "message"),
     [
@@ -965,9 +1010,39 @@ def test_smooth_gradients_without_grad_fn_shows_the_call():
             PARAMS | {"bias": jnp.ones(5)},
             "other parameters.*bias",
         ),
+        *(
+            (
+                TRANSFORMATIONS[name],
+                VARIABLES,
+                r"no leaf 'bias'.*pass params\['params'\]",
+            )
+            for name in ("smoothout", "smoothout-unkept")
+        ),
     ],
-    ids=["no smoothout", "only smooth_gradients", "fewer leaves", "other shapes"],
+    ids=[
+        "no smoothout",
+        "only smooth_gradients",
+        "fewer leaves",
+        "other shapes",
+        "all variables",
+        "all variables, drawn again",
+    ],
 )
 def test_eval_params_refuse_a_state_that_does_not_fit(optimizer, params, message):
     with pytest.raises(ValueError, match=message):
         smoothout_eval_params(optimizer.init(PARAMS), params)
+
+
+@pytest.mark.parametrize("name", ["smoothout", "smoothout-unkept"])
+def test_a_state_in_another_memory_must_be_moved_first(name):
+    """As optimizers' states are that are kept on the host."""
+    on_host = jax.sharding.SingleDeviceSharding(
+        jax.devices()[0], memory_kind="pinned_host"
+    )
+    params, state = train(TRANSFORMATIONS[name], 2)[-1]
+    moved = jax.device_put(state, on_host)
+    with pytest.raises(ValueError, match=r"in memory 'pinned_host'.*move the state"):
+        smoothout_eval_params(moved, params)
+    back = jax.device_put(moved, jax.tree.map(lambda leaf: leaf.sharding, state))
+    clean = smoothout_eval_params(state, params)
+    assert_equal(smoothout_eval_params(back, params), clean)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from smoothout_jax import exclude, flax_filters, gaussian, uniform
@@ -72,9 +73,7 @@ class Context:
 
     def gaussian(self, size: Size) -> Noise:
         """LPF-SGD's noise, which BatchNorm's parameters get too."""
-        return gaussian(
-            size, relative_to="filter", filter_axis=flax_filters, one_axis="layer"
-        )
+        return gaussian(size, relative_to="filter", filter_axis=_whole_vectors)
 
     def normal(self, size: Size) -> Noise:
         """Gaussian noise of one standard deviation in every weight."""
@@ -84,6 +83,16 @@ class Context:
         """No noise."""
         del size
         return uniform(0.0)
+
+
+def _whole_vectors(params: Any) -> Any:
+    """The filters of Flax's layers, for LPF-SGD, where a leaf of one axis is one."""
+    leaves, structure = jax.tree.flatten(params)
+    axes = structure.flatten_up_to(flax_filters(params))
+    own = [
+        () if leaf.ndim == 1 else its for leaf, its in zip(leaves, axes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, own)
 
 
 def _optimizer(context, strength, key):
