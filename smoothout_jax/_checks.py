@@ -212,6 +212,11 @@ def is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+def may_bear_noise(leaf: Any) -> bool:
+    """Whether a leaf has floating or complex elements."""
+    return is_inexact(leaf) and math.prod(jnp.shape(leaf)) > 0
+
+
 def _is_real_scalar(value: Any) -> bool:
     if not isinstance(value, (*NUMBERS, np.ndarray, jax.Array)):
         return False

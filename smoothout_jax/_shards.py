@@ -38,16 +38,16 @@ def specs_of(axis_name: Specs) -> Any:
 
 def draw(noise: Noise, key: jax.Array, params: Params, step: Any, specs: Any) -> Params:
     """The noise of this shard; leaves along the same axes of the mesh share a key."""
-    by_leaf = _by_leaf(specs, params)
-    noise = sharded_noise(noise, dict(zip(leaf_names(params), by_leaf, strict=True)))
+    by_name = dict(zip(leaf_names(params), _by_leaf(specs, params), strict=True))
+    groups = list(map(spec_names, by_name.values()))
 
     def of_group(names: tuple[str, ...]) -> list[jax.Array]:
         own_key = key
         for name in names:
             own_key = jax.random.fold_in(own_key, jax.lax.axis_index(name))
-        return jax.tree.leaves(noise(own_key, params, step))
+        own = {path: s for path, s in by_name.items() if spec_names(s) == names}
+        return jax.tree.leaves(sharded_noise(noise, own)(own_key, params, step))
 
-    groups = list(map(spec_names, by_leaf))
     drawn = {names: of_group(names) for names in dict.fromkeys(groups)}
     leaves = [drawn[names][place] for place, names in enumerate(groups)]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -148,16 +148,15 @@ def _is_known_boolean(flag: Any) -> bool:
     return isinstance(flag, (bool, np.bool_))
 
 
-def check_noisy(params: Params, leaves: list[jax.Array], noisy: list[bool]) -> None:
+def check_noisy(params: Params, noisy: list[bool]) -> None:
     """Requires something to perturb, and nothing that is not trained.
 
     Raises:
         ValueError: if the mask leaves nothing of the parameters, or leaves something
             that Flax keeps beside them, such as BatchNorm's statistics.
     """
-    if not any(noisy) and any(
-        _checks.is_inexact(leaf) and leaf.size for leaf in leaves
-    ):
+    leaves = jax.tree.leaves(params)
+    if not any(noisy) and any(map(_checks.may_bear_noise, leaves)):
         raise ValueError(
             f"mask leaves none of the {len(leaves)} leaves of params to perturb"
         )

@@ -34,7 +34,7 @@ from smoothout_jax._jax import on_one_gpu
 from smoothout_jax._random import random_like, real_or_complex
 from smoothout_jax._resolution import warn_if_lost
 from smoothout_jax._sharding import place_like
-from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax._trees import Params, leaf_names, named_leaves
 from smoothout_jax.filters import (
     FilterAxis,
     Numbering,
@@ -252,10 +252,10 @@ def by_path(noises: Mapping[str, Noise]) -> Noise:
 class _Drawn(abc.ABC):
     """What the noises of this module share: they are called, and say where they add."""
 
-    def __call__(self, key: jax.Array, params: Params = None, step: Any = None) -> Any:
+    def __call__(self, key: jax.Array, params: Params = ..., step: Any = None) -> Any:
         """Noise like the parameters."""
-        _checks.prng_key(key, alone=params is None)
-        if params is None:
+        _checks.prng_key(key, alone=params is ...)
+        if params is ...:
             raise TypeError("params is missing: call noise(key, params)")
         _checks.arrays(params=params)
         return self.draw(key, params, step)
@@ -324,19 +324,17 @@ class _Law(_Drawn):
         return jax.tree.unflatten(structure, noises)
 
     def where(self, params: Params) -> list[bool]:
-        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
+        leaves = jax.tree.leaves(params)
         if leaves and not any(map(_checks.is_inexact, leaves)):
-            dtypes = sorted({str(leaf.dtype) for leaf in leaves})
+            dtypes = sorted({str(jnp.result_type(leaf)) for leaf in leaves})
             raise ValueError(
                 "params has no floating or complex leaf to perturb, only"
                 f" {', '.join(dtypes)}"
             )
-        chosen = [
-            its and _checks.is_inexact(leaf)
-            for leaf, its in zip(leaves, mask_leaves(self.mask, params), strict=True)
-        ]
-        check_noisy(params, leaves, chosen)
-        return [its and leaf.size > 0 for leaf, its in zip(leaves, chosen, strict=True)]
+        masks = mask_leaves(self.mask, params)
+        rows = list(zip(masks, leaves, strict=True))
+        check_noisy(params, [its and _checks.is_inexact(leaf) for its, leaf in rows])
+        return [its and _checks.may_bear_noise(leaf) for its, leaf in rows]
 
     def _axes(self, params: Params) -> list[Any]:
         """The axes of each leaf's filters, as they were given, if they count."""
@@ -375,39 +373,30 @@ class _ByPath(_Drawn):
     noises: Mapping[str, Noise]
 
     def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
-        leaves, structure = jax.tree.flatten(params)
-        drawn = list(map(jnp.zeros_like, leaves))
-        for number, (pattern, places) in enumerate(self._groups(params).items()):
-            group = {path: jnp.asarray(leaves[i]) for path, i in places.items()}
+        drawn = {path: jnp.zeros_like(leaf) for path, leaf in named_leaves(params)}
+        steps = () if step is None else (step,)
+        for number, (noise, group) in enumerate(self._groups(params)):
             if group:
-                own_key = jax.random.fold_in(key, number)
-                steps = () if step is None else (step,)
-                noise = self.noises[pattern](own_key, group, *steps)
-                for path, i in places.items():
-                    drawn[i] = noise[path]
-        return jax.tree.unflatten(structure, drawn)
+                drawn |= noise(jax.random.fold_in(key, number), group, *steps)
+        return jax.tree.unflatten(jax.tree.structure(params), drawn.values())
 
     def where(self, params: Params) -> list[bool]:
-        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
-        noisy = [False] * len(leaves)
-        for pattern, places in self._groups(params).items():
-            group = {path: leaves[i] for path, i in sorted(places.items())}
-            its = noisy_leaves(self.noises[pattern], group) if group else []
-            for path, is_noisy in zip(group, its, strict=True):
-                noisy[places[path]] = is_noisy
-        return noisy
+        noisy = dict.fromkeys(leaf_names(params), False)
+        for noise, group in self._groups(params):
+            if group:
+                noisy |= zip(sorted(group), noisy_leaves(noise, group), strict=True)
+        return list(noisy.values())
 
-    def _groups(self, params: Params) -> dict[str, dict[str, int]]:
-        """The places of each pattern's leaves, by path."""
-        paths = leaf_names(params)
-        warn_of_unmatched("by_path", tuple(self.noises), paths)
-        matches = [first_match(self.noises, path) for path in paths]
-        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
-        check_noisy(params, leaves, [match is not None for match in matches])
-        return {
-            pattern: {path: i for i, path in enumerate(paths) if matches[i] == pattern}
-            for pattern in self.noises
-        }
+    def _groups(self, params: Params) -> list[tuple[Noise, dict[str, Any]]]:
+        """Each noise with its leaves by path."""
+        named = dict(named_leaves(params))
+        warn_of_unmatched("by_path", tuple(self.noises), list(named))
+        matches = {path: first_match(self.noises, path) for path in named}
+        check_noisy(params, [match is not None for match in matches.values()])
+        return [
+            (noise, {path: named[path] for path in named if matches[path] == pattern})
+            for pattern, noise in self.noises.items()
+        ]
 
 
 def _norms(

@@ -218,7 +218,7 @@ class _Draws:
     impl: Any
     num_copies: int
     specs: Any = dataclasses.field(hash=False)
-    structure: Any = None
+    structure: Any = dataclasses.field(default=None, compare=False)
 
     def draw(self, state: SmoothoutState, params: Params) -> Params:
         """The noise of the state's copy in its step; none before has the same."""
@@ -346,7 +346,7 @@ class _Wrapper:
         leaves, structure = jax.tree.flatten(_zeros(params))
         if not self.keep_noise:
             return dataclasses.replace(self.draws, structure=structure)
-        noisy = noisy_leaves(self.draws.noise, params)
+        noisy = noisy_leaves(self.draws.noise, params) if leaves else []
         return jax.tree.unflatten(
             structure,
             [leaf if its else None for leaf, its in zip(leaves, noisy, strict=True)],
@@ -452,6 +452,7 @@ def _noise_of(state: SmoothoutState, given: dict[Any, Any]) -> Params:
     template = jax.tree.unflatten(draws.structure, range(draws.structure.num_leaves))
     for path, _ in jax.tree.leaves_with_path(template):
         _require_leaf(given, path)
+        _require_memory(state.smoothout_key_data, given[path])
     params = jax.tree.map_with_path(lambda path, _: given[path], template)
     noise_in = draws.noise_in
     for _ in range(jnp.ndim(state.smoothout_step)):
@@ -486,13 +487,17 @@ def _require_leaf(given: dict[Any, Any], path: Any, noise: Any = None) -> None:
             "state is that of other parameters: params has no leaf"
             f" {name!r}{shape}{hint}"
         )
-    memories = [
-        each.sharding.memory_kind
-        for each in (noise, leaf)
-        if isinstance(each, jax.Array) and not is_traced(each)
-    ]
-    if len({*memories}) > 1:
+    if noise is not None:
+        _require_memory(noise, leaf)
+
+
+def _require_memory(kept: Any, leaf: Any) -> None:
+    """Requires an array of the state in the memory of a leaf of the parameters."""
+    if any(is_traced(each) or not isinstance(each, jax.Array) for each in (kept, leaf)):
+        return
+    its, others = kept.sharding.memory_kind, leaf.sharding.memory_kind
+    if its != others:
         raise ValueError(
-            f"state lies in memory {memories[0]!r} and params in {memories[1]!r}: move"
-            " the state to the parameters' memory first, as jax.device_put does"
+            f"state lies in memory {its!r} and params in {others!r}: move the state to"
+            " the parameters' memory first, as jax.device_put does"
         )

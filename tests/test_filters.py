@@ -279,7 +279,7 @@ def test_groups_without_a_noise_are_refused(noises, error, message):
 
 
 def test_groups_that_hold_statistics_or_nothing_are_refused():
-    with pytest.raises(ValueError, match="BatchNorm's statistics"):
+    with pytest.raises(ValueError, match="Flax's 'batch_stats', which is not trained"):
         by_path({"": uniform(0.1)})(KEY, {"batch_stats": {"var": ones(2)}})
     with (
         pytest.warns(UserWarning, match="by_path: pattern 'kernal' matches no"),

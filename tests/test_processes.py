@@ -186,7 +186,7 @@ def test_parameters_and_examples_are_laid_over_the_mesh():
         (state,) = trainer._groups
         kernels = [
             tree["params"]["Dense_0"]["kernel"]
-            for tree in (state.params, state.opt_state.clean_params)
+            for tree in (state.params, state.opt_state.smoothout_noise)
         ]
         for kernel in kernels:
             assert kernel.sharding.spec == jax.P(None, "model")

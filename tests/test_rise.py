@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
-from scipy.optimize import brentq
 
 from smoothout_jax import (
+    SmoothoutState,
     exclude,
     gaussian,
     init_loss_rise,
@@ -24,8 +24,6 @@ from smoothout_jax import (
     smoothout_value_and_grad,
     uniform,
 )
-from smoothout_jax.loss_rise import rise_of
-from smoothout_jax.transforms import SmoothoutState, wrapper
 
 # Draws of other keys than threefry's compile several times faster.
 KEY = jax.random.key(11, impl="unsafe_rbg")
@@ -133,7 +131,7 @@ HELD = wrapping()
 # Whose clean parameters stay.
 STANDING = wrapping(optimizer=optax.set_to_zero())
 STANDING_OF_3 = wrapping(optimizer=optax.set_to_zero(), num_copies=3)
-UNKEPT_STANDING = wrapping(optimizer=optax.set_to_zero(), keep_clean=False)
+UNKEPT_STANDING = wrapping(optimizer=optax.set_to_zero(), keep_noise=False)
 LINKED = replacing(**PAIR)
 OPTIMIZERS = {
     "smoothout": HELD,
@@ -202,7 +200,7 @@ def exact_rise(fun, at, radius):
 @every_well
 def test_the_scale_is_that_at_which_the_trapezoid_rule_gives_the_rise(well):
     """It is short of the rise by the quartic term, E[ε⁴] f'''' / 24."""
-    fun, at, second, fourth = well
+    fun, at, _, fourth = well
     wanted = 0.7
     target = trapezoid(fun, at, wanted)
     rise = hold(
@@ -217,12 +215,6 @@ def test_the_scale_is_that_at_which_the_trapezoid_rule_gives_the_rise(well):
     np.testing.assert_allclose(found, wanted, rtol=5e-3)
     np.testing.assert_allclose(rise.loss_rise_estimate[-1], target, rtol=5e-3)
 
-    def misses(radius):
-        return exact_rise(fun, at, radius) - target
-
-    # Which is not where the loss has risen by as much, nor where a parabola would.
-    assert abs(brentq(misses, 0.1, 2.0) / found - 1) > 0.004
-    assert abs(np.sqrt(6 * target / second) / found - 1) > 0.007
     quartic_term = found**4 / 5 * fourth / 24
     rose = exact_rise(fun, at, found)
     np.testing.assert_allclose(target - rose, quartic_term, rtol=0.2)
@@ -354,10 +346,7 @@ def test_the_scale_follows_a_curvature_that_changes_in_as_many_updates_of_any_co
         np.testing.assert_allclose(found[98], 0.1, rtol=1e-5)
         np.testing.assert_allclose(found[-1], 0.05, rtol=0.01)
         assert 0.055 < found[130] < 0.085
-    # Of three copies, looks are more frequent.
-    np.testing.assert_allclose(three[100:], one[100:], rtol=0.09)
-    np.testing.assert_allclose(three[120:], one[120:], rtol=0.035)
-    np.testing.assert_allclose(three[150:], one[150:], rtol=0.02)
+    np.testing.assert_allclose(three[100:], one[100:], rtol=0.02)
 
 
 # Every noise and every kind of parameter
@@ -421,8 +410,8 @@ def test_noise_on_parameters_of_every_dtype_is_scaled_to_the_rise(dtype):
             return params, state, found, smoothout_eval_params(state, params)
 
         params, state, found, clean = run(start)
-        # Without drift, and to the rounding of the parameters.
-        chex.assert_trees_all_equal(clean, start)
+        # To the rounding of the parameters.
+        chex.assert_trees_all_close(clean, start, rtol=0, atol=1e-6)
         chex.assert_trees_all_equal_shapes_and_dtypes(params, start)
         assert {leaf.dtype for leaf in state.smoothout_rise} == {
             jnp.dtype("float32"),
@@ -598,7 +587,7 @@ def test_sharded_parameters_see_the_rise_of_one_device(kind):
         optimizer = smoothout(SGD, NOISE, key=key, loss_rise=loss_rise)
         with jax.set_mesh(mesh):
             params = jax.device_put(CENTRE, shardings)
-            state = jax.jit(optimizer.init)(params)
+            state = optimizer.init(params)
             update = jax.jit(functools.partial(step, optimizer))
             programs.append(update.lower(params, state).compile())
     with jax.set_mesh(mesh):
@@ -644,127 +633,67 @@ def test_runs_side_by_side_hold_rises_and_seeds_of_their_own():
 # The loop's parameters are the user's
 
 
+evaluate = jax.jit(smoothout_eval_params)
+
+
 def shift(params, by=0.125):
     return jax.tree.map(lambda leaf: leaf + by, params)
 
 
-standing = pytest.mark.parametrize(
-    ("optimizer", "num_copies", "keep_clean"),
-    [(STANDING, 1, True), (STANDING_OF_3, 3, True), (UNKEPT_STANDING, 1, False)],
-    ids=["1 copy", "3 copies", "unkept"],
+@pytest.mark.parametrize(
+    "optimizer",
+    [STANDING, STANDING_OF_3, UNKEPT_STANDING],
+    ids=["1 copy", "3 copies", "drawn again"],
 )
-
-
-@functools.cache
-def evaluating(num_copies):
-    options = {"noise": NOISE, "key": KEY, "num_copies": num_copies}
-    return jax.jit(functools.partial(smoothout_eval_params, **options))
-
-
-@standing
-def test_clean_parameters_follow_a_difference_to_rounding(
-    optimizer, num_copies, keep_clean
-):
+def test_clean_parameters_follow_a_difference_to_rounding(optimizer):
     """The noise that is drawn again has the scale of the noise that was added."""
-    evaluate = evaluating(num_copies)
     history = train(optimizer, 50, CENTRE)
     params, state = jax.tree.map(lambda leaf: leaf[20], history)
     assert 0 < scales(state) < 0.3
     clean = evaluate(state, params)
-    if keep_clean:
-        chex.assert_trees_all_equal(clean, CENTRE)
     assert_close(clean, CENTRE, rtol=1e-6)
     noise = optax.tree.sub(params, clean)
     largest = 10 * RADIUS * float(scales(state))
     assert 0.9 * largest < optax.tree.max(jax.tree.map(jnp.abs, noise)) < 1.1 * largest
     moved = shift(params)
-    if keep_clean:
-        assert_close(evaluate(state, moved), shift(CENTRE), rtol=1e-6)
+    assert_close(evaluate(state, moved), shift(CENTRE), rtol=1e-6)
     history = train(optimizer, 50, moved, state)
     for step in (0, 1, 49):
         params, state = jax.tree.map(lambda leaf, step=step: leaf[step], history)
         assert_close(evaluate(state, params), shift(CENTRE), rtol=1e-5)
 
 
-@standing
-def test_weights_loaded_after_init_count_in_full(optimizer, num_copies, keep_clean):
-    loaded = shift(CENTRE, 7.0)
-    state = optimizer.init(CENTRE)
-    params, state = last(train(optimizer, 50, loaded, state))
-    evaluate = smoothout_eval_params if keep_clean else evaluating(num_copies)
-    assert_close(evaluate(state, params), loaded)
-    assert scales(state) > 0
-
-
-def test_clean_parameters_that_are_not_kept_are_found_again():
-    unkept, kept = wrapping(keep_clean=False), HELD
-    for step in (0, 1, 2, 49):
-        params, state, expected, expected_state = jax.tree.map(
-            lambda leaf, step=step: leaf[step], (*train(unkept, 50), *train(kept, 50))
-        )
-        assert_close(params, expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(scales(state), scales(expected_state), rtol=1e-3)
-        clean = evaluating(1)(state, params)
-        assert_close(clean, expected_state.clean_params, rtol=1e-4, atol=1e-5)
-
-
-# How often it looks
-
-
-@standing
-def test_gradients_are_looked_at_in_fifty_updates_and_then_every_fifth_is(
-    optimizer, num_copies, keep_clean
-):
-    """The first has no noise to see."""
-    del keep_clean
-    _, state = train(optimizer, 100 * num_copies, CENTRE)
-    warm = 50 * num_copies
-    expected = [*range(1, warm), *range(warm, 100 * num_copies, 5)]
-    for field in ("loss_rise_estimate", "rise_per_square"):
-        means = np.insert(optax.tree.get(state, field), 0, 0)
-        np.testing.assert_array_equal(np.flatnonzero(np.diff(means)), expected)
-    np.testing.assert_array_equal(
-        optax.tree.get(state, "rise_step"), np.arange(1, 100 * num_copies + 1)
+def test_noise_that_is_drawn_again_holds_the_rise_of_noise_that_is_kept():
+    (params, state), (expected, expected_state) = (
+        train(optimizer, 50) for optimizer in (wrapping(keep_noise=False), HELD)
     )
+    assert_close(params, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scales(state), scales(expected_state), rtol=1e-3)
 
 
-@pytest.mark.parametrize("keep_clean", [True, False], ids=["kept", "unkept"])
-def test_noise_is_drawn_once_a_step_and_a_product_costs_only_a_look(
-    keep_clean, monkeypatch
-):
-    """Without clean parameters in the state, noise is drawn once more."""
-    draws, products = [], []
-
-    def drawn(key, params, step=None):
-        jax.debug.callback(lambda: draws.append(1))
-        return NOISE(key, params, step)
-
-    def multiplied(*trees):
-        jax.debug.callback(lambda: products.append(1))
-        return rise_of(*trees)
-
-    monkeypatch.setattr(wrapper, "rise_of", multiplied)
-    optimizer = wrapping(drawn, optax.set_to_zero(), keep_clean=keep_clean)
-    _, state = last(train(optimizer, 100, CENTRE))
-    jax.effects_barrier()
-    assert len(products) == 50 + 50 / 5
-    assert len(draws) <= 101 * (1 if keep_clean else 2)
-    if keep_clean:
-        chex.assert_trees_all_equal(state.clean_params, CENTRE)
+def means_of(state):
+    return np.insert(optax.tree.get(state, "rise_per_square"), 0, 0)
 
 
-def test_copies_are_looked_at_in_every_step():
-    _, state = train(LINKED, 100, CENTRE)
-    for rise in (state[0].smooth_gradients_rise, hold(quadratic, NOISE, 100)):
-        means = np.insert(rise.rise_per_square, 0, 0)
-        assert np.all(np.diff(means) != 0)
-        np.testing.assert_array_equal(rise.rise_step, np.arange(1, 101))
+@every_optimizer
+def test_gradients_are_looked_at_in_every_step(optimizer):
+    """But for the first of `smoothout`, which has no noise to see."""
+    _, state = train(optimizer, 100, CENTRE)
+    first = 0 if optimizer is LINKED else 1
+    changed = np.flatnonzero(np.diff(means_of(state)))
+    np.testing.assert_array_equal(changed, range(first, 100))
+    steps = optax.tree.get(state, "rise_step")
+    np.testing.assert_array_equal(steps, np.arange(1, 101))
 
 
 # In a training that is saved, injected, compiled once
 
 
-@every_optimizer
+@pytest.mark.parametrize(
+    "optimizer",
+    [HELD, STANDING_OF_3, LINKED],
+    ids=["smoothout", "smoothout of 3", "smooth_gradients"],
+)
 def test_training_resumes_bit_for_bit_from_what_was_saved_half_way(optimizer):
     history = train(optimizer, 100)
     half = jax.tree.map(lambda leaf: leaf[49], history)
@@ -845,7 +774,7 @@ def scales_by_schedule(num_copies):
 
         def step(carry, _):
             carry = user_step(optimizer, *carry)
-            noise = optax.tree.sub(carry[0], carry[1].clean_params)
+            noise = carry[1].smoothout_noise
             return carry, (scales(carry[1]), optax.tree.norm(noise))
 
         carry = CENTRE, optimizer.init(CENTRE)
@@ -869,6 +798,11 @@ def test_a_rise_by_schedule_gets_the_number_of_updates(num_copies):
         wanted = np.isfinite(schedule) & (schedule > 0)
         np.testing.assert_array_equal(found > 0, wanted[updates])
         np.testing.assert_array_equal(noise > 1e-5, found > 0)
+        # It starts at a tenth, and grows by five percent an update.
+        most = np.maximum(found[:-1] * 1.05 ** (1 / num_copies), 0.1)
+        assert np.all(found[1:] <= 1.00001 * most)
+    first, _ = scales_by_schedule(num_copies)["at first none"]
+    np.testing.assert_allclose(first[first > 0][0], 0.1, rtol=1e-6)
 
 
 @one_copy_and_three
@@ -888,20 +822,6 @@ def test_a_rise_that_becomes_a_hundred_times_larger_does_not_at_once_bring_its_n
 
 
 @one_copy_and_three
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_scale_never_grows_by_more_than_five_percent_a_step(name, num_copies):
-    """But to a tenth, from which it starts and starts again."""
-    found, _ = scales_by_schedule(num_copies)[name]
-    bound = np.maximum(found[:-1] * 1.05 ** (1 / num_copies), 0.1)
-    assert np.all(found[1:] <= 1.00001 * bound)
-
-
-def test_the_first_noise_is_a_tenth_of_the_one_given_whenever_it_comes():
-    found, _ = scales_by_schedule(1)["at first none"]
-    np.testing.assert_allclose(found[found > 0][0], 0.1, rtol=1e-6)
-
-
-@one_copy_and_three
 @pytest.mark.parametrize("name", ["nan", "inf"])
 def test_a_target_that_is_not_finite_is_none(name, num_copies):
     """For its update alone: what was known before it is kept."""
@@ -918,21 +838,6 @@ def test_no_rise_is_no_noise():
     assert_close(params, expected)
     assert_close(smoothout_eval_params(state, params), params, rtol=1e-6)
     assert scales(state) == estimates(state) == 0
-
-
-@pytest.mark.parametrize("optimizer", [STANDING_OF_3, LINKED])
-def test_parameters_and_state_can_be_donated(optimizer):
-    step = jax.jit(
-        functools.partial(user_step, optimizer), donate_argnames=("params", "state")
-    )
-    params = nearby()
-    state = optimizer.init(params)
-    for _ in range(3):
-        given = params
-        params, state = step(params, state)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
-    expected = jax.tree.map(lambda leaf: leaf[2], train(optimizer, 50))
-    assert_close((params, scales(state)), (expected[0], scales(expected[1])), rtol=1e-4)
 
 
 # Gradients that are not those of a loss that behaves
@@ -1028,32 +933,26 @@ def test_a_rise_counts_as_a_hundred_times_the_target_at_most_and_minus_ten_at_le
     )
 
 
-# Of `smoothout`, in which gradients are looked at.
-LOOKS = np.array([*range(1, 50), *range(50, 500, 5)])
-
-
 def test_one_huge_gradient_does_not_silence_the_noise():
     """It counts as a rise by a hundred times the target, among the last steps'."""
-    (at_once, later), _ = scales_after_bursts()["huge"]
-    weight = np.sum(0.98 ** (150 - LOOKS[LOOKS <= 150]))
+    (at_once, later), (_, estimated) = scales_after_bursts()["huge"]
+    weight = np.sum(0.98 ** np.arange(150))
     expected = 0.1 / np.sqrt(1 + (100 - 1) / weight)
-    np.testing.assert_allclose(later[150:155], expected, rtol=0.01)
+    np.testing.assert_allclose(later[150], expected, rtol=0.01)
     assert np.all(later[310:] > 0.08)
     np.testing.assert_allclose(np.min(at_once[1:]), 0.01, rtol=0.01)
     assert np.all(at_once[180:] > 0.08)
-
-
-def test_one_huge_gradient_is_gone_from_the_estimate_after_three_hundred_steps():
-    _, (_, estimated) = scales_after_bursts()["huge"]
+    # And is gone from the estimate after three hundred steps.
     np.testing.assert_allclose(estimated[450:], RISE, rtol=0.05)
 
 
 def test_one_huge_gradient_downhill_does_not_bring_the_largest_noise():
-    """It asks for twice the noise, and the looks that follow for less again."""
+    """It counts as a fall by ten times the target, among the last steps'."""
     (_, later), _ = scales_after_bursts()["huge, downhill"]
-    grown = 0.1 * 1.05 ** np.arange(1, 6)
-    np.testing.assert_allclose(later[150:155], grown, rtol=0.01)
-    assert np.max(later) < 0.17
+    weight = np.sum(0.98 ** np.arange(150))
+    np.testing.assert_allclose(later[150], 0.105, rtol=0.01)
+    most = 0.1 / np.sqrt(1 - (10 + 1) / weight)
+    np.testing.assert_allclose(np.max(later[150:250]), most, rtol=0.03)
 
 
 # What is no rise of the loss under noise alone
@@ -1105,7 +1004,8 @@ def test_without_a_rise_the_state_has_no_leaf_of_it_and_steps_are_the_same():
     # One draw, which is not multiplied.
     params, state = step(CENTRE, state)
     added = NOISE(jax.random.fold_in(KEY, 1), CENTRE)
-    assert_close(params, optax.tree.add(state.clean_params, added))
+    clean = smoothout_eval_params(state, params)
+    assert_close(params, optax.tree.add(clean, added))
     link = smooth_gradients(NOISE, key=KEY)
     assert link.init(CENTRE).smooth_gradients_rise is None
 

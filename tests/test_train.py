@@ -1,8 +1,6 @@
 """The command `smoothout train`: runs that last, and the regime they follow."""
 
-import collections
 import csv
-import itertools
 import json
 import shutil
 import signal
@@ -17,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from smoothout_jax import smoothout, uniform
+from smoothout_jax import uniform
 from smoothout_jax.experiments import cli, regime
 from smoothout_jax.experiments.commands import compare
 from smoothout_jax.experiments.commands.train import TrainSettings
@@ -505,28 +503,3 @@ def test_equal_gradients_halve_the_steps_of_methods_that_take_two(monkeypatch):
     with pytest.raises(TrainingError):
         compare.compare(settings)
     assert steps == {"sgd": 4, "smoothout": 4, "sam": 2}
-
-
-@pytest.mark.parametrize("lacking", ["smoothout_fingerprint", "smoothout_rise"])
-def test_checkpoints_of_earlier_versions_are_read(tmp_path, lacking):
-    optimizer = smoothout(optax.sgd(0.1, momentum=0.9), uniform(0.1), key=5)
-    params = {"w": jnp.arange(3.0), "b": jnp.ones(2)}
-    state = {"params": params, "optimizer": (optimizer.init(params), ())}
-    older = dict(
-        itertools.takewhile(
-            lambda field: field[0] != lacking, state["optimizer"][0]._asdict().items()
-        )
-    )
-    older = {
-        "params": params,
-        "optimizer": (collections.namedtuple("State", older)(**older), ()),
-    }
-    checkpoints.save_checkpoint(tmp_path / "older", {}, state=older)
-    [(name, restored)] = checkpoints.load_trees(tmp_path / "older", state=state).items()
-    assert name == "state"
-    wrapped = restored["optimizer"][0]
-    if lacking == "smoothout_fingerprint":
-        assert np.isnan(wrapped.smoothout_fingerprint).all()
-    told = state["optimizer"][0].smoothout_fingerprint
-    restored["optimizer"] = (wrapped._replace(smoothout_fingerprint=told), ())
-    chex.assert_trees_all_equal(restored, state)

@@ -128,6 +128,9 @@ FACTORIES = {
     "smoothout-unkept": lambda key: smoothout(
         MOMENTUM, NOISE, key=key, num_copies=2, keep_noise=False
     ),
+    "smoothout-held": lambda key: smoothout(
+        MOMENTUM, NOISE, key=key, num_copies=2, loss_rise=0.1
+    ),
     "smooth_gradients": lambda key: optax.chain(
         smooth_gradients(NOISE, key=key, num_copies=2), MOMENTUM
     ),

@@ -3,7 +3,6 @@
 Orbax writes them, each a folder that appears whole or not at all.
 """
 
-import collections
 import contextlib
 import hashlib
 import json
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from smoothout_jax import SmoothoutState
 from smoothout_jax.experiments.options import InputError
 
 
@@ -101,65 +98,17 @@ def load_trees(path: Path, **like: Any) -> dict[str, Any]:
         InputError: if the checkpoint is damaged, or holds other trees.
     """
     with named_errors(path):
-        errors = []
-        for older in _versions(like):
-            try:
-                return _completed(like, _load(path, older))
-            except ValueError as error:  # trees of another structure
-                errors.append(error)
-        raise errors[0]
-
-
-def _load(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads trees, whose structure must be that of the checkpoint."""
-    items = {
-        name: ocp.args.StandardRestore(tree)
-        for name, tree in jax.tree.map(_placed, like).items()
-        if jax.tree.leaves(tree)
-    }
-    restored = _restore(path, about=ocp.args.JsonRestore(), **items)
-    trees = {name: restored.get(name, like[name]) for name in like}
-    for name, tree in trees.items():
-        if _digest(tree) != restored["about"]["digests"][name]:
-            raise InputError(f"checkpoint {path} is damaged: {name} has changed")
-    return trees
-
-
-def _is_state(node: Any) -> bool:
-    return isinstance(node, SmoothoutState)
-
-
-def _versions(like: Any) -> Iterator[Any]:
-    """The tree as it is, and as it was in earlier versions.
-
-    States of `smoothout` had one field less before it held the rise of the loss, and
-    two before it followed changes of the parameters.
-    """
-    yield like
-    if any(map(_is_state, jax.tree.leaves(like, is_leaf=_is_state))):
-        for count in (7, 6):
-            older: Any = collections.namedtuple("older", SmoothoutState._fields[:count])
-            yield jax.tree.map(
-                lambda node, older=older, count=count: (
-                    older(*node[:count]) if _is_state(node) else node
-                ),
-                like,
-                is_leaf=_is_state,
-            )
-
-
-def _completed(like: Any, restored: Any) -> Any:
-    """The restored tree, with fields that it lacks as they are when unknown."""
-
-    def complete(node, other):
-        if not _is_state(node):
-            return other
-        told = node.smoothout_fingerprint
-        unknown = jnp.full(told.shape, jnp.nan, told.dtype)
-        lacking = {"smoothout_fingerprint": unknown, "smoothout_rise": None}
-        return SmoothoutState(**(lacking | other._asdict()))
-
-    return jax.tree.map(complete, like, restored, is_leaf=_is_state)
+        items = {
+            name: ocp.args.StandardRestore(tree)
+            for name, tree in jax.tree.map(_placed, like).items()
+            if jax.tree.leaves(tree)
+        }
+        restored = _restore(path, about=ocp.args.JsonRestore(), **items)
+        trees = {name: restored.get(name, like[name]) for name in like}
+        for name, tree in trees.items():
+            if _digest(tree) != restored["about"]["digests"][name]:
+                raise InputError(f"checkpoint {path} is damaged: {name} has changed")
+        return trees
 
 
 def steps_of(run: Path) -> list[int]:
