@@ -31,7 +31,6 @@ include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md"]
 default_role = "py:obj"
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 60

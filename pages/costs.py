@@ -60,8 +60,8 @@ def page(results: Mapping[str, Any]) -> str:
         " kernels inside a loop.",
         *map(costs, results["executions"].values()),
         "## Noise alone",
-        "Time to add noise to parameters, as a multiple of the time of `params + 1`, and"
-        " of the random words that the noise is made of. A copy costs its noise, and no"
+        "Time to add noise to parameters, and to draw the random words that it is made"
+        " of, as a multiple of the time of `params + 1`. A copy costs its noise, and no"
         " less: the words, and one pass that reads them and the weights and writes"
         " their sum; relative to filters, the norms of the weights and of the noise"
         " besides.",
