@@ -910,7 +910,7 @@ def test_injected_num_copies_must_be_static(transform):
 
 @every_transformation
 def test_update_without_parameters_says_how_to_call_it(optimizer):
-    with pytest.raises(ValueError, match=r"update\(grads, state, params\)"):
+    with pytest.raises(ValueError, match=r"update\(grads, state, params"):
         optimizer.update(PARAMS, optimizer.init(PARAMS))
 
 
@@ -1055,3 +1055,14 @@ def test_a_state_in_another_memory_must_be_moved_first(name):
     back = jax.device_put(moved, jax.tree.map(lambda leaf: leaf.sharding, state))
     clean = smoothout_eval_params(state, params)
     assert_equal(smoothout_eval_params(back, params), clean)
+
+
+@kept_and_not
+def test_a_group_without_parameters_is_evaluated_as_none(keep_noise):
+    """As a label is in `optax.partition` that no leaf of this network has."""
+    part = smoothout(optax.sgd(0.0), NOISE, key=KEY, keep_noise=keep_noise)
+    optimizer = optax.partition(
+        {"some": part, "none": part}, jax.tree.map(lambda _: "some", PARAMS)
+    )
+    params, state = train(optimizer, 2)[-1]
+    assert_close(smoothout_eval_params(state, params), PARAMS)
