@@ -306,8 +306,8 @@ def smooth_gradients(
         del updates, extra_args
         if params is None:
             raise ValueError(
-                "smooth_gradients needs the parameters: call update(grads, state, params)"
-                " with its grad_fn"
+                "smooth_gradients needs the parameters: call"
+                " update(grads, state, params) with its grad_fn"
             )
         if grad_fn is None:
             raise ValueError(NO_GRAD_FN)

@@ -266,7 +266,9 @@ class _Wrapper:
         if not self.keep_noise and jax.tree.leaves(params):
             _require_independent(self.draws.noise, self.key, params)
         return SmoothoutState(
-            smoothout_noise=self._no_noise(params),
+            smoothout_noise=(
+                self._no_noise(params) if self.keep_noise else self._drawn_again(params)
+            ),
             smoothout_key_data=key_data(self.key),
             smoothout_step=jnp.zeros([], jnp.int32),
             smoothout_copy=jnp.zeros([], jnp.int32),
@@ -306,8 +308,9 @@ class _Wrapper:
         changes = _changes(params, steps, clean, old, self.draws.draw(state, clean))
         if self.keep_noise:
             noise = _noise_after(params, changes, clean, old)
-            state = state._replace(smoothout_noise=noise)
-        return changes, state
+        else:
+            noise = self._drawn_again(params)
+        return changes, state._replace(smoothout_noise=noise)
 
     def _step(
         self, grads, state: SmoothoutState, clean: Params, extra_args
@@ -341,11 +344,13 @@ class _Wrapper:
             smoothed_state=inner,
         )
 
-    def _no_noise(self, params: Params) -> Any:
+    def _drawn_again(self, params: Params) -> _Draws:
+        """What stands in the state for noise that is not kept."""
+        return dataclasses.replace(self.draws, structure=jax.tree.structure(params))
+
+    def _no_noise(self, params: Params) -> Params:
         """Zeros in the place of noise, and `None` where there never is any."""
         leaves, structure = jax.tree.flatten(_zeros(params))
-        if not self.keep_noise:
-            return dataclasses.replace(self.draws, structure=structure)
         noisy = noisy_leaves(self.draws.noise, params) if leaves else []
         return jax.tree.unflatten(
             structure,
@@ -449,6 +454,11 @@ def _noise_of(state: SmoothoutState, given: dict[Any, Any]) -> Params:
     draws = state.smoothout_noise
     if not isinstance(draws, _Draws):
         return draws
+    if not draws.structure.num_leaves:
+        raise ValueError(
+            "state was made by optax.tree.map_params, which drops the structure of the"
+            " parameters that keep_noise=False needs: evaluate one that update returned"
+        )
     template = jax.tree.unflatten(draws.structure, range(draws.structure.num_leaves))
     for path, _ in jax.tree.leaves_with_path(template):
         _require_leaf(given, path)

@@ -107,7 +107,7 @@ SPECTRA = {
     "positive": lambda size: np.linspace(0.5, 4, size),
     "negative": lambda size: np.linspace(-4, -0.5, size),
     "indefinite": lambda size: np.r_[-9, -4.5, np.linspace(-1, 2, size - 5), 3, 4, 5],
-    "triple": lambda size: np.r_[np.linspace(-2, 2, size - 3), 3, 3, 3],
+    "triple": lambda size: np.r_[np.linspace(-2, 1, size - 3), 3, 3, 3],
     "triple below": lambda size: np.r_[-3, -3, -3, np.linspace(-1, 2, size - 3)],
     "of rank two": lambda size: np.r_[-7, np.zeros(size - 2), 5],
     "of half rank": lambda size: np.r_[np.zeros(size // 2), 1 : size // 2 + 1],
