@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoothout_jax._jax import apart
+from smoothout_jax._jax import apart, on_one_cpu
 from smoothout_jax._sharding import by_parts, everywhere, explicit_sharding
 from smoothout_jax._trees import accumulator_dtype
 
@@ -62,8 +62,15 @@ def uniform_levels(key: Key, leaves: Sequence[jax.Array], bits: int) -> list[jax
         key = jax.random.wrap_key_data(key)
     shardings = [explicit_sharding(leaf) for leaf in leaves]
     whole = next((everywhere(its) for its in shardings if its), None)
-    draw = functools.partial(_draw, bits=bits)
     small = sum(leaf.size for leaf in leaves if leaf.size < LARGE)
+    draw = functools.partial(_draw, _words, bits=bits)
+    if on_one_cpu() and _is_threefry(key):
+        # Nothing can be sharded, and one draw compiles faster than several.
+        large = [leaf.shape for leaf in leaves if leaf.size >= LARGE]
+        in_large = sum(math.prod(s[:-1]) * _words_in(s[-1], bits) for s in large)
+        rows = -(-(_words_in(small, bits) + in_large) // ROW) + 1, ROW
+        stream = _words(key, group=0, start=0, shape=rows).ravel()
+        draw = functools.partial(_draw, functools.partial(_cut, stream), bits=bits)
     rows = -(-_words_in(small, bits) // ROW), ROW * 32 // bits
     shared = functools.partial(draw, group=0, start=0, shape=rows)
     together = by_parts(shared, whole)(key)
@@ -93,15 +100,32 @@ def _part(together: jax.Array, start: int, shape: Shape) -> jax.Array:
     return part.reshape(shape)
 
 
-def _draw(key: Key, group: int, start: int, shape: Shape, bits: int) -> jax.Array:
+def _cut(stream: jax.Array, key: Key, group: int, start: int, shape: Shape):
+    """Words of a stream that was drawn at once, from a start on."""
+    del key, group
+    return stream[start : start + math.prod(shape)].reshape(shape)
+
+
+def _draw(
+    source: Callable[..., jax.Array],
+    key: Key,
+    group: int,
+    start: int,
+    shape: Shape,
+    bits: int,
+) -> jax.Array:
     """Random unsigned integers, several to a word along the last axis."""
     packed = (*shape[:-1], _words_in(shape[-1], bits))
-    words = _words(key, group=group, start=start, shape=packed)
+    words = source(key, group=group, start=start, shape=packed)
     return words.view(f"uint{bits}")[..., : shape[-1]]
 
 
 def _words_in(count: int, bits: int) -> int:
     return -(-count * bits // 32)
+
+
+def _is_threefry(key: Key) -> bool:
+    return jax.random.key_impl(key) == "threefry2x32"
 
 
 def _levels(integers: jax.Array, bits: int, dtype) -> jax.Array:
@@ -119,8 +143,7 @@ def _draw_words(key: Key, group: int, start: int, shape: Shape) -> jax.Array:
     A Threefry key has one stream of words, in which they lie from `start` on. Any other
     key draws independent words for each `group`.
     """
-    is_threefry = jax.random.key_impl(key) == "threefry2x32"
-    if not is_threefry or start + math.prod(shape) > 2**32:
+    if not _is_threefry(key) or start + math.prod(shape) > 2**32:
         return jax.random.bits(jax.random.fold_in(key, group), shape, jnp.uint32)
     index = jnp.full(shape, start, jnp.uint32)
     for axis in range(len(shape)):

@@ -109,10 +109,10 @@ def smoothout(
             repeat the same noise, since it keeps its inner state for its micro-steps.
         keep_noise: whether the state holds the noise. Without, its memory is saved: the
             noise is drawn again from its key, as Flat-LoRA does. It must then not
-            depend on the parameters' values, as noise relative to them does, and each
-            update rounds the parameters twice more: they drift, in half precision by
-            much, as docs/scaling.md shows. Orbax saves such a state; Flax's
-            serialization does not.
+            depend on the parameters' values, as noise relative to them does, nor on a
+            radius that changes but by a schedule; and each update rounds the parameters
+            twice more: they drift, in half precision by much, as docs/scaling.md shows.
+            Orbax saves such a state; Flax's serialization does not.
         axis_name: how the parameters are sharded by hand, in `jax.shard_map`: the name
             (or a tuple of names) of the mesh axes along which the first axis of every
             leaf lies, or a tree, or prefix tree, of `jax.P` like the `in_specs` of the
@@ -211,14 +211,12 @@ class _Draws:
         impl: the implementation of the key; `None` for raw keys.
         num_copies: noises for each update of the clean parameters.
         specs: how the parameters are sharded by hand, if they are.
-        structure: of the parameters, where it stands in the state for noise not kept.
     """
 
     noise: Noise
     impl: Any
     num_copies: int
     specs: Any = dataclasses.field(hash=False)
-    structure: Any = dataclasses.field(default=None, compare=False)
 
     def draw(self, state: SmoothoutState, params: Params) -> Params:
         """The noise of the state's copy in its step; none before has the same."""
@@ -235,7 +233,7 @@ class _Draws:
 
     def noise_in(self, state: SmoothoutState, params: Params) -> Params:
         """The noise in the loop's parameters: as it is kept, or drawn again."""
-        if not isinstance(state.smoothout_noise, _Draws):
+        if not isinstance(state.smoothout_noise, _DrawnAgain):
             return state.smoothout_noise
         first = (state.smoothout_step == 0) & (state.smoothout_copy == 0)
 
@@ -249,6 +247,17 @@ class _Draws:
         if self.specs is None:
             return rise_of(noise, grads)
         return _shards.total(rise_of, noise, grads, self.specs)
+
+
+class _Place(NamedTuple):
+    """Stands for a leaf whose noise is drawn again."""
+
+
+class _DrawnAgain(NamedTuple):
+    """Stands in the state for noise that is not kept."""
+
+    draws: _Draws
+    places: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,9 +275,7 @@ class _Wrapper:
         if not self.keep_noise and jax.tree.leaves(params):
             _require_independent(self.draws.noise, self.key, params)
         return SmoothoutState(
-            smoothout_noise=(
-                self._no_noise(params) if self.keep_noise else self._drawn_again(params)
-            ),
+            smoothout_noise=self._no_noise(params),
             smoothout_key_data=key_data(self.key),
             smoothout_step=jnp.zeros([], jnp.int32),
             smoothout_copy=jnp.zeros([], jnp.int32),
@@ -308,9 +315,8 @@ class _Wrapper:
         changes = _changes(params, steps, clean, old, self.draws.draw(state, clean))
         if self.keep_noise:
             noise = _noise_after(params, changes, clean, old)
-        else:
-            noise = self._drawn_again(params)
-        return changes, state._replace(smoothout_noise=noise)
+            state = state._replace(smoothout_noise=noise)
+        return changes, state
 
     def _step(
         self, grads, state: SmoothoutState, clean: Params, extra_args
@@ -344,12 +350,11 @@ class _Wrapper:
             smoothed_state=inner,
         )
 
-    def _drawn_again(self, params: Params) -> _Draws:
-        """What stands in the state for noise that is not kept."""
-        return dataclasses.replace(self.draws, structure=jax.tree.structure(params))
-
-    def _no_noise(self, params: Params) -> Params:
+    def _no_noise(self, params: Params) -> Any:
         """Zeros in the place of noise, and `None` where there never is any."""
+        if not self.keep_noise:
+            places = jax.tree.map(lambda _: _Place(), params)
+            return _DrawnAgain(self.draws, places)
         leaves, structure = jax.tree.flatten(_zeros(params))
         noisy = noisy_leaves(self.draws.noise, params) if leaves else []
         return jax.tree.unflatten(
@@ -451,20 +456,19 @@ def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
 
 def _noise_of(state: SmoothoutState, given: dict[Any, Any]) -> Params:
     """The noise in the parameters given by path: as it is kept, or drawn again."""
-    draws = state.smoothout_noise
-    if not isinstance(draws, _Draws):
-        return draws
-    if not draws.structure.num_leaves:
-        raise ValueError(
-            "state was made by optax.tree.map_params, which drops the structure of the"
-            " parameters that keep_noise=False needs: evaluate one that update returned"
-        )
-    template = jax.tree.unflatten(draws.structure, range(draws.structure.num_leaves))
-    for path, _ in jax.tree.leaves_with_path(template):
+    noise = state.smoothout_noise
+    if not isinstance(noise, _DrawnAgain):
+        return noise
+
+    def leaf_at(path, _):
         _require_leaf(given, path)
         _require_memory(state.smoothout_key_data, given[path])
-    params = jax.tree.map_with_path(lambda path, _: given[path], template)
-    noise_in = draws.noise_in
+        return given[path]
+
+    params = jax.tree.map_with_path(
+        leaf_at, noise.places, is_leaf=lambda node: isinstance(node, _Place)
+    )
+    noise_in = noise.draws.noise_in
     for _ in range(jnp.ndim(state.smoothout_step)):
         noise_in = jax.vmap(noise_in)  # over runs side by side
     return noise_in(state, params)

@@ -81,6 +81,8 @@ def test_frozen_leaves_keep_their_bits_beside_leaves_that_train(
     optimizer = around(smoothout(inner, uniform(radius, mask=mask), key=KEY, **options))
     params, state = train(optimizer, transform)
     clean = smoothout_eval_params(state, params)
+    if mask is IS_TRAINED:
+        assert len(jax.tree.leaves(state.smoothout_noise)) == 1
     plain, _ = train(around(inner), transform)
     for name in EXTREMES:
         assert bits(clean[name]) == bits(plain[name]) == bits(PARAMS[name])
