@@ -107,7 +107,9 @@ def _described(shape) -> str:
 
 
 def add_noise(params: Params, noise: Params) -> Params:
-    """Adds noise to the parameters, but for PRNG keys, which stay as they are.
+    """Adds noise to the parameters, where it carries none beyond its dtype's range.
+
+    PRNG keys stay as they are.
 
     Raises:
         ValueError: unless the noise is a tree like the parameters.
@@ -115,10 +117,21 @@ def add_noise(params: Params, noise: Params) -> Params:
     require_like(params, "noise", noise)
 
     def add(leaf, noise):
-        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-        return leaf if is_key else optax.apply_updates(leaf, noise)
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return leaf
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return optax.apply_updates(leaf, noise)
+        leaf, wide = jnp.asarray(leaf), accumulator_dtype(dtype)
+        exact = leaf.astype(wide) + jnp.asarray(noise).astype(wide)
+        return jnp.where(is_in_range(exact, dtype), stored(exact, dtype), leaf)
 
     return map_leaves(add, params, noise)
+
+
+def is_in_range(values: jax.Array, dtype: Any) -> jax.Array:
+    """Whether values fit into a dtype, elementwise; not-a-number does not."""
+    return jnp.abs(values) <= float(jnp.finfo(dtype).max)
 
 
 def accumulator_dtype(dtype: Any) -> Any:

@@ -24,6 +24,7 @@ from smoothout_jax._shards import Specs
 from smoothout_jax._trees import (
     Params,
     accumulator_dtype,
+    is_in_range,
     map_leaves,
     require_like,
     stored,
@@ -387,10 +388,10 @@ def _changes(
         if old is None:
             return step
         target = clean.astype(old.dtype) + noise.astype(old.dtype)
-        is_in_range = jnp.abs(target) <= float(jnp.finfo(clean.dtype).max)
+        fits = is_in_range(target, clean.dtype)
         param, step = (jnp.asarray(leaf).astype(old.dtype) for leaf in (param, step))
         perturbing = stored(target, clean.dtype).astype(old.dtype) - param
-        return stored(jnp.where(is_in_range, perturbing, step - old), clean.dtype)
+        return stored(jnp.where(fits, perturbing, step - old), clean.dtype)
 
     return map_leaves(change, params, steps, clean, old, noise)
 

@@ -11,7 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from smoothout_jax import smoothout, smoothout_eval_params, uniform
+from smoothout_jax import (
+    smoothout,
+    smoothout_eval_params,
+    smoothout_value_and_grad,
+    uniform,
+)
 
 KEY = jax.random.key(3)
 # Values that arithmetic in their own dtype, or in float32, easily loses.
@@ -93,7 +98,7 @@ def test_frozen_leaves_keep_their_bits_beside_leaves_that_train(
     assert np.all(clean["trained"] != PARAMS["trained"])
 
 
-@pytest.mark.parametrize(
+beyond_the_range = pytest.mark.parametrize(
     ("dtype", "radius"),
     [
         ("float16", 1000.0),
@@ -103,6 +108,24 @@ def test_frozen_leaves_keep_their_bits_beside_leaves_that_train(
         ("float8_e5m2", 20000.0),
     ],
 )
+
+
+@beyond_the_range
+def test_copies_get_no_noise_that_would_leave_the_range(dtype, radius):
+    most = jnp.full(64, jnp.finfo(dtype).max, dtype)
+    held, _ = jax.jit(
+        smoothout_value_and_grad(
+            lambda leaf: (jnp.sum(leaf * 0).astype("float32"), leaf.astype("float32")),
+            uniform(radius),
+            has_aux=True,
+        )
+    )(KEY, most)
+    held = np.asarray(held[1], float)
+    assert np.all(np.abs(held) <= float(jnp.finfo(dtype).max))
+    assert 0 < np.mean(held == np.asarray(most, float)) < 1
+
+
+@beyond_the_range
 def test_noise_is_not_added_where_it_would_leave_the_range(dtype, radius):
     most = float(jnp.finfo(dtype).max)
     start = jnp.repeat(jnp.array([most, -most, most / 2], dtype), 8)

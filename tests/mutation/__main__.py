@@ -51,14 +51,14 @@ PAGE = pathlib.Path(__file__).with_name("survivors.md")
 
 # The files that test each module: the quick and broad first.
 TESTS = {
-    "noise": ["noise", "properties", "sharding"],
+    "noise": ["noise", "properties", "sharding", "filters"],
     "masks": ["noise", "trees", "properties"],
     "_sharding": ["noise", "sharding"],
     "_resolution": ["noise", "transforms"],
     "_random": ["random", "noise", "sharding"],
     "_copies": ["gradients", "sharding"],
     "_options": ["gradients", "sharding"],
-    "gradients": ["gradients"],
+    "gradients": ["gradients", "transforms", "rise"],
     "schedules": ["schedules"],
     "smoothout": ["transforms", "following", "precision", "shards", "conformance"],
     "_shards": ["shards"],
