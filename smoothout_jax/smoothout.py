@@ -387,11 +387,14 @@ def _changes(
     def change(param, step, clean, old, noise):
         if old is None:
             return step
-        target = clean.astype(old.dtype) + noise.astype(old.dtype)
-        fits = is_in_range(target, clean.dtype)
-        param, step = (jnp.asarray(leaf).astype(old.dtype) for leaf in (param, step))
-        perturbing = stored(target, clean.dtype).astype(old.dtype) - param
-        return stored(jnp.where(fits, perturbing, step - old), clean.dtype)
+        dtype, wide = clean.dtype, old.dtype
+        start, end = jnp.asarray(param).astype(wide), clean.astype(wide)
+        target = end + noise.astype(wide)
+        perturbing = stored(target, dtype).astype(wide) - start
+        # Two equal infinities have no difference.
+        denoising = jnp.where(end == start, 0, end - start)
+        fits = is_in_range(target, dtype)
+        return stored(jnp.where(fits, perturbing, denoising), dtype)
 
     return map_leaves(change, params, steps, clean, old, noise)
 
@@ -404,7 +407,8 @@ def _noise_after(params: Params, changes: Any, clean: Params, old: Params) -> Pa
             return None
         held = stored(jnp.asarray(optax.apply_updates(param, change)), clean.dtype)
         difference = held.astype(old.dtype) - clean.astype(old.dtype)
-        return jnp.where(jnp.isfinite(held), difference, 0)
+        is_number = difference == difference
+        return jnp.where(is_number, difference, 0)
 
     return map_leaves(difference, params, changes, clean, old)
 
