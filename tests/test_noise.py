@@ -1,6 +1,7 @@
 """The law, the size and the place of the noise, and every error."""
 
 import functools
+import importlib
 import math
 import re
 import warnings
@@ -1087,3 +1088,24 @@ def test_a_pattern_that_is_no_regular_expression_is_an_error():
         ValueError, match=r"pattern '\(bias' of exclude is not a valid regular"
     ):
         exclude("kernel", "(bias")
+
+
+# On a GPU, where norms are summed in one kernel
+
+
+@pytest.mark.parametrize("relative_to", ["filter", "layer"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_norms_on_one_gpu_are_those_elsewhere(monkeypatch, relative_to, dtype):
+    params = {"kernel": jnp.linspace(-1, 2, 24).reshape(6, 4).astype(dtype)}
+    noise = uniform(0.5, relative_to=relative_to)
+    expected = jax.jit(noise)(QUICK_KEY, params)
+    module = importlib.import_module("smoothout_jax.noise")
+    reductions = []
+    reduce = jax.lax.reduce
+    monkeypatch.setattr(module, "on_one_gpu", lambda: True)
+    monkeypatch.setattr(
+        jax.lax, "reduce", lambda *args: reductions.append(1) or reduce(*args)
+    )
+    actual = jax.jit(lambda *args: noise(*args))(QUICK_KEY, params)
+    assert len(reductions) == 1
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5)
