@@ -63,12 +63,13 @@ def uniform_levels(key: Key, leaves: Sequence[jax.Array], bits: int) -> list[jax
     shardings = [explicit_sharding(leaf) for leaf in leaves]
     whole = next((everywhere(its) for its in shardings if its), None)
     small = sum(leaf.size for leaf in leaves if leaf.size < LARGE)
+    large = [leaf.shape for leaf in leaves if leaf.size >= LARGE]
+    in_large = sum(math.prod(s[:-1]) * _words_in(s[-1], bits) for s in large)
+    count = _words_in(small, bits) + in_large
     draw = functools.partial(_draw, _words, bits=bits)
-    if on_one_cpu() and _is_threefry(key):
+    if on_one_cpu() and _is_threefry(key) and count + 2 * ROW <= 2**32:
         # Nothing can be sharded, and one draw compiles faster than several.
-        large = [leaf.shape for leaf in leaves if leaf.size >= LARGE]
-        in_large = sum(math.prod(s[:-1]) * _words_in(s[-1], bits) for s in large)
-        rows = -(-(_words_in(small, bits) + in_large) // ROW) + 1, ROW
+        rows = -(-count // ROW) + 1, ROW
         stream = _words(key, group=0, start=0, shape=rows).ravel()
         draw = functools.partial(_draw, functools.partial(_cut, stream), bits=bits)
     rows = -(-_words_in(small, bits) // ROW), ROW * 32 // bits

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
@@ -62,15 +63,14 @@ def total(
     """A sum over the leaves of two trees, and over the shards of each leaf."""
     groups = list(map(spec_names, _by_leaf(specs, grads)))
     pairs = zip(leaves_or_none(noise), leaves_or_none(grads), strict=True)
-    noises, slopes = zip(*(pair for pair in pairs if pair[1] is not None), strict=True)
+    noises = [added for added, grad in pairs if grad is not None]
     sums = []
     for names in dict.fromkeys(groups):
         rows = zip(noises, groups, strict=True)
-        part = product(
-            [leaf if its == names else None for leaf, its in rows], [*slopes]
-        )
+        own = [leaf if its == names else None for leaf, its in rows]
+        part = product(own, jax.tree.leaves(grads))
         sums.append(jax.lax.psum(part, names) if names else part)
-    return sum(sums[1:], sums[0])
+    return sum(sums, jnp.zeros([]))
 
 
 def _by_leaf(specs: Any, params: Params) -> list[jax.P]:

@@ -144,7 +144,7 @@ def total(arrays: Sequence[jax.Array]) -> jax.Array:
     """The sum of all elements of all arrays, float32.
 
     A GPU takes about as long to start a sum as to add up a small array, and networks
-    have dozens of them: there, columns are summed as norms are, and then together.
+    have dozens of them: there each is summed in rows, and these together.
     """
     if not on_one_gpu():
         arrays = [jnp.sum(each) for each in arrays]

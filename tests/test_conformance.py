@@ -100,7 +100,7 @@ def step(optimizer, params, state):
     return optax.apply_updates(params, updates), state
 
 
-def trained(optimizer, params, steps=4):
+def trained(optimizer, params, steps=4, step=step):
     """Parameters and state after steps in a loop, each behind a condition."""
 
     def body(carry, _):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding
+from test_conformance import trained as in_a_loop
 
 from smoothout_jax.rivals import msam, msam_eval_params
 
@@ -55,17 +56,7 @@ def step(optimizer, params, state):
     return optax.apply_updates(params, updates), state
 
 
-def trained(optimizer, params, steps=4):
-    """Parameters and state after steps in a loop, each behind a condition."""
-
-    def body(carry, _):
-        taken = jax.lax.cond(
-            True, lambda carry: step(optimizer, *carry), lambda carry: carry, carry
-        )
-        return taken, None
-
-    start = params, optimizer.init(params)
-    return jax.jit(lambda start: jax.lax.scan(body, start, length=steps)[0])(start)
+trained = functools.partial(in_a_loop, step=step)
 
 
 def by_hand(params, steps=4, rho=RHO, decay=0.0):
