@@ -42,10 +42,15 @@ def standard_promotion():
 
 
 def pytest_configure(config):
-    """Keep compilations where pytest keeps what it knows of earlier runs."""
+    """Keep compilations where pytest keeps what it knows of earlier runs.
+
+    Each worker has its own: JAX writes a program in place, so that others would read
+    one of which only a part is written.
+    """
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
-    folder = str(config.cache.mkdir("compilations"))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    folder = str(config.cache.mkdir(f"compilations-{worker}"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
