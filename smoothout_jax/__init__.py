@@ -20,7 +20,13 @@ from smoothout_jax.gradients import (
     smooth_gradients,
     smoothout_value_and_grad,
 )
-from smoothout_jax.loss_rise import LossRiseState, init_loss_rise
+from smoothout_jax.loss_rise import (
+    LossRiseState,
+    heldout_gap,
+    init_loss_rise,
+    smoothout_metrics,
+    smoothout_report,
+)
 from smoothout_jax.masks import exclude, only
 from smoothout_jax.noise import Noise, by_path, gaussian, uniform
 from smoothout_jax.schedules import (
@@ -50,6 +56,7 @@ __all__ = [
     "flax_filters",
     "gaussian",
     "haiku_filters",
+    "heldout_gap",
     "init_loss_rise",
     "only",
     "rise_schedule",
@@ -57,6 +64,8 @@ __all__ = [
     "smooth_gradients",
     "smoothout",
     "smoothout_eval_params",
+    "smoothout_metrics",
+    "smoothout_report",
     "smoothout_value_and_grad",
     "stacked",
     "tanh_schedule",

@@ -46,6 +46,16 @@ def nonnegative(**values: Any) -> None:
             )
 
 
+def real(**values: Any) -> None:
+    """Requires real numbers, or arrays of them."""
+    for name, value in values.items():
+        is_number = isinstance(value, (*NUMBERS, np.ndarray, jax.Array))
+        if not (is_number and jnp.issubdtype(jnp.result_type(value), jnp.number)) or (
+            jnp.iscomplexobj(value)
+        ):
+            raise TypeError(f"{name} must be a real number, got {describe(value)}")
+
+
 def floating(**values: Any) -> None:
     """Requires real floating dtypes."""
     for name, value in values.items():

@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced
-from smoothout_jax.loss_rise import LossRise
-from smoothout_jax.noise import Noise, Size
+from smoothout_jax.loss_rise import LossRise, Rise
+from smoothout_jax.noise import Noise
 
 AuxName = Literal["mean", "stack", "first", "clean"]
 Aux = AuxName | Callable[[Any], Any]
@@ -111,7 +111,7 @@ class CopyOptions(SharedOptions, total=False):
         loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`.
     """
 
-    loss_rise: Size | None
+    loss_rise: Rise | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Options:
     chunk_size: int | None = None
     axis_name: AxisNames = None
     spmd_axis_name: AxisNames = None
-    loss_rise: Size | None = None
+    loss_rise: Rise | None = None
     compute_dtype: DTypeLike | None = None
 
     def __post_init__(self):

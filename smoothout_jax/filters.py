@@ -18,9 +18,8 @@ stacked layers.
 """
 
 import re
-import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +30,14 @@ from smoothout_jax._trees import Params, leaf_names
 from smoothout_jax.masks import check_patterns, first_match, warn_of_unmatched
 
 Axes = int | tuple[int, ...]
-FilterAxis = Axes | Mapping[str, Axes] | Callable[[Params], Any]
+FilterAxis = Axes | Literal["auto"] | Mapping[str, Axes] | Callable[[Params], Any]
 
 LAST = -1
+AUTO = "auto"
+# The names of leaves by which frameworks are recognised, and how Haiku has them: by the
+# path of the module, in which slashes are part of a name, and their own.
+FLAX = {"kernel", "embedding", "lora_a", "lora_b"}
+HAIKU = {"w", "embeddings", "w_i", "w_h"}
 
 
 class Numbering(NamedTuple):
@@ -198,7 +202,9 @@ def _with_layers(layer: Numbering, axis: int) -> Numbering:
 
 
 def check_filter_axis(filter_axis: FilterAxis) -> None:
-    """Requires an axis, a tuple of axes, a mapping from patterns, or a function."""
+    """Requires "auto", an axis or several, a mapping from patterns, or a function."""
+    if filter_axis == AUTO:
+        return
     if isinstance(filter_axis, Mapping):
         check_patterns("filter_axis", tuple(filter_axis))
         for pattern, axes in filter_axis.items():
@@ -209,6 +215,8 @@ def check_filter_axis(filter_axis: FilterAxis) -> None:
 
 def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
     """The axes of each leaf's filters, as they were given."""
+    if filter_axis == AUTO:
+        filter_axis = _of_framework(params)
     if isinstance(filter_axis, Mapping):
         paths = leaf_names(params)
         warn_of_unmatched("filter_axis", tuple(filter_axis), paths)
@@ -222,13 +230,6 @@ def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
                 "filter_axis must make a tree of axes like params, but made"
                 f" {_checks.describe(tree)}"
             ) from error
-    if filter_axis == LAST and _is_of_equinox(params):
-        warnings.warn(
-            "params is a module of Equinox, whose outputs come first, and noise is"
-            " relative to the filters of its last axis: pass"
-            " filter_axis=equinox_filters, or (-1,) if its outputs come last",
-            stacklevel=2,
-        )
     return [filter_axis] * len(jax.tree.leaves(params))
 
 
@@ -286,8 +287,26 @@ def _tree(params: Params, leaves: list[Any]) -> Params:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def _is_of_equinox(params: Params) -> bool:
-    def is_module(node):
-        return any(each.__module__.startswith("equinox.") for each in type(node).mro())
+def _of_framework(params: Params) -> Callable[[Params], Params]:
+    """The filters of the framework whose modules or names the parameters have.
 
-    return any(map(is_module, jax.tree.leaves(params, is_leaf=is_module)))
+    Leaves of fewer than two axes are the same in all of them.
+    """
+
+    def is_module(node):
+        return bool(_checks.classes(node, "equinox"))
+
+    if any(map(is_module, jax.tree.leaves(params, is_leaf=is_module))):
+        return equinox_filters
+    rows = list(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    paths = [path for path, leaf in rows if np.ndim(leaf) > 1]
+    last = {path.rpartition("/")[2] for path in paths}
+    if last & FLAX or not paths:
+        return flax_filters
+    if last & HAIKU and any("/" in path for path in paths):
+        return haiku_filters
+    raise ValueError(
+        f"filter_axis='auto' knows the layers of Flax, Equinox and Haiku, but not the"
+        f" parameter {paths[0]!r}: pass the axis of its outputs, such as filter_axis=-1"
+        " for x @ w or 0 for w @ x"
+    )

@@ -27,8 +27,13 @@ from smoothout_jax._copies import Copies
 from smoothout_jax._keys import fold, implementation, key_data
 from smoothout_jax._options import CopyOptions, SharedOptions, SmoothOptions, takes
 from smoothout_jax._trees import Params
-from smoothout_jax.loss_rise import LossRiseState, init_loss_rise, require_rise
-from smoothout_jax.noise import Noise, Size
+from smoothout_jax.loss_rise import (
+    LossRiseState,
+    Rise,
+    init_loss_rise,
+    require_rise,
+)
+from smoothout_jax.noise import Noise
 
 __all__ = [
     "CopyOptions",
@@ -107,14 +112,14 @@ def smoothout_value_and_grad(
 ) -> ValueAndGrad[P]: ...
 @overload
 def smoothout_value_and_grad(
-    fun: Fun, noise: Noise, *, loss_rise: Size, **options: Unpack[SmoothOptions]
+    fun: Fun, noise: Noise, *, loss_rise: Rise, **options: Unpack[SmoothOptions]
 ) -> HeldValueAndGrad[P]: ...
 @takes(SmoothOptions)
 def smoothout_value_and_grad(
     fun: Fun,
     noise: Noise,
     *,
-    loss_rise: Size | None = None,
+    loss_rise: Rise | None = None,
     **options: Unpack[SmoothOptions],
 ) -> ValueAndGrad[Any] | HeldValueAndGrad[Any]:
     """Value and gradient averaged over perturbed copies of the parameters.
@@ -132,7 +137,7 @@ def smoothout_value_and_grad(
             the noise given is the largest, and is scaled to hold the rise at δ. What
             is known of it is a state, which the function then takes first and returns
             last: `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`,
-            beginning with `init_loss_rise()`.
+            beginning with `init_loss_rise(loss_rise)`.
         **options: how many copies, how they run, and what each gets: those of
             `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
 
@@ -202,6 +207,7 @@ def smoothout_value_and_grad(
     def held(
         rise: LossRiseState, key: jax.Array, params: Any, /, *args: Any, **kwargs: Any
     ):
+        require_rise("smoothout_value_and_grad", loss_rise, rise)
         fn = functools.partial(of_copy, kwargs)
         mean, aux, after = copies.mean_gradients(fn, rise, key, params, args)
         return with_aux(mean, aux), after
@@ -292,7 +298,8 @@ def smooth_gradients(
 
     def init(params: Params) -> Any:
         _checks.arrays(params=params)
-        rise = None if copies.loss_rise is None else init_loss_rise()
+        held = copies.loss_rise
+        rise = None if held is None else init_loss_rise(held)
         return SmoothGradientsState(key_data(key), jnp.zeros([], jnp.int32), rise)
 
     def update(

@@ -8,9 +8,13 @@ the trapezoid rule along the line from θ to θ + ε, of whose two ends the clea
 mean zero. A step has both factors, so the rise costs it a dot product. It grows with
 the square of the noise: with c the mean of ½⟨ε, ∇f(θ + ε)⟩ / s² over the last steps,
 where s is the scale that the noise was multiplied by, s = √(δ / c) holds the rise at δ.
+
+How much a loss bears is read off the gap between held-out and training loss, which
+noise is there to close: `heldout_gap` and `smoothout_report`.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +35,20 @@ LEAST = 1e-12
 # Of the target: no rise counts as less or more, so that one bad batch can neither set
 # the noise free nor silence it for hundreds of steps.
 LEAST_SEEN, MOST_SEEN = -10, 100
+# How far a reported gap moves the one in use, which begins as the first report.
+GAP_STEP = 0.2
+
+
+class LossGapState(NamedTuple):
+    """What was reported of a network's losses.
+
+    Attributes:
+        loss_gap: held-out less training loss, at least 0, smoothed over the reports.
+        gap_reports: number of reports that counted, int32.
+    """
+
+    loss_gap: jax.Array
+    gap_reports: jax.typing.ArrayLike
 
 
 class LossRiseState(NamedTuple):
@@ -43,6 +61,8 @@ class LossRiseState(NamedTuple):
         rise_per_square: mean of the rise over the square of the scale.
         rise_weight: weight of these means, the sum of the scales' squares.
         rise_step: number of gradients so far, int32.
+        loss_rise_target: the rise that the noise in use was to cost.
+        gap_state: the gap that it follows, if it is held by `heldout_gap`; else `None`.
     """
 
     noise_scale: jax.Array
@@ -50,20 +70,191 @@ class LossRiseState(NamedTuple):
     rise_per_square: jax.Array
     rise_weight: jax.Array
     rise_step: jax.Array
+    loss_rise_target: jax.Array
+    gap_state: LossGapState | None = None
 
 
-def init_loss_rise() -> LossRiseState:
+@dataclasses.dataclass(frozen=True)
+class HeldoutGap:
+    """What `heldout_gap` returns: a rise that follows the reported losses."""
+
+    share: jax.typing.ArrayLike
+    start: jax.typing.ArrayLike
+
+    def __post_init__(self):
+        _checks.nonnegative(share=self.share, start=self.start)
+
+    def target(self, gap: LossGapState | None) -> jax.Array:
+        """The rise to hold, given what was reported."""
+        assert gap is not None
+        return jnp.where(gap.gap_reports == 0, self.start, self.share * gap.loss_gap)
+
+
+Rise = Size | HeldoutGap
+
+
+def heldout_gap(
+    share: jax.typing.ArrayLike = 0.5, start: jax.typing.ArrayLike = 0.1
+) -> HeldoutGap:
+    """A `loss_rise` that follows the gap between held-out and training loss.
+
+    Noise is to keep a network from memorising its training data, and the gap tells how
+    much it has: the rise is held at a share of the gap, so noise grows as the gap does,
+    and lowers it. Report both losses, once an epoch or so, to `smoothout_report`.
+
+    Args:
+        share: the rise over the gap, at least 0; may be traced.
+        start: the rise until the first report, in the units of the loss; may be traced.
+
+    Returns:
+        The `loss_rise` of `smoothout`, `smoothout_value_and_grad`, `smooth_gradients`
+        and `init_loss_rise`.
+
+    Raises:
+        TypeError, ValueError: if an argument is not a number, negative or not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from smoothout_jax import (
+        ...     heldout_gap, smoothout, smoothout_metrics, smoothout_report, uniform)
+        >>> optimizer = smoothout(
+        ...     optax.sgd(0.1), uniform(1.0), key=0, loss_rise=heldout_gap())
+        >>> params = jnp.ones(3)
+        >>> state = optimizer.init(params)
+        >>> state = smoothout_report(state, train_loss=0.1, heldout_loss=0.9)
+        >>> updates, state = optimizer.update(jnp.ones(3), state, params)
+        >>> print(f"{smoothout_metrics(state)['loss_rise_target']:.1f}")
+        0.4
+    """
+    return HeldoutGap(share, start)
+
+
+def init_loss_rise(loss_rise: Rise | None = None) -> LossRiseState:
     """The state before the first step, when nothing is known yet.
 
     `smoothout_value_and_grad` with a `loss_rise` starts from it.
+
+    Args:
+        loss_rise: that rise; needed if it is a `heldout_gap`.
     """
-    return LossRiseState(
-        noise_scale=jnp.zeros([], jnp.float32),
-        loss_rise_estimate=jnp.zeros([], jnp.float32),
-        rise_per_square=jnp.zeros([], jnp.float32),
-        rise_weight=jnp.zeros([], jnp.float32),
-        rise_step=jnp.zeros([], jnp.int32),
-    )
+    # Each in a buffer of its own, to be donated.
+    zero = functools.partial(jnp.zeros, [], jnp.float32)
+    count = functools.partial(jnp.zeros, [], jnp.int32)
+    gap = LossGapState(zero(), count()) if isinstance(loss_rise, HeldoutGap) else None
+    return LossRiseState(zero(), zero(), zero(), zero(), count(), zero(), gap)
+
+
+def smoothout_report(
+    state: Any,
+    *,
+    train_loss: jax.typing.ArrayLike,
+    heldout_loss: jax.typing.ArrayLike,
+    chance_loss: jax.typing.ArrayLike | None = None,
+) -> Any:
+    """Tells a rise held by `heldout_gap` how far the network memorises.
+
+    Call it once an epoch or so, with both losses at the clean parameters, the training
+    loss on a few hundred training examples, without augmentation and dropout. The gap
+    max(0, min(heldout_loss, chance_loss) - train_loss) moves the one in use by a fifth
+    of their difference, by more in the first four reports. A report in which it is not
+    finite does not count.
+
+    Args:
+        state: the optimizer's state, or any tree that holds it, such as a `TrainState`
+            or the state of the rise itself: it is found in chains and wrappers.
+        train_loss: mean loss on training data: a number, traced or not, or for states
+            of several runs side by side an array like their fields.
+        heldout_loss: mean loss on held-out data, likewise.
+        chance_loss: loss of guessing, such as the log of the number of classes,
+            likewise. A network that is sure of its mistakes loses far more on held-out
+            data, and would get too much noise for it.
+
+    Returns:
+        The state with the report: a tree like `state`. Every rise in it that is held by
+        `heldout_gap` takes the report.
+
+    Raises:
+        TypeError: if a loss is not a real number.
+        ValueError: if no rise in the state is held by `heldout_gap`, or the shape of a
+            loss is not that of the runs.
+    """
+    losses = {"train_loss": train_loss, "heldout_loss": heldout_loss}
+    if chance_loss is not None:
+        losses["chance_loss"] = chance_loss
+    held = _found(LossGapState, state)
+    if not held:
+        raise ValueError(
+            "state holds no gap to report to: pass loss_rise=heldout_gap() to smoothout"
+            f" (or to init_loss_rise); got {_checks.describe(state)}"
+        )
+    _checks.real(**losses)
+    runs = jnp.shape(_array(held[0].loss_gap))
+    for name, loss in losses.items():
+        if jnp.shape(loss) not in ((), runs):
+            raise ValueError(
+                f"{name} must be a number, or of the shape of the runs, {runs}; got"
+                f" shape {jnp.shape(loss)}"
+            )
+    train, *above = (jnp.asarray(loss, jnp.float32) for loss in losses.values())
+    gap = jnp.maximum(functools.reduce(jnp.minimum, above) - train, 0)
+
+    def report(node):
+        if not isinstance(node, LossGapState):
+            return node
+        leaves, structure = jax.tree.flatten(node)
+        return jax.tree.unflatten(structure, _reported(LossGapState(*leaves), gap))
+
+    return jax.tree.map(report, state, is_leaf=lambda n: isinstance(n, LossGapState))
+
+
+def smoothout_metrics(state: Any) -> dict[str, jax.Array]:
+    """How strong the noise is, for a log.
+
+    Args:
+        state: the optimizer's state, or any tree that holds it, with one rise that is
+            held; as for `smoothout_report`.
+
+    Returns:
+        `noise_scale`, the factor in [0, 1] of the noise in use; `loss_rise_target` and
+        `loss_rise_estimate`, the rise it is to cost and has cost of late, in the units
+        of the loss; and `loss_gap` if it follows one: scalars, or arrays over runs.
+
+    Raises:
+        ValueError: if the state holds no rise, or several.
+    """
+    rises = _found(LossRiseState, state)
+    if len(rises) != 1:
+        raise ValueError(
+            f"state must hold one loss_rise, as smoothout has it, but has {len(rises)};"
+            f" got {_checks.describe(state)}"
+        )
+    names = "noise_scale", "loss_rise_target", "loss_rise_estimate"
+    metrics = {name: _array(getattr(rises[0], name)) for name in names}
+    gap = rises[0].gap_state
+    return metrics if gap is None else metrics | {"loss_gap": _array(gap.loss_gap)}
+
+
+def _reported(state: LossGapState, gap: jax.Array) -> LossGapState:
+    """The state after a report of this gap."""
+    reports = optax.safe_increment(state.gap_reports)
+    moved = state.loss_gap + jnp.maximum(GAP_STEP, 1 / reports) * (gap - state.loss_gap)
+    new = LossGapState(moved, reports)
+    return jax.tree.map(functools.partial(jnp.where, jnp.isfinite(gap)), new, state)
+
+
+def _found(kind: Any, state: Any) -> list[Any]:
+    """The nodes of a type in a tree."""
+
+    def is_kind(node):
+        return isinstance(node, kind)
+
+    return list(filter(is_kind, jax.tree.leaves(state, is_leaf=is_kind)))
+
+
+def _array(field: Any) -> jax.Array:
+    """The array of a field, which an optimizer of NNX boxes."""
+    (array,) = jax.tree.leaves(field)
+    return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +263,20 @@ class LossRise:
 
     Attributes:
         target: the rise δ, in the units of the loss: a number of at least 0, a traced
-            scalar, or a schedule of the step.
+            scalar, a schedule of the step, or a share of the gap.
         copies: gradients observed in a step, one after another.
     """
 
-    target: Size
+    target: Rise
     copies: int = 1
 
     def __post_init__(self):
-        if not callable(self.target):
+        if not (callable(self.target) or isinstance(self.target, HeldoutGap)):
             _checks.nonnegative(loss_rise=self.target)
+
+    def init(self) -> LossRiseState:
+        """The state before the first step."""
+        return init_loss_rise(self.target)
 
     def scaled(self, state: LossRiseState) -> LossRiseState:
         """The state with the scale of the next noise."""
@@ -97,7 +292,9 @@ class LossRise:
         weaker = (scale > 0) & (scale < old)
         ratio = jnp.where(weaker, scale / jnp.where(weaker, old, 1), 1)
         return state._replace(
-            noise_scale=scale, rise_weight=state.rise_weight * jnp.square(ratio)
+            noise_scale=scale,
+            rise_weight=state.rise_weight * jnp.square(ratio),
+            loss_rise_target=target,
         )
 
     def observed(self, state: LossRiseState, rise: jax.Array) -> LossRiseState:
@@ -126,6 +323,8 @@ class LossRise:
 
     def _now(self, state: LossRiseState) -> jax.Array:
         """The target of the step; 0 if a schedule is not finite."""
+        if isinstance(self.target, HeldoutGap):
+            return self.target.target(state.gap_state).astype(jnp.float32)
         step = state.rise_step // self.copies
         target = jnp.asarray(at_step("loss_rise", self.target, step), jnp.float32)
         return jnp.where(jnp.isfinite(target), target, 0)
@@ -169,10 +368,18 @@ def scaled(noise: Params, scale: jax.Array) -> Params:
 
 
 def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:
-    """Requires a state with the rise if it is held, and without if not."""
+    """Requires a state with the rise, or its gap, if it is held, and without if not."""
     if (held is None) != (given is None):
         made, takes = ("without", "with") if given is None else ("with", "without")
         raise ValueError(
             f"state was made {made} loss_rise, but {name} is {takes} it: take the state"
             " from its own init"
+        )
+    if given is not None and isinstance(held, HeldoutGap) != (
+        given.gap_state is not None
+    ):
+        raise ValueError(
+            f"state was made for another loss_rise than that of {name}, with"
+            " heldout_gap() only one of them: take the state from its own init, or from"
+            " init_loss_rise(loss_rise)"
         )

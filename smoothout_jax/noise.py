@@ -65,10 +65,10 @@ class Noise(Protocol):
 
 
 def uniform(
-    radius: Size,
+    radius: Size = 1.0,
     *,
     relative_to: RelativeTo = None,
-    filter_axis: FilterAxis = -1,
+    filter_axis: FilterAxis = "auto",
     mask: Mask | None = None,
     bits: int = 8,
 ) -> Noise:
@@ -96,12 +96,13 @@ def uniform(
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
         filter_axis: the axis, or tuple of axes, whose indices number the filters, all
             that makes one output: -1 for Flax's dense layers and convolutions, 0 for
-            Equinox. For networks of several kinds, a mapping from patterns of the path
-            to axes (regular expressions; the first that is found counts, and where none
-            is, -1), or a function of the parameters to a tree of axes, such as
-            `flax_filters`, `equinox_filters`, `haiku_filters` and `stacked`. Without
-            axes, `()`, the whole leaf is one filter. By default each weight of a bias
-            or of a norm layer is a filter of its own, as in the authors' program.
+            Equinox. `"auto"` takes `flax_filters`, `equinox_filters` or
+            `haiku_filters`, by the names that the parameters have. Otherwise a mapping
+            from patterns of the path to axes (regular expressions; the first that is
+            found counts, and where none is, -1), or a function of the parameters to a
+            tree of axes, such as `stacked`. Without axes, `()`, the whole leaf is one
+            filter. By default each weight of a bias or of a norm layer is a filter of
+            its own, as in the authors' program.
         mask: which leaves get noise, by Optax's convention: a tree (or prefix tree) of
             booleans like the parameters, or a function that makes one from them.
         bits: random bits for each weight, 8, 16 or 32: u has 2**bits levels (2**24 for
@@ -149,7 +150,7 @@ def gaussian(
     std: Size,
     *,
     relative_to: RelativeTo = None,
-    filter_axis: FilterAxis = -1,
+    filter_axis: FilterAxis = "auto",
     mask: Mask | None = None,
     normalize: bool = False,
 ) -> Noise:

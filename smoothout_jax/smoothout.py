@@ -32,12 +32,13 @@ from smoothout_jax._trees import (
 from smoothout_jax.loss_rise import (
     LossRise,
     LossRiseState,
-    init_loss_rise,
+    Rise,
+    heldout_gap,
     require_rise,
     rise_of,
     scaled,
 )
-from smoothout_jax.noise import Noise, Size, noisy_leaves
+from smoothout_jax.noise import Noise, noisy_leaves, uniform
 
 
 class SmoothoutState(NamedTuple):
@@ -65,10 +66,10 @@ class SmoothoutState(NamedTuple):
 
 def smoothout(
     optimizer: optax.GradientTransformation,
-    noise: Noise,
+    noise: Noise | None = None,
     *,
     key: jax.Array | int,
-    loss_rise: Size | None = None,
+    loss_rise: Rise | None = None,
     num_copies: int = 1,
     keep_noise: bool = True,
     axis_name: Specs = None,
@@ -93,18 +94,19 @@ def smoothout(
         optimizer: the Optax optimizer of the clean parameters.
         noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
             gets the number of updates of the clean parameters. Noise that would carry a
-            parameter beyond the range of its dtype is not added to it.
+            parameter beyond the range of its dtype is not added to it. By default
+            `uniform(relative_to="filter")`, with `loss_rise=heldout_gap()`: report both
+            losses to `smoothout_report` then.
         key: PRNG key of the noise, typed or raw, or an integer seed. Runs under
             `jax.vmap` over seeds take a key each; so do transformations side by side in
             `optax.multi_transform`.
         loss_rise: the rise δ of the loss that the noise may cost, in the units of the
             loss, such as 0.1 nats: the noise given is then the largest, and is scaled
             so that the loss rises by δ under it, as read off the gradients. A number
-            of at least 0, a traced scalar, or a schedule of the number of updates.
-            `optax.tree.get(state, "noise_scale")` is the factor in use, and
-            `"loss_rise_estimate"` the mean rise in the last 50 steps. The gradients
-            must be those of the loss: put clipping and weight decay into `optimizer`
-            rather than before `smoothout`, and unscale scaled losses first.
+            of at least 0, a traced scalar, a schedule of the number of updates, or
+            `heldout_gap()`. `smoothout_metrics` shows it. The gradients must be those
+            of the loss: put clipping and weight decay into `optimizer` rather than
+            before `smoothout`, and unscale scaled losses first.
         num_copies: number M of perturbed gradients averaged into one update: the
             optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
             repeat the same noise, since it keeps its inner state for its micro-steps.
@@ -152,6 +154,9 @@ def smoothout(
         <https://arxiv.org/abs/2409.14396>`_, 2024: noise kept as its key.
     """
     _checks.transformation(optimizer=optimizer)
+    if noise is None:
+        noise = uniform(relative_to="filter")
+        loss_rise = heldout_gap() if loss_rise is None else loss_rise
     _checks.function("such as smoothout_jax.uniform(0.01)", noise=noise)
     _checks.count(num_copies=num_copies)
     _checks.choice((True, False), keep_noise=keep_noise)
@@ -282,7 +287,7 @@ class _Wrapper:
             smoothout_copy=jnp.zeros([], jnp.int32),
             gradient_mean=_zeros(params) if self.draws.num_copies > 1 else None,
             smoothed_state=self.optimizer.init(params),
-            smoothout_rise=None if self.rise is None else init_loss_rise(),
+            smoothout_rise=None if self.rise is None else self.rise.init(),
         )
 
     def update(
@@ -303,7 +308,8 @@ class _Wrapper:
                 "state must be the state of smoothout, as its init or update returned"
                 f" it; got {_checks.describe(state)}"
             )
-        require_rise("smoothout", self.rise, state.smoothout_rise)
+        held = None if self.rise is None else self.rise.target
+        require_rise("smoothout", held, state.smoothout_rise)
         old = self.draws.noise_in(state, params)
         clean = _denoised(params, old)
         rise = state.smoothout_rise

@@ -148,16 +148,6 @@ def test_a_pattern_that_matches_nothing_warns():
         uniform(0.1, relative_to="filter", filter_axis={"querry": 0})(KEY, {"w": X})
 
 
-def test_equinox_with_its_inputs_taken_for_outputs_warns():
-    params = eqx.filter(eqx.nn.Linear(3, 2, key=KEY), eqx.is_inexact_array)
-    with pytest.warns(UserWarning, match="params is a module of Equinox"):
-        uniform(0.1, relative_to="filter")(KEY, params)
-    for axes in (0, (-1,)):  # as warnings are errors here
-        uniform(0.1, relative_to="filter", filter_axis=axes)(KEY, params)
-    uniform(0.1, relative_to="layer")(KEY, params)
-    uniform(0.1)(KEY, params)
-
-
 @pytest.mark.parametrize(
     ("filter_axis", "error", "message"),
     [
