@@ -292,11 +292,7 @@ def _of_framework(params: Params) -> Callable[[Params], Params]:
 
     Leaves of fewer than two axes are the same in all of them.
     """
-
-    def is_module(node):
-        return bool(_checks.classes(node, "equinox"))
-
-    if any(map(is_module, jax.tree.leaves(params, is_leaf=is_module))):
+    if _checks.has_class(params, "equinox"):
         return equinox_filters
     rows = list(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
     paths = [path for path, leaf in rows if np.ndim(leaf) > 1]
