@@ -862,7 +862,10 @@ def test_wrong_arguments_are_refused_by_name_when_built(arguments, error, messag
         ({"clean_weight": 1.0}, "clean_weight must be in .* got 1.0"),
         ({"execution": "pmap"}, "execution must be one of .*; got 'pmap'"),
         ({"num_copies": 3, "chunk_size": 2}, "chunk_size=2 does not divide the 3"),
-        ({"axis_name": "a", "spmd_axis_name": "b"}, "spmd_axis_name .* excludes .* axis_name='a'"),
+        (
+            {"axis_name": "a", "spmd_axis_name": "b"},
+            "spmd_axis_name .* excludes .* axis_name='a'",
+        ),
     ],
 )
 def test_smooth_gradients_refuses_what_its_copies_cannot_be(options, message):
