@@ -48,17 +48,6 @@ def real(**values: Any) -> None:
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
 
 
-def floating(**values: Any) -> None:
-    """Requires real floating dtypes."""
-    for name, value in values.items():
-        try:
-            is_real = jnp.issubdtype(jnp.dtype(value), jnp.floating)
-        except TypeError:
-            raise TypeError(f"{name} must be a dtype, got {describe(value)}") from None
-        if not is_real:
-            raise ValueError(f"{name} must be a floating dtype, got {describe(value)}")
-
-
 def positive(**values: Any) -> None:
     """Requires real, finite numbers above 0 that are not traced."""
     for name, value in values.items():

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,9 @@ from jax.sharding import AxisType
 from smoothout_jax import _checks
 from smoothout_jax._jax import apart
 from smoothout_jax._options import Options
-from smoothout_jax._trees import Params, accumulator_dtype, add_noise
+from smoothout_jax._trees import Params, accumulator_dtype, add_noise, leaf_names
 from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of
+from smoothout_jax.masks import untrained_kinds
 
 # Beyond, compiling the copies takes minutes for a large network.
 MAX_UNROLLED = 16
@@ -139,19 +140,18 @@ class Copies(Options):
 
     def _plan(self) -> tuple[str, int]:
         """How the copies run, and how many of them at once."""
-        execution = self.execution
-        if execution == "auto":
-            if self.chunk_size is not None:
-                execution = "scan"
-            elif jax.default_backend() != "cpu" and self.batch_argnums:
-                execution = "vmap"
-            else:
-                execution = "unroll" if self.total <= MAX_UNROLLED else "scan"
         if self.spmd_axis_name is not None:
             return "vmap", self.total
         if self.total == 1:
             return "unroll", 1
-        return execution, self.total if execution == "vmap" else self.chunk_size or 1
+        if self.chunk_size is not None:
+            return "scan", self.chunk_size
+        execution = self.execution
+        if execution == "auto":
+            execution = "unroll" if self.total <= MAX_UNROLLED else "scan"
+            if jax.default_backend() != "cpu" and self.batch_argnums:
+                execution = "vmap"
+        return execution, self.total if execution == "vmap" else 1
 
     def _all(
         self, key: jax.Array, args: Sequence[Any], scale: jax.Array | None
@@ -214,9 +214,12 @@ class Copies(Options):
             noise = jax.tree.map(functools.partial(_times, copy.factor), noise)
         perturbed = add_noise(params, noise)
         if (dtype := self.compute_dtype) is not None:
-            perturbed = jax.tree.map(
-                lambda p: jnp.asarray(p, dtype) if _is_real(p) else p, perturbed
-            )
+
+            def cast(leaf):
+                is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+                return jnp.asarray(leaf, dtype) if is_real else leaf
+
+            perturbed = jax.tree.map(cast, perturbed)
         return written((perturbed, None if scale is None else noise))
 
 
@@ -320,10 +323,6 @@ def _weigh(weight, result: Any) -> Any:
     return jax.tree.map(weigh, result)
 
 
-def _is_real(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
 def _times(factor, noise: jax.Array) -> jax.Array:
     """Noise times a factor, in float32 at least; integers are kept, or dropped by 0."""
     dtype, scaled = jnp.result_type(noise), noise
@@ -335,13 +334,8 @@ def _times(factor, noise: jax.Array) -> jax.Array:
 
 def _refuse_overwritten(params: Params) -> None:
     """Raises ValueError if gradients of some params are next values, not slopes."""
-
-    def is_overwritten(node):
-        # NNX has the collection as a type of variables.
-        in_mapping = isinstance(node, Mapping) and OVERWRITTEN in node
-        return in_mapping or type(node).__name__ == OVERWRITTEN
-
-    if any(map(is_overwritten, jax.tree.leaves(params, is_leaf=is_overwritten))):
+    rows = zip(leaf_names(params), untrained_kinds(params), strict=True)
+    if any(OVERWRITTEN in (kind, *name.split("/")) for name, kind in rows):
         raise ValueError(
             f"params holds Flax's collection {OVERWRITTEN!r}, whose gradients are its"
             " next values, which must not be averaged over copies: set num_copies=1, or"

@@ -9,15 +9,7 @@ SHOWN_BY: list[Callable[..., Any]] = []
 
 
 def require(module: str, extra: str) -> Any:
-    """Imports a module of an extra.
-
-    Args:
-        module: the module's name, such as `"scipy.optimize"`.
-        extra: the extra of this package that installs it.
-
-    Raises:
-        ImportError: if it is not installed, with the command that installs it.
-    """
+    """Imports a module, or raises ImportError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -32,13 +24,7 @@ def progress(
 ) -> Any:
     """A progress bar that shows once it has run for two seconds, if tqdm is installed.
 
-    Args:
-        description: what is under way.
-        items: what to iterate over; without them, call the bar's `update()`.
-        total: number of items or updates, if it is known.
-
-    Returns:
-        The bar: an iterable with `update()` and `close()`.
+    It is an iterable of the items. Without them, call its `update()` and `close()`.
     """
     if SHOWN_BY:
         return SHOWN_BY[-1](description, items, total)
@@ -59,7 +45,6 @@ class _NoBar:
         return iter(self._items)
 
     def update(self) -> None:
-        """Shows nothing."""
+        pass
 
-    def close(self) -> None:
-        """Closes nothing."""
+    close = update

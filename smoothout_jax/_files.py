@@ -8,18 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smoothout_jax import _checks
-
 # What reading an archive of arrays raises if it is damaged, or holds others.
-DAMAGED = (
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+DAMAGED = AttributeError, KeyError, TypeError, ValueError, EOFError
+DAMAGED += zipfile.BadZipFile, zlib.error
 # Files being written, to delete if the process ends at once.
 UNFINISHED: set[Path] = set()
 
@@ -38,14 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Any) -> Path:
-    """Returns the path of a file; raises an error if it cannot be written there.
-
-    Raises:
-        OSError: if its folder is missing or cannot be written to, or it is a folder.
-        TypeError: if it is not a path.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be that of a file, got {_checks.describe(path)}")
+    """The path of a file; raises OSError if it cannot be written there."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: there is no folder {path.parent}")

@@ -17,8 +17,7 @@ def implementation(key: jax.Array) -> Any:
 
 def key_data(key: jax.Array) -> jax.Array:
     """The data of a key: plain integers in a buffer of their own."""
-    data = key if implementation(key) is None else jax.random.key_data(key)
-    return jnp.array(data)
+    return jnp.array(key if implementation(key) is None else jax.random.key_data(key))
 
 
 def fold(impl: Any, data: jax.Array, count: Any) -> jax.Array:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from smoothout_jax import _checks
@@ -144,8 +145,9 @@ class Options:
             )
         if self.loss_rise is not None:
             LossRise(self.loss_rise)
-        if self.compute_dtype is not None:
-            _checks.floating(compute_dtype=self.compute_dtype)
+        dtype = self.compute_dtype
+        if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            raise ValueError(f"compute_dtype must be a floating dtype, got {dtype!r}")
         self._check_aux()
         self._check_argnums()
         self._check_execution()
@@ -157,7 +159,7 @@ class Options:
             name = "a function" if callable(self.aux) else repr(self.aux)
             raise ValueError(f"aux={name} needs has_aux=True")
         if self.aux == "clean" and not self.clean_weight:
-            raise ValueError("aux='clean' needs a clean copy: a clean_weight above 0")
+            raise ValueError("aux='clean' needs a clean_weight above 0")
 
     def _check_argnums(self):
         seen = []
@@ -206,8 +208,7 @@ class Options:
             if self.total % self.chunk_size:
                 raise ValueError(
                     f"chunk_size={self.chunk_size} does not divide the {self.total}"
-                    f" copies of num_copies={self.num_copies} and"
-                    f" clean_weight={self.clean_weight}"
+                    " copies, a clean one included"
                 )
 
     @property

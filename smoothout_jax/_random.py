@@ -1,13 +1,9 @@
 """Evenly spaced random levels in (-1, 1) for the leaves of a tree, drawn cheaply.
 
-Noise costs its random bits, in time and in compilation, so they are used sparingly:
-
-- A level takes 8, 16 or 32 bits, and a random word of 32 bits serves as many levels as
-  it can.
-- Small leaves share one draw, because every draw has to be compiled. A large leaf is
-  drawn alone, in its own shape with words packed along the last axis, so that each
-  device of a mesh draws only its own part.
-- The generator is Threefry with as few rounds as pass the tests of randomness.
+A random word of 32 bits serves as many levels of 8, 16 or 32 bits as it can. Small
+leaves share one draw, because every draw has to be compiled. A large leaf is drawn
+alone, in its own shape with words packed along the last axis, so that each device of a
+mesh draws only its own part.
 """
 
 import functools

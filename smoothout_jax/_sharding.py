@@ -30,8 +30,7 @@ def by_parts(
 ) -> Callable[..., Any]:
     """A function whose result every device computes in part, by an explicit sharding.
 
-    XLA splits what is computed on the way, as it does on automatic axes: words of
-    random bits, for one, need not divide as the levels made of them do.
+    XLA splits what is computed on the way: random words need not divide as levels do.
     """
     if sharding is None:
         return fn

@@ -1,8 +1,7 @@
 """Parameters that are sharded by hand, in `jax.shard_map`.
 
 There a program sees its own shard alone, so it must be told which axes of a leaf lie
-along which axes of the mesh: each shard then draws its own noise, leaves that are whole
-everywhere draw the same, and norms and products are summed over the shards.
+along which axes of the mesh. Leaves that are whole everywhere draw the same noise.
 """
 
 from collections.abc import Callable
@@ -13,18 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from smoothout_jax import _checks
-from smoothout_jax._trees import Params, leaf_names, leaves_or_none
+from smoothout_jax._trees import Params, broadcast, leaf_names, leaves_or_none
 from smoothout_jax.noise import Noise, sharded_noise, spec_names
 
 Specs = str | tuple[str, ...] | Any
 
 
 def specs_of(axis_name: Specs) -> Any:
-    """A tree of partition specs: a name stands for the first axis of every leaf.
-
-    Raises:
-        TypeError: if it is neither names nor a tree of partition specs.
-    """
+    """A tree of partition specs: a name stands for the first axis of every leaf."""
     if axis_name is None or isinstance(axis_name, str):
         return axis_name and jax.P(axis_name)
     if isinstance(axis_name, tuple) and all(isinstance(n, str) for n in axis_name):
@@ -75,15 +70,7 @@ def total(
 
 def _by_leaf(specs: Any, params: Params) -> list[jax.P]:
     """The partition spec of every leaf."""
-    try:
-        tree = jax.tree.broadcast(specs, params, is_leaf=_is_spec)
-    except ValueError as error:
-        raise ValueError(
-            "axis_name must be a tree, or prefix tree, of jax.P like params; its"
-            f" structure is {jax.tree.structure(specs, is_leaf=_is_spec)}, that of"
-            f" params {jax.tree.structure(params)}"
-        ) from error
-    return jax.tree.leaves(tree, is_leaf=_is_spec)
+    return broadcast("axis_name", specs, params, _is_spec)
 
 
 def _is_spec(node: Any) -> bool:

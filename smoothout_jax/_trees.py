@@ -21,10 +21,9 @@ ROW = 256
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """The path of each leaf, its keys joined by slashes: `"Dense_0/kernel"`.
+    """The path of each leaf, as the user wrote it: `"Dense_0/kernel"`.
 
-    A path is what the user wrote: the attribute in which Flax boxes an array, as
-    `nnx.Param` and `nn.Partitioned` do, is left out.
+    The attribute in which Flax boxes an array, as `nnx.Param` does, is left out.
     """
     return list(map(_joined, _leaf_paths(tree)))
 
@@ -41,14 +40,30 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 def require_like(params: Any, name: str, tree: Any) -> None:
     """Requires a tree with the leaves of the parameters: same paths, same shapes."""
-    expected, given = _shapes(params), _shapes(tree)
-    for leaf in expected | given:
-        here, there = expected.get(leaf), given.get(leaf)
-        if here != there:
+    here, there = (
+        {path: f"of shape {np.shape(leaf)}" for path, leaf in named_leaves(each)}
+        for each in (params, tree)
+    )
+    for path in here | there:
+        expected, given = here.get(path, "missing"), there.get(path, "missing")
+        if given != expected:
             raise ValueError(
-                f"{name} must be a tree like params, but {leaf!r} is"
-                f" {_described(there)} in {name}, and {_described(here)} in params"
+                f"{name} must be a tree like params, but {path!r} is {given} in {name},"
+                f" and {expected} in params"
             )
+
+
+def broadcast(name: str, tree: Any, params: Any, is_leaf: Any = None) -> list[Any]:
+    """The leaves of a tree, or prefix tree, one for each leaf of the parameters."""
+    try:
+        whole = jax.tree.broadcast(tree, params, is_leaf=is_leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be a tree, or prefix tree, like params: its structure is"
+            f" {jax.tree.structure(tree, is_leaf)}, that of params"
+            f" {jax.tree.structure(params)}"
+        ) from error
+    return jax.tree.leaves(whole, is_leaf=is_leaf)
 
 
 def map_leaves(fun: Callable[..., Any], params: Any, *others: Any) -> Any:
@@ -98,21 +113,10 @@ def _joined(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    return {name: np.shape(leaf) for name, leaf in named_leaves(tree)}
-
-
-def _described(shape) -> str:
-    return "missing" if shape is None else f"of shape {shape}"
-
-
 def add_noise(params: Params, noise: Params) -> Params:
-    """Adds noise to the parameters, where it carries none beyond its dtype's range.
+    """Adds noise, where it carries no parameter beyond its dtype's range.
 
-    PRNG keys stay as they are.
-
-    Raises:
-        ValueError: unless the noise is a tree like the parameters.
+    PRNG keys stay as they are. Raises ValueError unless the trees are alike.
     """
     require_like(params, "noise", noise)
 
@@ -149,11 +153,12 @@ def total(arrays: Sequence[jax.Array]) -> jax.Array:
     if not on_one_gpu():
         arrays = [jnp.sum(each) for each in arrays]
         return jnp.sum(jnp.asarray([each.astype(jnp.float32) for each in arrays]))
-    rows = [_rows(jnp.ravel(each).astype(jnp.float32)) for each in arrays]
-    sums = [jnp.sum(each, axis=1) for each in rows] or [jnp.zeros(0)]
+
+    def sums_of_rows(array):
+        vector = jnp.ravel(array).astype(jnp.float32)
+        rows = jnp.pad(vector, (0, -vector.size % ROW)).reshape(-1, ROW)
+        return jnp.sum(rows, axis=1)
+
+    sums = list(map(sums_of_rows, arrays)) or [jnp.zeros(0)]
     # Without the barrier XLA would sum each of them alone.
     return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums)))
-
-
-def _rows(vector: jax.Array) -> jax.Array:
-    return jnp.pad(vector, (0, -vector.size % ROW)).reshape(-1, ROW)

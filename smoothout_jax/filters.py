@@ -1,8 +1,7 @@
 """Which weights make one filter: the axes of a leaf whose indices number its filters.
 
-A filter is all that makes one output: the column of a dense kernel, the weights of one
-channel of a convolution, those of one unit of an attention head, a token's row of an
-embedding. The norms that noise is relative to are taken over a leaf's other axes::
+A filter is all that makes one output, such as the column of a dense kernel. The norms
+that noise is relative to are taken over a leaf's other axes::
 
     parameter                                              filter_axis
     dense kernel of Flax or Haiku, (inputs, outputs)       -1
@@ -11,10 +10,6 @@ embedding. The norms that noise is relative to are taken over a leaf's other axe
     embedding, (tokens, features)                          0
     any of Equinox, (outputs, inputs, …)                   0
     dense layers stacked by a scan, (layers, in, out)      (0, -1)
-
-Networks of several kinds name them by path, or by a function of the parameters, as
-`flax_filters`, `equinox_filters` and `haiku_filters` are; `stacked` adds the axis of
-stacked layers.
 """
 
 import re
@@ -27,7 +22,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from smoothout_jax import _checks
-from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax._trees import Params, leaf_names, named_leaves
 from smoothout_jax.masks import check_patterns, first_match, warn_of_unmatched
 
 Axes = int | tuple[int, ...]
@@ -41,14 +36,10 @@ HAIKU = {"w", "embeddings", "w_i", "w_h"}
 
 
 class Numbering(NamedTuple):
-    """The axes of a leaf that number its filters, counted from 0.
-
-    Attributes:
-        filters: all of them.
-        layers: those of them that number stacked layers.
-    """
+    """The axes of a leaf that number its filters, counted from 0."""
 
     filters: tuple[int, ...]
+    # Those of them that number stacked layers.
     layers: tuple[int, ...] = ()
 
 
@@ -110,7 +101,7 @@ def equinox_filters(params: Params) -> Params:
         params: the parameters.
 
     Returns:
-        A tree like the parameters of axes: a `filter_axis`, which `stacked` takes for
+        A tree like the parameters of axes: a `filter_axis`. Wrap it in `stacked` for
         layers that `equinox.filter_vmap` has made.
     """
     return _tree(params, [0] * len(jax.tree.leaves(params)))
@@ -251,7 +242,7 @@ def _by_rank(params: Params, axes: Mapping[str, tuple[int, Axes]]) -> Params:
                 return found
         return LAST
 
-    return _tree(params, list(map(find, leaf_names(params), jax.tree.leaves(params))))
+    return _tree(params, [find(path, leaf) for path, leaf in named_leaves(params)])
 
 
 def _tree(params: Params, leaves: list[Any]) -> Params:
@@ -259,14 +250,11 @@ def _tree(params: Params, leaves: list[Any]) -> Params:
 
 
 def _of_framework(params: Params) -> Callable[[Params], Params]:
-    """The filters of the framework whose modules or names the parameters have.
-
-    Leaves of fewer than two axes are the same in all of them.
-    """
+    """The filters of the framework whose modules or names the parameters have."""
     if _checks.has_class(params, "equinox"):
         return equinox_filters
-    rows = list(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
-    paths = [path for path, leaf in rows if np.ndim(leaf) > 1]
+    # Leaves of fewer than two axes are the same in all of them.
+    paths = [path for path, leaf in named_leaves(params) if np.ndim(leaf) > 1]
     last = {path.rpartition("/")[2] for path in paths}
     if last & FLAX or not paths:
         return flax_filters

@@ -65,12 +65,12 @@ def smooth(
         fun: function `fun(params, *args, **kwargs)` of a scalar, or of any tree of
             floating arrays; `(value, aux)` with `has_aux`.
         noise: the law of the noise, such as `uniform(0.01)`.
-        **options: how many copies, how they run, and what each gets: those of
-            `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
+        **options: those of `smoothout_jax.gradients.SmoothOptions` and
+            `SharedOptions`.
 
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
-        `(value, aux)`. You may differentiate it, but `smoothout_value_and_grad` takes
+        `(value, aux)`. It may be differentiated, but `smoothout_value_and_grad` takes
         less memory: it never holds the intermediate values of two copies.
 
     Raises:
@@ -91,11 +91,11 @@ def smooth(
     def smoothed(key: jax.Array, params: Any, /, *args: Any, **kwargs: Any) -> Any:
         _checks.prng_key(key)
 
-        def value_and_aux(params, noise, *args):
+        def outputs_of(params, noise, *args):
             outputs = fun(params, *args, **kwargs)
             return outputs if copies.has_aux else (outputs, None)
 
-        outputs = copies.mean(value_and_aux, key, params, args)
+        outputs = copies.mean(outputs_of, key, params, args)
         return outputs if copies.has_aux else outputs[0]
 
     return smoothed
@@ -129,25 +129,25 @@ def smoothout_value_and_grad(
         noise: the law of the noise, such as `uniform(0.01)`, or any function
             `noise(key, params, step=None)` to a tree like the parameters.
         loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`:
-            the noise given is the largest, and is scaled to hold the rise at δ. What
-            is known of it is a state, which the function then takes first and returns
-            last: `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`,
-            beginning with `init_loss_rise(loss_rise)`.
-        **options: how many copies, how they run, and what each gets: those of
-            `smoothout_jax.gradients.SmoothOptions` and `SharedOptions`.
+            the noise given is the largest, and is scaled to hold the rise at δ. The
+            function then takes a state first and returns the next one last:
+            `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`, beginning
+            with `init_loss_rise(loss_rise)`.
+        **options: those of `smoothout_jax.gradients.SmoothOptions` and
+            `SharedOptions`.
 
     Returns:
         The function `fn(key, params, *args, **kwargs)` to `(value, grads)`, or
         `((value, aux), grads)`, with the gradients in the structure and dtypes of the
-        parameters. It raises a `ValueError` when a batch does not divide between the
-        copies, a `copy_argnums` argument does not have one slice for each, or several
-        copies would average the fp8 scales of Flax's `_overwrite_with_gradient`, and a
-        `TypeError` when the loss is not a real scalar.
+        parameters.
 
     Raises:
         TypeError: if `fun` or `noise` is not a function, a count is not an integer, or
-            an option is unknown.
-        ValueError: if an option is out of its range, or two exclude each other.
+            an option is unknown; from the function, if the loss is not a real scalar.
+        ValueError: if an option is out of its range, or two exclude each other; from
+            the function, if a batch does not divide between the copies, a
+            `copy_argnums` argument does not have one slice for each, or several copies
+            would average the fp8 scales of Flax's `_overwrite_with_gradient`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -219,8 +219,7 @@ class SmoothGradientsState(NamedTuple):
     Attributes:
         smooth_gradients_key_data: data of the PRNG key, from which noise is folded.
         smooth_gradients_step: number of updates, int32.
-        smooth_gradients_rise: how strong the noise is, if `loss_rise` is held; else
-            `None`.
+        smooth_gradients_rise: how strong the noise is, if `loss_rise` is held.
     """
 
     smooth_gradients_key_data: jax.Array
@@ -244,8 +243,7 @@ def smooth_gradients(
         noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
             gets the number of updates.
         key: PRNG key of the noise, typed or raw, or an integer seed.
-        **options: how many copies, and how they run: those of
-            `smoothout_jax.gradients.CopyOptions` and `SharedOptions`.
+        **options: those of `smoothout_jax.gradients.CopyOptions` and `SharedOptions`.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` raises a `ValueError`

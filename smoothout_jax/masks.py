@@ -10,7 +10,7 @@ import numpy as np
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import is_traced
-from smoothout_jax._trees import Params, leaf_names
+from smoothout_jax._trees import Params, broadcast, leaf_names
 
 Mask = Any
 
@@ -24,13 +24,10 @@ VARIABLES = {"BatchStat", "_overwrite_with_gradient", "Cache", "Intermediate"}
 def exclude(*patterns: str) -> Callable[[Params], Params]:
     """Masks out the leaves whose path matches a pattern, such as those of norm layers.
 
-    A leaf's path joins its keys by slashes: `"BatchNorm_0/scale"`, whether Flax boxes
-    the array (`nnx.Param`, `nn.Partitioned`) or not. A pattern is a regular expression,
-    searched for anywhere in the path. A pattern that matches no leaf warns, since it is
-    probably misspelt.
-
     Args:
-        *patterns: one or more regular expressions.
+        *patterns: one or more regular expressions, searched for anywhere in a leaf's
+            path: its keys, joined by slashes, without the boxes of Flax, as in
+            `"BatchNorm_0/scale"`. One that matches no leaf warns: it may be misspelt.
 
     Returns:
         A function from parameters to a tree of booleans, `True` where no pattern
@@ -124,13 +121,7 @@ def mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
     # As in Optax: an Equinox module of booleans is callable, but its leaves are not.
     if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
         mask = mask(params)
-    try:
-        chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
-    except ValueError as error:
-        raise ValueError(
-            f"mask must be a tree, or prefix tree, like params: mask has the structure"
-            f" {jax.tree.structure(mask)}, params {jax.tree.structure(params)}"
-        ) from error
+    chosen = broadcast("mask", mask, params)
     for flag in chosen:
         if is_traced(flag) or np.shape(flag) or np.asarray(flag).dtype != bool:
             raise TypeError(
@@ -146,7 +137,7 @@ def check_noisy(params: Params, noisy: list[bool]) -> None:
         raise ValueError(
             f"mask leaves none of the {len(leaves)} leaves of params to perturb"
         )
-    rows = zip(leaf_names(params), _untrained_kinds(params), noisy, strict=True)
+    rows = zip(leaf_names(params), untrained_kinds(params), noisy, strict=True)
     for name, kind, is_noisy in rows:
         if is_noisy and kind is not None:
             whole = name.startswith(f"{kind}/")
@@ -159,7 +150,7 @@ def check_noisy(params: Params, noisy: list[bool]) -> None:
             )
 
 
-def _untrained_kinds(params: Params) -> list[str | None]:
+def untrained_kinds(params: Params) -> list[str | None]:
     """For each leaf, the Linen collection or NNX type that Flax does not train.
 
     Linen's collections are recognised at the top of the tree, and those whose names a

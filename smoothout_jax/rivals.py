@@ -30,8 +30,8 @@ def msam(
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum-SAM: takes gradients at w - ρ v / ‖v‖, where v is the momentum.
 
-    The training loop holds these perturbed parameters; `msam_eval_params` gives the
-    clean ones, w. The state keeps them, so call `init` again after changing parameters.
+    The training loop holds these perturbed parameters, and the state the clean ones, w,
+    for `msam_eval_params`, so call `init` again after changing parameters.
 
     Weight decay in `optimizer` acts on the clean parameters, as in the authors' AdamW.
     Their SGD decays the perturbed ones, as does `optax.chain(
@@ -82,15 +82,25 @@ def msam(
         copied = jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p)), params)
         return MomentumSamState(copied, inner)
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params: Any = None, **extra_args):
         if params is None:
             raise ValueError("msam needs params: call update(grads, state, params)")
         _checks.arrays(params=params)
         clean, inner = state
         updates, inner = wrapped.update(updates, inner, clean, **extra_args)
         clean = optax.apply_updates(clean, updates)
-        perturbed = _perturbed(clean, _momentum(inner), rho)
-        return optax.tree.sub(perturbed, params), MomentumSamState(clean, inner)
+        momentum = jax.tree.map(_widen, _momentum(inner))
+        norm = optax.tree.norm(momentum)
+        step = jnp.where(
+            norm > 0, jnp.negative(rho) / jnp.where(norm > 0, norm, 1.0), 0.0
+        )
+
+        def perturb(clean, momentum, param):
+            moved = _widen(clean) + jnp.asarray(step, momentum.dtype) * momentum
+            return moved.astype(clean.dtype) - param
+
+        updates = map_leaves(perturb, clean, momentum, params)
+        return updates, MomentumSamState(clean, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -118,8 +128,7 @@ def msam_eval_params(state: optax.OptState, params: Params) -> Params:
     kept = {name: p for node in found for name, p in named_leaves(node.msam_params)}
     given = dict(named_leaves(params))
     require_like({name: given.get(name) for name in kept}, "state of msam", kept)
-    leaves = [kept.get(name, leaf) for name, leaf in named_leaves(params)]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return jax.tree.unflatten(jax.tree.structure(params), (given | kept).values())
 
 
 def _momentum(state: optax.OptState) -> Params:
@@ -133,6 +142,10 @@ def _momentum(state: optax.OptState) -> Params:
     return found[0].trace if hasattr(found[0], "trace") else found[0].mu
 
 
+def _widen(leaf: Any) -> jax.Array:
+    return jnp.asarray(leaf, accumulator_dtype(jnp.result_type(leaf)))
+
+
 def _nodes(state: optax.OptState, fields: set[str]) -> list[Any]:
     """The named tuples in a state that have one of the fields."""
 
@@ -140,20 +153,3 @@ def _nodes(state: optax.OptState, fields: set[str]) -> list[Any]:
         return not fields.isdisjoint(getattr(node, "_fields", ()))
 
     return list(filter(has_one, jax.tree.leaves(state, is_leaf=has_one)))
-
-
-def _perturbed(params: Params, momentum: Params, rho: Any) -> Params:
-    """The parameters a distance ρ away, against the momentum."""
-
-    def widen(leaf):
-        return jnp.asarray(leaf, accumulator_dtype(jnp.result_type(leaf)))
-
-    momentum = jax.tree.map(widen, momentum)
-    norm = optax.tree.norm(momentum)
-    step = jnp.where(norm > 0, -rho / jnp.where(norm > 0, norm, 1.0), 0.0)
-
-    def perturb(param, momentum):
-        moved = widen(param) + jnp.asarray(step, momentum.dtype) * momentum
-        return moved.astype(param.dtype)
-
-    return map_leaves(perturb, params, momentum)

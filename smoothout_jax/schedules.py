@@ -3,6 +3,10 @@
 A schedule is Optax's: a function of the step, so every schedule of `optax.schedules`
 serves too. These are the ones of SmoothOut's and LPF-SGD's programs, and the one that
 `loss_rise` is made for.
+
+Reference:
+    Wen et al., `SmoothOut <https://arxiv.org/abs/1805.07898>`_, 2018, and the authors'
+    program.
 """
 
 import jax
@@ -36,8 +40,7 @@ def anneal_schedule(init_value: float, decay: float = 0.55) -> optax.Schedule:
         0.050
 
     References:
-        Wen et al., `SmoothOut <https://arxiv.org/abs/1805.07898>`_, 2018: the `anneal`
-        option of the authors' program, its default decay.
+        Wen et al., 2018: the `anneal` option of the authors' program.
 
         Neelakantan et al., `Adding Gradient Noise Improves Learning for Very Deep
         Networks <https://arxiv.org/abs/1511.06807>`_, 2015.
@@ -69,8 +72,7 @@ def tanh_schedule(
         ['0.000', '0.050', '0.100']
 
     Reference:
-        Wen et al., `SmoothOut <https://arxiv.org/abs/1805.07898>`_, 2018: the `tanh`
-        option of the authors' program.
+        Wen et al., 2018: the `tanh` option of the authors' program.
     """
     _checks.nonnegative(end_value=end_value, steepness=steepness)
     _checks.count(transition_steps=transition_steps)
@@ -122,12 +124,11 @@ def rise_schedule(
 ) -> optax.Schedule:
     """A rise of the loss that grows with the epochs: for `loss_rise`.
 
-    Noise keeps a network from learning its images by heart, for which it needs epochs,
-    and slows it down before. So the rise grows from 0, by default by 0.003 nats an
-    epoch, in `epochs` of them but at least 200 steps, and stays. It suits trainings
-    that go on for many epochs after the network fits its images, and does next to
-    nothing in those of a few. Where labels are wrong, a fixed radius chosen on held-out
-    labels does more. It is meant for cross entropy.
+    It grows from 0, by default by 0.003 nats an epoch, in `epochs` of them but at least
+    200 steps, and stays. It is meant for cross entropy, and for trainings that go on
+    for many epochs after the network fits its images; it does next to nothing in those
+    of a few. Where labels are wrong, a fixed radius chosen on held-out labels helps
+    more.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.
