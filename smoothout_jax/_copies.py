@@ -44,13 +44,7 @@ class Copies(Options):
     """The means that the options describe."""
 
     def mean_gradients(
-        self,
-        fn: Callable[..., tuple[tuple[Any, Params], Any]],
-        rise: LossRiseState | None,
-        key: jax.Array,
-        params: Params,
-        args: Sequence[Any],
-        step: Any = None,
+        self, fn: Callable, rise: LossRiseState | None, key, params, args, step=None
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
         """Averages gradients, under noise that holds the rise if its state is given.
 
@@ -76,13 +70,7 @@ class Copies(Options):
         return mean, aux, rise
 
     def mean(
-        self,
-        fn: Callable[..., tuple[Any, Any]],
-        key: jax.Array,
-        params: Params,
-        args: Sequence[Any],
-        step: Any = None,
-        scale: jax.Array | None = None,
+        self, fn: Callable, key, params: Params, args, step: Any = None, scale=None
     ) -> tuple[Any, Any]:
         """The weighted mean of a function over the copies, and its auxiliary outputs.
 
@@ -153,9 +141,7 @@ class Copies(Options):
                 execution = "vmap"
         return execution, self.total if execution == "vmap" else 1
 
-    def _all(
-        self, key: jax.Array, args: Sequence[Any], scale: jax.Array | None
-    ) -> Copy:
+    def _all(self, key: jax.Array, args: Sequence[Any], scale: Any) -> Copy:
         """All copies, with their noise scaled and their parts of the arguments."""
         # Split, not folded once more: unsafe_rbg keys fold alike in either order.
         keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
@@ -223,9 +209,7 @@ class Copies(Options):
         return written((perturbed, None if scale is None else noise))
 
 
-def _sum(
-    execution: str, size: int, run, params: Params, copies: Copy
-) -> tuple[Any, Any]:
+def _sum(execution, size: int, run, params: Params, copies: Copy) -> tuple[Any, Any]:
     """The weighted sum of the first results of copies, and the second, stacked.
 
     Those are returned by `run(params, copies)`, of one copy or of `size` at once.

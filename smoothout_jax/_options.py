@@ -40,8 +40,7 @@ class SharedOptions(TypedDict, total=False):
             longest to compile. `"auto"` chooses `"unroll"` for up to 16 copies, then
             `"scan"`: on CPU, convolutions are many times slower in a loop or under
             `"vmap"`, as docs/performance shows. On accelerators it chooses `"vmap"` for
-            a split batch, whose copies fit in the memory of one plain step; this is
-            unmeasured.
+            a split batch, which takes no more memory than a plain step (unmeasured).
         chunk_size: number of copies vmapped together inside a scan; it divides the
             number of copies. Implies `execution="scan"`.
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`

@@ -128,7 +128,8 @@ def msam_eval_params(state: optax.OptState, params: Params) -> Params:
     kept = {name: p for node in found for name, p in named_leaves(node.msam_params)}
     given = dict(named_leaves(params))
     require_like({name: given.get(name) for name in kept}, "state of msam", kept)
-    return jax.tree.unflatten(jax.tree.structure(params), (given | kept).values())
+    leaves = [kept.get(name, leaf) for name, leaf in named_leaves(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _momentum(state: optax.OptState) -> Params:
