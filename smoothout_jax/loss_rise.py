@@ -156,8 +156,8 @@ def smoothout_report(
     Call it once an epoch or so, with both losses at the clean parameters, the training
     loss on a few hundred training examples, without augmentation and dropout. The gap
     max(0, min(heldout_loss, chance_loss) - train_loss) moves the one in use by a fifth
-    of their difference, by more in the first four reports. A report in which it is not
-    finite does not count.
+    of their difference, by more in the first four reports. A report with a loss that is
+    not finite does not count.
 
     Args:
         state: the optimizer's state, or any tree that holds it, such as a `TrainState`
@@ -196,13 +196,16 @@ def smoothout_report(
                 f" shape {jnp.shape(loss)}"
             )
     train, *above = (jnp.asarray(loss, jnp.float32) for loss in losses.values())
+    counts = functools.reduce(jnp.logical_and, map(jnp.isfinite, (train, *above)))
     gap = jnp.maximum(functools.reduce(jnp.minimum, above) - train, 0)
 
     def report(node):
         if not isinstance(node, LossGapState):
             return node
         leaves, structure = jax.tree.flatten(node)
-        return jax.tree.unflatten(structure, _reported(LossGapState(*leaves), gap))
+        return jax.tree.unflatten(
+            structure, _reported(LossGapState(*leaves), gap, counts)
+        )
 
     return jax.tree.map(report, state, is_leaf=lambda n: isinstance(n, LossGapState))
 
@@ -234,12 +237,12 @@ def smoothout_metrics(state: Any) -> dict[str, jax.Array]:
     return metrics if gap is None else metrics | {"loss_gap": _array(gap.loss_gap)}
 
 
-def _reported(state: LossGapState, gap: jax.Array) -> LossGapState:
-    """The state after a report of this gap."""
+def _reported(state: LossGapState, gap: jax.Array, counts: jax.Array) -> LossGapState:
+    """The state after a report of this gap, if it counts."""
     reports = optax.safe_increment(state.gap_reports)
     moved = state.loss_gap + jnp.maximum(GAP_STEP, 1 / reports) * (gap - state.loss_gap)
     new = LossGapState(moved, reports)
-    return jax.tree.map(functools.partial(jnp.where, jnp.isfinite(gap)), new, state)
+    return jax.tree.map(functools.partial(jnp.where, counts), new, state)
 
 
 def _found(kind: Any, state: Any) -> list[Any]:
