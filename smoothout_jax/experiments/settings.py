@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from smoothout_jax.experiments.data.datasets import DataSettings
+from smoothout_jax.experiments.data.datasets import HELD_OUT, DataSettings
 from smoothout_jax.experiments.methods.settings import MethodSettings
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.models import ModelSettings
@@ -35,16 +35,18 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
         super().__post_init__()
         if self.train_size is None:
             return
-        if self.batch_size > self.train_size - self.held_out:
-            less = "".join(
-                f" less {name}={getattr(self, name)}"
-                for name in ("validation_size", "watch_size")
-                if getattr(self, name)
-            )
+        sizes = {name: getattr(self, name) or 0 for name in HELD_OUT}
+        if self.batch_size > self.train_size - sum(sizes.values()):
+            less = "".join(f" less {k}={size}" for k, size in sizes.items() if size)
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than"
                 f" train_size={self.train_size}{less}"
             )
+
+    @property
+    def measures_gap(self) -> bool:
+        """Whether the gap between held-out and training loss is measured."""
+        return self.loss_rise == "gap"
 
     def check_parts(self, *methods: str) -> None:
         """Requires that the batch divides between the copies of each method."""

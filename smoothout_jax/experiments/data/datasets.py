@@ -153,6 +153,10 @@ DATA_SETS = {
 }
 
 
+# Settings that hold training images out, in this order.
+HELD_OUT = "validation_size", "watch_size", "heldout_size"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
     """Settings that choose the data.
@@ -200,6 +204,12 @@ class DataSettings(Settings):
         " accuracy on them, and compare adds the test accuracy of the time at which it"
         " was highest",
     )
+    heldout_size: int | None = option(
+        None,
+        "training images to hold out from all methods, to measure the gap of"
+        " --loss-rise gap on; by default those of --watch-size, or a tenth of the"
+        " training images",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -210,8 +220,11 @@ class DataSettings(Settings):
         if self.train_size is None:
             self._set(train_size=source.train_size or available)
         check_not_negative(
-            validation_size=self.validation_size, watch_size=self.watch_size
+            validation_size=self.validation_size,
+            watch_size=self.watch_size,
+            **self._given("heldout_size"),
         )
+        self._check_heldout()
         if self.train_size is None:
             return
         _checks.count(train_size=self.train_size)
@@ -226,19 +239,39 @@ class DataSettings(Settings):
                 f" {self.data} has for training"
             )
         left = self.train_size
-        for name in ("validation_size", "watch_size"):
+        for name in HELD_OUT:
             size = getattr(self, name)
             if size and not 10 <= size <= left - 10:
                 raise ValueError(
                     f"{name}={size} must leave at least 10 of {left} training images"
                     " to either part"
                 )
-            left -= size
+            left -= size or 0
+
+    def _check_heldout(self) -> None:
+        size = self.heldout_size
+        if size and not self.measures_gap:
+            raise ValueError(f"heldout_size={size} needs loss_rise=gap")
+        if size and self.watch_size:
+            raise ValueError(
+                f"heldout_size={size} and watch_size={self.watch_size} exclude each"
+                " other: the gap is measured on the watched images"
+            )
+        if size == 0 and self.needs_heldout:
+            raise ValueError(
+                "heldout_size must be at least 10 with loss_rise=gap, unless"
+                " watch_size is given; got 0"
+            )
 
     @property
-    def held_out(self) -> int:
-        """Training images that are held out, whatever for."""
-        return self.validation_size + self.watch_size
+    def measures_gap(self) -> bool:
+        """Whether the gap between held-out and training loss is measured."""
+        return False
+
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether images are held out for that alone."""
+        return self.measures_gap and not self.watch_size
 
 
 def prepare(settings: DataSettings) -> Dataset:
@@ -250,7 +283,11 @@ def prepare(settings: DataSettings) -> Dataset:
     data = load(settings.data, settings.data_dir, settings.train_size)
     data = with_wrong_labels(data, settings.label_noise, settings.label_noise_kind)
     data = hold_out(data, validation_size=settings.validation_size)
-    return hold_out(data, watch_size=settings.watch_size)
+    data = hold_out(data, watch_size=settings.watch_size)
+    if not settings.needs_heldout:
+        return data
+    tenth = max(-(-len(data.train_labels) // 10), data.num_classes)
+    return hold_out(data, heldout_size=settings.heldout_size or tenth)
 
 
 def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from smoothout_jax import exclude, flax_filters, gaussian, uniform
+from smoothout_jax import exclude, flax_filters, gaussian, heldout_gap, uniform
 from smoothout_jax.experiments.methods.settings import (
     FIXED,
     LARGEST,
@@ -52,7 +52,9 @@ class Context:
         changing = method.schedule(settings, strength, self.steps)
         if not method.holds_rise(settings):
             return method.noise(self, changing), None
-        rise = growing_rise(settings, changing, self.steps_per_epoch)
+        rise: Any = heldout_gap(share=strength)
+        if not method.follows_gap(settings):
+            rise = growing_rise(settings, changing, self.steps_per_epoch)
         return method.noise(self, method.largest(settings)), rise
 
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
@@ -154,12 +156,18 @@ class Method:
         given = getattr(settings, self.strength) is not None
         return settings.loss_rise is not None or not given
 
+    def follows_gap(self, settings: MethodSettings) -> bool:
+        """Whether that rise is a share of the gap, and its strength that share."""
+        return settings.loss_rise == "gap" and self.holds_rise(settings)
+
     def strength_of(self, settings: MethodSettings) -> tuple[str, float]:
         """The setting that is its strength, and its value; a learning rate's peak."""
         if self.strength == "learning_rate":
             return self.strength, settings.peak_learning_rate
+        if self.follows_gap(settings):
+            return "gap_share", settings.gap_share
         if self.holds_rise(settings):
-            rise = settings.loss_rise
+            rise: Any = settings.loss_rise
             return "loss_rise", LOSS_RISE if rise is None else rise
         size = getattr(settings, self.strength)
         return self.strength, FIXED[self.strength] if size is None else size

@@ -35,6 +35,9 @@ class Training(NamedTuple):
         radius: size of the noise then, (seeds, rounds); empty where it is not held at
             a rise of the loss.
         loss_rise: that rise, in nats, likewise.
+        loss_rise_target: the share of the gap that it is held at, likewise; empty where
+            it does not follow the gap.
+        loss_gap: the gap between held-out and training loss, in nats, likewise.
         watched_accuracy: fraction of the watched images that are classified correctly,
             likewise; empty where none are watched.
         test_accuracy: that of the test images, likewise; NaN but where that of the
@@ -45,6 +48,8 @@ class Training(NamedTuple):
     steps: np.ndarray
     radius: np.ndarray
     loss_rise: np.ndarray
+    loss_rise_target: np.ndarray
+    loss_gap: np.ndarray
     watched_accuracy: np.ndarray
     test_accuracy: np.ndarray
 
@@ -56,12 +61,16 @@ class Training(NamedTuple):
 
     @property
     def noise_at_end(self) -> dict[str, float]:
-        """Size of the noise and rise of the loss, means of the seeds, if it is held."""
-        if not self.radius.size:
-            return {}
+        """Size of the noise, rise of the loss and gap, means of the seeds, if held."""
+        held = {
+            "radius": self.radius,
+            "held_loss_rise": self.loss_rise,
+            "loss_gap": self.loss_gap,
+        }
         return {
-            "radius": float(self.radius[:, -1].mean()),
-            "held_loss_rise": float(self.loss_rise[:, -1].mean()),
+            name: float(values[:, -1].mean())
+            for name, values in held.items()
+            if values.size
         }
 
 
@@ -118,7 +127,8 @@ def train_in_turns(
 
 def _best(rows: list[Any]) -> Any:
     """The highest accuracies on the watched images so far, (seeds,); at first -1."""
-    watched = [np.nan_to_num(row[4], nan=-1) for row in rows]
+    column = Training._fields.index("watched_accuracy")
+    watched = [np.nan_to_num(row[column], nan=-1) for row in rows]
     return np.max(watched, axis=0, initial=-1)
 
 

@@ -20,14 +20,20 @@ COLUMNS: tuple[str, ...] = (
     "accuracy",
     "radius",
     "loss rise",
+    "loss rise target",
+    "loss gap",
     "train loss",
     "train accuracy",
     "test loss",
     "test accuracy",
     "watched loss",
     "watched accuracy",
+    "heldout loss",
+    "heldout accuracy",
     "seconds",
 )
+# How strong the noise was, where that is measured.
+NOISE = "radius", "loss rise", "loss rise target", "loss gap"
 
 
 class Log:
@@ -99,7 +105,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
         whole = [row for row in rows if None not in row and None not in row.values()]
         for row in whole:
             _ = int(row["step"]), float(row["seconds"])
-            for name in ("radius", "loss rise"):
+            for name in NOISE:
                 float(row.get(name) or 0)
     except (ValueError, KeyError, csv.Error) as error:
         raise InputError(

@@ -1,0 +1,24 @@
+"""The plan of the experiment on the rise that follows the gap of the losses.
+
+Its cases are those of questions that noise was asked before, by the same names, seeds
+and trials of the learning rate, so that their results stand beside those. A tenth of
+the training images is held out to measure the gap; with wrong labels, the images that
+are watched serve.
+"""
+
+import dataclasses
+from typing import Any
+
+from smoothout_jax.experiments.plans.case import Case
+from smoothout_jax.experiments.plans.questions import BATCHES, LABELS
+
+
+def _by_gap(case: Case) -> Case:
+    training: dict[str, Any] = case.training | {"loss_rise": "gap"}
+    training.pop("rise_epochs", None)
+    if "watch_size" not in training:
+        training["heldout_size"] = training["train_size"] // 10
+    return dataclasses.replace(case, methods=("sgd", "adasmoothout"), training=training)
+
+
+GAP = tuple(map(_by_gap, (*BATCHES, *LABELS)))
