@@ -151,8 +151,6 @@ DATA_SETS = {
     "cifar100": Source(_cifar100, 50_000),
     "npz": Source(read_npz_folder),
 }
-
-
 # Settings that hold training images out, in this order.
 HELD_OUT = "validation_size", "watch_size", "heldout_size"
 
@@ -224,7 +222,6 @@ class DataSettings(Settings):
             watch_size=self.watch_size,
             **self._given("heldout_size"),
         )
-        self._check_heldout()
         if self.train_size is None:
             return
         _checks.count(train_size=self.train_size)
@@ -248,30 +245,10 @@ class DataSettings(Settings):
                 )
             left -= size or 0
 
-    def _check_heldout(self) -> None:
-        size = self.heldout_size
-        if size and not self.measures_gap:
-            raise ValueError(f"heldout_size={size} needs loss_rise=gap")
-        if size and self.watch_size:
-            raise ValueError(
-                f"heldout_size={size} and watch_size={self.watch_size} exclude each"
-                " other: the gap is measured on the watched images"
-            )
-        if size == 0 and self.needs_heldout:
-            raise ValueError(
-                "heldout_size must be at least 10 with loss_rise=gap, unless"
-                " watch_size is given; got 0"
-            )
-
-    @property
-    def measures_gap(self) -> bool:
-        """Whether the gap between held-out and training loss is measured."""
-        return False
-
     @property
     def needs_heldout(self) -> bool:
-        """Whether images are held out for that alone."""
-        return self.measures_gap and not self.watch_size
+        """Whether images are held out to measure the gap to the training loss."""
+        return False
 
 
 def prepare(settings: DataSettings) -> Dataset:

@@ -14,6 +14,7 @@ from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.training.harm import accuracy_lost, memorised
 from smoothout_jax.experiments.training.kept import KeptTraining
+from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer, stack
 from smoothout_jax.landscape import filter_normalized_direction, loss_curve
@@ -60,17 +61,18 @@ class Training(NamedTuple):
         return np.take_along_axis(self.test_accuracy, best[:, None], -1)[:, 0]
 
     @property
+    def noise(self) -> dict[str, np.ndarray]:
+        """What is known of the noise, (seeds, rounds), by the names of `Noise`."""
+        found = {name: getattr(self, name) for name in Noise._fields}
+        return {name: values for name, values in found.items() if values.size}
+
+    @property
     def noise_at_end(self) -> dict[str, float]:
-        """Size of the noise, rise of the loss and gap, means of the seeds, if held."""
-        held = {
-            "radius": self.radius,
-            "held_loss_rise": self.loss_rise,
-            "loss_gap": self.loss_gap,
-        }
+        """The same at the end, means of the seeds."""
+        names = {"loss_rise": "held_loss_rise"}
         return {
-            name: float(values[:, -1].mean())
-            for name, values in held.items()
-            if values.size
+            names.get(name, name): float(values[:, -1].mean())
+            for name, values in self.noise.items()
         }
 
 

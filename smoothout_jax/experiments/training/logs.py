@@ -11,17 +11,17 @@ import tensorboardX
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.training.processes import is_first
+from smoothout_jax.experiments.training.state import Noise
 
+# How strong the noise was, where that is measured.
+NOISE = tuple(name.replace("_", " ") for name in Noise._fields)
 COLUMNS: tuple[str, ...] = (
     "step",
     "epoch",
     "learning_rate",
     "loss",
     "accuracy",
-    "radius",
-    "loss rise",
-    "loss rise target",
-    "loss gap",
+    *NOISE,
     "train loss",
     "train accuracy",
     "test loss",
@@ -32,8 +32,6 @@ COLUMNS: tuple[str, ...] = (
     "heldout accuracy",
     "seconds",
 )
-# How strong the noise was, where that is measured.
-NOISE = "radius", "loss rise", "loss rise target", "loss gap"
 
 
 class Log:

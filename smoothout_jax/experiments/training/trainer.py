@@ -153,14 +153,11 @@ class Trainer:
         if not method.holds_rise(settings):
             return Noise()
         metrics = jax.tree.map(np.asarray, smoothout_metrics(self.state))
-        noise = Noise(
-            metrics["noise_scale"] * method.largest(settings),
-            metrics["loss_rise_estimate"],
-        )
-        if not method.follows_gap(settings):
-            return noise
-        names = "loss_rise_target", "loss_gap"
-        return noise._replace(**{name: metrics[name] for name in names})
+        radius = metrics["noise_scale"] * method.largest(settings)
+        names = ("loss_rise_estimate",)
+        if method.follows_gap(settings):
+            names += "loss_rise_target", "loss_gap"
+        return Noise(radius, *(metrics[name] for name in names))
 
     def watched(self, best: Any) -> Watched:
         """The accuracy on the watched images, and on the test images where it is best.
@@ -284,15 +281,11 @@ class Trainer:
 
     def _scan(self, state, loop, data):
         training_data, gap_batches = data
-        follows_gap = self.method.follows_gap(self._context.settings)
 
         def step(state, each):
             batch, is_due = each
             state, metrics = self._step(state, batch, training_data)
-            if follows_gap:
-                state = gap.reported(
-                    state, is_due, gap_batches, self.method, self._task
-                )
+            state = gap.reported(state, is_due, gap_batches, self.method, self._task)
             return state, metrics
 
         return jax.lax.scan(step, state, loop)
