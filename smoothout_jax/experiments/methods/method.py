@@ -65,8 +65,13 @@ class Context:
 
     @property
     def _spared(self) -> Mask:
-        """The mask of parameters that get noise: all, or all but BatchNorm's."""
-        spares = self.batch_norm and not self.settings.noise_in_batch_norm
+        """The mask of parameters that get noise: all, or all but BatchNorm's.
+
+        Noise that follows the gap goes everywhere, as by default in the library.
+        """
+        everywhere = self.settings.noise_in_batch_norm
+        everywhere |= self.method.follows_gap(self.settings)
+        spares = self.batch_norm and not everywhere
         return exclude("BatchNorm") if spares else None
 
     def relative(self, size: Size) -> Noise:

@@ -4,6 +4,11 @@ Its cases are those of questions that noise was asked before, by the same names,
 and trials of the learning rate, so that their results stand beside those. A tenth of
 the training images is held out to measure the gap; with wrong labels, the images that
 are watched serve.
+
+Stated before they were run: without any choice, noise that follows the gap gains as
+much as the best of six fixed radii where SGD fits its images, and nine tenths of it
+where labels are wrong, is not certainly below SGD in any such case, and is nowhere more
+than 0.3 points below it where SGD does not fit.
 """
 
 import dataclasses
