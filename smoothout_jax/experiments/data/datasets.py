@@ -257,10 +257,19 @@ def prepare(settings: DataSettings) -> Dataset:
     Raises:
         InputError: if the data cannot be read, or do not suffice.
     """
+    return held_out_for_gap(whole(settings), settings)
+
+
+def whole(settings: DataSettings) -> Dataset:
+    """The same with the images to measure the gap on among those for training."""
     data = load(settings.data, settings.data_dir, settings.train_size)
     data = with_wrong_labels(data, settings.label_noise, settings.label_noise_kind)
     data = hold_out(data, validation_size=settings.validation_size)
-    data = hold_out(data, watch_size=settings.watch_size)
+    return hold_out(data, watch_size=settings.watch_size)
+
+
+def held_out_for_gap(data: Dataset, settings: DataSettings) -> Dataset:
+    """The data with the images held out to measure the gap on, if that is needed."""
     if not settings.needs_heldout:
         return data
     tenth = max(-(-len(data.train_labels) // 10), data.num_classes)

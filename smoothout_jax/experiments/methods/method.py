@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from smoothout_jax import exclude, flax_filters, gaussian, heldout_gap, uniform
@@ -15,6 +16,7 @@ from smoothout_jax.experiments.methods.settings import (
     Strength,
     growing_rise,
     radius_schedule,
+    repeated_rise,
 )
 from smoothout_jax.experiments.regime import make_optimizer
 from smoothout_jax.masks import Mask
@@ -52,9 +54,12 @@ class Context:
         changing = method.schedule(settings, strength, self.steps)
         if not method.holds_rise(settings):
             return method.noise(self, changing), None
-        rise: Any = heldout_gap(share=strength)
         if not method.follows_gap(settings):
-            rise = growing_rise(settings, changing, self.steps_per_epoch)
+            rise: Any = growing_rise(settings, changing, self.steps_per_epoch)
+        elif jnp.ndim(strength):
+            rise = repeated_rise(strength, self.steps)
+        else:
+            rise = heldout_gap(share=strength)
         return method.noise(self, method.largest(settings)), rise
 
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:

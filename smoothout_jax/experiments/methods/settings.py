@@ -19,6 +19,7 @@ from smoothout_jax.experiments.regime import RegimeSettings
 from smoothout_jax.schedules import LEAST_RISE_STEPS, LOSS_RISE, RISE_EPOCHS
 
 # A strength is a number, or traced: several then train side by side in one program.
+# Where the rise follows the gap, it may be the targets that another training recorded.
 Strength = Any
 # How many times its first value a noise that rises along a cosine reaches.
 GROWTH = 20
@@ -125,6 +126,12 @@ def rising_schedule(settings: MethodSettings, strength: Strength, steps: int) ->
     """A strength that rises along a cosine over the whole of training."""
     del settings
     return cosine_schedule(strength / GROWTH, GROWTH, steps)
+
+
+def repeated_rise(targets: Strength, steps: int) -> optax.Schedule:
+    """A rise that goes through the targets of another training, evenly spaced."""
+    ends = jnp.linspace(0.0, steps, len(targets) + 1)
+    return lambda step: jnp.interp(step, ends, jnp.append(0.0, targets))
 
 
 def growing_rise(

@@ -28,7 +28,7 @@ def due(task: Task, start: int, stop: int) -> np.ndarray:
 def reported(
     state: State, is_due: jax.Array, batches: Any, method: Method, task: Task
 ) -> State:
-    """The state after a report, or as it is where none is due or the gap not followed.
+    """The state after a report, or as it is where none is due or no gap followed.
 
     Args:
         state: the state of a run.
@@ -38,7 +38,7 @@ def reported(
         method: the method.
         task: the task.
     """
-    if not method.follows_gap(task.settings):
+    if batches is None or not method.follows_gap(task.settings):
         return state
 
     def measured():

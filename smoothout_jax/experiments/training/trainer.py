@@ -157,7 +157,7 @@ class Trainer:
         names = ("loss_rise_estimate",)
         if method.follows_gap(settings):
             names += "loss_rise_target", "loss_gap"
-        return Noise(radius, *(metrics[name] for name in names))
+        return Noise(radius, *(metrics.get(name) for name in names))
 
     def watched(self, best: Any) -> Watched:
         """The accuracy on the watched images, and on the test images where it is best.
