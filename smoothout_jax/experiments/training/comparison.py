@@ -36,8 +36,8 @@ class Training(NamedTuple):
         radius: size of the noise then, (seeds, rounds); empty where it is not held at
             a rise of the loss.
         loss_rise: that rise, in nats, likewise.
-        loss_rise_target: the share of the gap that it is held at, likewise; empty where
-            it does not follow the gap.
+        loss_rise_target: what it is held at, likewise; empty where that does not follow
+            the gap.
         loss_gap: the gap between held-out and training loss, in nats, likewise.
         watched_accuracy: fraction of the watched images that are classified correctly,
             likewise; empty where none are watched.

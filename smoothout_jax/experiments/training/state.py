@@ -49,8 +49,9 @@ class Noise(NamedTuple):
     Attributes:
         radius: its size.
         loss_rise: the rise of the loss under it, in nats.
-        loss_rise_target: the share of the gap that this rise is held at.
-        loss_gap: the gap between held-out and training loss, smoothed, in nats.
+        loss_rise_target: what this rise is held at, if that follows the gap.
+        loss_gap: the gap between held-out and training loss when last measured, in
+            nats.
     """
 
     radius: np.ndarray | None = None
