@@ -14,7 +14,7 @@ from smoothout_jax.experiments.plans.case import (
     cases,
     widened,
 )
-from smoothout_jax.experiments.plans.gap import GAP
+from smoothout_jax.experiments.plans.gap import GAP, GAP_SHARES
 from smoothout_jax.experiments.plans.published import LPF_SGD
 from smoothout_jax.experiments.plans.rise import LOSS_RISE_CASES
 
@@ -40,5 +40,6 @@ EXPERIMENTS = {
     "networks": {"cpu": questions.NETWORKS},
     "lpf-sgd": LPF_SGD,
     "gap": {"cpu": GAP},
+    "gap-share": {"cpu": GAP_SHARES},
     "loss-rise": {"cpu": LOSS_RISE_CASES},
 }

@@ -28,3 +28,9 @@ def _by_gap(case: Case) -> Case:
 
 
 GAP = tuple(map(_by_gap, (*BATCHES, *LABELS)))
+# The share of the gap that the accuracy on held-out images prefers, of three.
+GAP_SHARES = tuple(
+    dataclasses.replace(case, trials=case.trials | {"gap_share": (0.25, 0.5, 1.0)})
+    for case in GAP
+    if "label_noise" in case.training and case.network != "cnet"
+)
