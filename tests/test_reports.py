@@ -292,6 +292,7 @@ def test_the_plan_is_that_of_the_questions_but_for_the_rise():
             methods=found.methods,
             batch_size=final.batch_size,
             heldout_size=final.heldout_size,
+            retrain=not final.watch_size,
             loss_rise="gap",
             rise_epochs=TrainSettings.rise_epochs,
         )

@@ -205,8 +205,8 @@ class DataSettings(Settings):
     heldout_size: int | None = option(
         None,
         "training images to hold out from all methods, to measure the gap of"
-        " --loss-rise gap on; by default those of --watch-size, or a tenth of the"
-        " training images",
+        " --loss-rise gap on, which by default is measured on those of --watch-size, or"
+        " else on a tenth of the training images",
     )
 
     def __post_init__(self):

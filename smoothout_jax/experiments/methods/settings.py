@@ -43,6 +43,7 @@ class MethodSettings(RegimeSettings):
         " it is; or gap, for a share of the gap between held-out and training loss,"
         " which is measured once an epoch, but at least 10 steps apart; by default"
         f" {LOSS_RISE}, unless the size of the noise is given",
+        "NATS|gap",
     )
     gap_share: float = option(heldout_gap().share, "that share, of --loss-rise gap")
     rise_epochs: float = option(

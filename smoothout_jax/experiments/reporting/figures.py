@@ -110,7 +110,7 @@ def noises(
         axes.set_ylabel(_PANELS[key])
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    if "loss_gap" in panels:
+    if any("loss_rise_target" in each for _, each in values.values()):
         panels["loss_rise"].plot([], [], "--", color="0.3", lw=1.3, label="target")
     panels[shown[0]].set_title(title, fontsize=11)
     panels[shown[-1]].set_xlabel("step")
