@@ -1,10 +1,8 @@
 """Validation of arguments; every message names the argument and the value given."""
 
-import functools
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,6 @@ from smoothout_jax._trees import named_leaves
 
 NUMBERS = bool, int, float, complex, np.generic
 ARRAYS = jax.Array, np.ndarray, jax.ShapeDtypeStruct
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 def describe(value: Any) -> str:
@@ -49,10 +44,7 @@ def nonnegative(**values: Any) -> None:
 def real(**values: Any) -> None:
     """Requires real numbers, or arrays of them."""
     for name, value in values.items():
-        is_number = isinstance(value, (*NUMBERS, np.ndarray, jax.Array))
-        if not (is_number and jnp.issubdtype(jnp.result_type(value), jnp.number)) or (
-            jnp.iscomplexobj(value)
-        ):
+        if not _is_real(value):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
 
 
@@ -136,16 +128,13 @@ def loss(**values: Any) -> None:
 def prng_key(key: Any, alone: bool = False) -> None:
     """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`).
 
-    Args:
-        key: the argument to check.
-        alone: whether it was the only argument, as the step given to a schedule is.
+    It may have been given `alone`, as the step of a schedule is.
     """
-    typed = False
+    typed, hint = False, ""
     if isinstance(key, (jax.Array, np.ndarray)):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if key.ndim == 0 if typed else key.dtype == jnp.uint32 and key.ndim == 1:
             return
-    hint = ""
     if type(key).__name__ in ("Rngs", "RngStream"):
         hint = "; draw one from it, such as rngs.params()"
     elif alone and _is_real_scalar(key):
@@ -164,21 +153,6 @@ def key_or_seed(key: Any) -> jax.Array:
         return jax.random.key(key)
     prng_key(key)
     return key
-
-
-def key_first(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function of (key, params, …) that says so when the key was forgotten.
-
-    Python itself would say that `params` is missing.
-    """
-
-    @functools.wraps(fn)
-    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if args:
-            prng_key(args[0], alone=len(args) == 1)
-        return fn(*args, **kwargs)
-
-    return checked
 
 
 def arrays(**trees: Any) -> None:
@@ -200,21 +174,24 @@ def _described_leaf(leaf: Any, name: str, tree: Any) -> str:
             f"{jax.typeof(leaf)}, a reference to an array: pass the arrays themselves,"
             f" jax.tree.map(lambda ref: ref[...], {name})"
         )
-
-    def is_equinox(node):
-        return bool(classes(node, "equinox"))
-
-    nodes = jax.tree.leaves(tree, is_leaf=is_equinox)
-    if callable(leaf) or any(map(is_equinox, nodes)):
-        hint = "; of an Equinox model, pass eqx.filter(model, eqx.is_inexact_array)"
-        return describe(leaf) + hint
-    return describe(leaf)
+    hint = "; of an Equinox model, pass eqx.filter(model, eqx.is_inexact_array)"
+    is_of_equinox = callable(leaf) or has_class(tree, "equinox")
+    return describe(leaf) + (hint if is_of_equinox else "")
 
 
 def classes(value: Any, package: str) -> set[str]:
     """The names of the classes of a value that a package defines."""
     bases = type(value).__mro__
     return {base.__name__ for base in bases if base.__module__.split(".")[0] == package}
+
+
+def has_class(tree: Any, package: str) -> bool:
+    """Whether a node of a tree is of a class that a package defines."""
+
+    def is_of_package(node):
+        return bool(classes(node, package))
+
+    return any(map(is_of_package, jax.tree.leaves(tree, is_leaf=is_of_package)))
 
 
 def is_inexact(leaf: Any) -> bool:
@@ -227,9 +204,12 @@ def may_bear_noise(leaf: Any) -> bool:
     return is_inexact(leaf) and math.prod(jnp.shape(leaf)) > 0
 
 
-def _is_real_scalar(value: Any) -> bool:
+def _is_real(value: Any) -> bool:
     if not isinstance(value, (*NUMBERS, np.ndarray, jax.Array)):
         return False
     dtype = jnp.result_type(value)
-    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    return jnp.issubdtype(dtype, jnp.number) and not is_complex and not jnp.ndim(value)
+    return jnp.issubdtype(dtype, jnp.number) and not jnp.iscomplexobj(value)
+
+
+def _is_real_scalar(value: Any) -> bool:
+    return _is_real(value) and not jnp.ndim(value)

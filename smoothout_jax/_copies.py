@@ -1,7 +1,4 @@
-"""The perturbed copies of a network: what each of them gets, and their mean.
-
-The machinery under `smooth`, `smoothout_value_and_grad` and `smooth_gradients`.
-"""
+"""The perturbed copies of a network: what each of them gets, and their mean."""
 
 import dataclasses
 import functools
@@ -17,16 +14,17 @@ from jax.sharding import AxisType
 
 from smoothout_jax import _checks
 from smoothout_jax._jax import apart
-from smoothout_jax._options import AxisNames, CopyOptions, Options
+from smoothout_jax._options import Options
 from smoothout_jax._trees import Params, accumulator_dtype, add_noise
 from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of
-
-__all__ = ["Copies", "CopyOptions"]
 
 # Beyond, compiling the copies takes minutes for a large network.
 MAX_UNROLLED = 16
 # Flax's collection of fp8 scales, whose "gradients" are their next values.
 OVERWRITTEN = "_overwrite_with_gradient"
+
+# A tree that is computed once, apart from what reads it.
+written = apart(lambda tree: tree)
 
 
 class Copy(NamedTuple):
@@ -35,7 +33,7 @@ class Copy(NamedTuple):
     key: jax.Array
     # Of the noise: negative for the second of a pair, 0 for the clean copy.
     factor: np.ndarray | jax.Array
-    weight: np.ndarray | jax.Array
+    weight: np.ndarray
     # Arguments of the function averaged, by position.
     args: dict[int, Any]
 
@@ -55,8 +53,8 @@ class Copies(Options):
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
         """Averages gradients, under noise that holds the rise if its state is given.
 
-        Of a function `fn(params, *args)` to `(value, grads)` and auxiliary outputs, and
-        what `mean` takes. Returns the mean, the auxiliary outputs, and the next state.
+        Of a function `fn(params, *args)` to `(value, grads)` and auxiliary outputs.
+        Returns the mean, the auxiliary outputs, and the next state.
         """
         held = None
         if self.loss_rise is not None and rise is not None:
@@ -69,7 +67,7 @@ class Copies(Options):
                 grads = optax.tree.cast_like(grads, params)
             return ((value, grads), rise_of(noise, grads) if held else None), aux
 
-        scale = rise.noise_scale if rise is not None else None
+        scale = None if rise is None else rise.noise_scale
         (mean, seen), aux = self.mean(with_rise, key, params, args, step, scale)
         if held is not None and rise is not None:
             # The clean copy sees none.
@@ -81,102 +79,67 @@ class Copies(Options):
         fn: Callable[..., tuple[Any, Any]],
         key: jax.Array,
         params: Params,
-        args: Sequence[Any] = (),
+        args: Sequence[Any],
         step: Any = None,
         scale: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """Averages a function over the copies.
+        """The weighted mean of a function over the copies, and its auxiliary outputs.
 
-        Args:
-            fn: function `fn(params, noise, *args)`, of a copy's noise if it is scaled
-                and else `None`, to a pair: what is averaged, and auxiliary outputs.
-            key: the PRNG key of the noise.
-            params: the clean parameters.
-            args: the arguments after the parameters, not yet split.
-            step: the step handed to the noise.
-            scale: a factor of the noise.
-
-        Returns:
-            The weighted mean, and the auxiliary outputs as `aux` wants them.
+        Of a function `fn(params, noise, *args)` to a pair of them. The noise is that of
+        a copy, if there is a `scale` to multiply it by, and else `None`.
         """
-        _checks.prng_key(key)
-        if self.total > 1 or self.axis_name is not None:
+        over_devices = self.axis_name is not None
+        if self.total > 1 or over_devices:
             _refuse_overwritten(params)
-        own = self._own_args(args)
-        mesh_axis = self.spmd_axis_name
-        if self.axis_name is not None:
+        if over_devices:
             index = jax.lax.axis_index(self.axis_name)
             key = jax.random.split(key, jax.lax.axis_size(self.axis_name))[index]
             # jax.shard_map sums a gradient over devices unless its parameters vary over
             # them; here each device's own gradient is wanted.
             zero = index * 0
             params = jax.tree.map(lambda p: p + zero.astype(jnp.result_type(p)), params)
-        copies = Copy(self._keys(key), self._factors(scale), self._weights(), own)
+        copies = self._all(key, args, scale)
         perturb = functools.partial(self._perturb, step, scale)
-
-        # The auxiliary outputs of a single copy may be anything, as without copies.
-        is_single = self.total == 1 and self.axis_name is None and mesh_axis is None
-        is_single &= self.aux != "stack" and not callable(self.aux)
 
         def call(perturbed, own):
             merged = [own.get(i, arg) for i, arg in enumerate(args, start=1)]
             result, aux = fn(*perturbed, *merged)
-            result = jax.tree.map(jnp.asarray, result)
-            if is_single:
-                return result, aux
-            check = functools.partial(_as_output, self.aux == "mean")
-            aux = jax.tree.map_with_path(check, aux)
-            if self.aux == "mean":
-                return (result, aux), None
-            return (result, None), aux
+            return jax.tree.map(jnp.asarray, result), aux
 
-        if is_single:
+        stacks = self.aux == "stack" or callable(self.aux)
+        if self.total == 1 and not (over_devices or self.spmd_axis_name or stacks):
+            # The auxiliary outputs may be anything, as without copies.
             copy = jax.tree.map(lambda a: a[0], copies)
             return call(perturb(params, copy), copy.args)
-        loop, is_of_groups = self._loop(mesh_axis)
-        if mesh_axis is not None:
-            perturb, call = _over_mesh(perturb, call, mesh_axis, self.total)
-        elif is_of_groups:
-            perturb, call = _together(perturb, call)
-        (result, aux), stacked = loop(perturb, call, params, copies)
-        return self._finish(result, aux, stacked)
 
-    def _finish(self, result: Any, mean_aux: Any, stacked: Any) -> tuple[Any, Any]:
-        """The results averaged over devices too, and what `aux` says of the others."""
+        in_mean = self.aux == "mean"
+        has_mean = in_mean or (self.aux == "clean" and over_devices)
+
+        def call_one(perturbed, own):
+            result, aux = call(perturbed, own)
+            result = _as_outputs("output", True, result)
+            aux = _as_outputs("auxiliary output", has_mean, aux)
+            return ((result, aux), None) if in_mean else ((result, None), aux)
+
+        execution, size = self._plan()
+        if self.spmd_axis_name is not None:
+            run = _over_mesh(perturb, call_one, self.spmd_axis_name, self.total)
+        else:
+            run = functools.partial(_run, perturb, call_one, size > 1)
+        (result, aux), stacked = _sum(execution, size, run, params, copies)
         if callable(self.aux):
             aux = self.aux(stacked)
-        elif self.aux == "mean":
-            aux = mean_aux
-        else:
+        elif not in_mean:
             chosen = {"stack": slice(None), "first": 0, "clean": -1}[self.aux]
             aux = jax.tree.map(lambda a: a[chosen], stacked)
-        if self.axis_name is not None:
+        if over_devices:
             result = jax.lax.pmean(result, self.axis_name)
-            if self.aux in ("mean", "clean"):
-                jax.tree.map(_require_inexact, aux)
-                aux = jax.lax.pmean(aux, self.axis_name)
+            aux = jax.lax.pmean(aux, self.axis_name) if has_mean else aux
         return result, aux
 
-    def _keys(self, key: jax.Array) -> jax.Array:
-        # Split, not folded once more: unsafe_rbg keys fold alike in either order.
-        keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
-        return keys[np.arange(self.total) // 2] if self.antithetic else keys
-
-    def _factors(self, scale: jax.Array | None) -> np.ndarray | jax.Array:
-        factors = np.ones(self.total, np.float32)
-        if self.antithetic:
-            factors[1::2] = -1
-        factors[self.num_copies :] = 0
-        return factors if scale is None else factors * scale
-
-    def _weights(self) -> np.ndarray:
-        weights = np.full(self.total, (1 - self.clean_weight) / self.num_copies)
-        weights[self.num_copies :] = self.clean_weight
-        return weights
-
-    def _loop(self, mesh_axis: AxisNames) -> tuple[Callable[..., Any], bool]:
-        """The loop, and whether its steps are of groups of copies."""
-        execution, size = self.execution, self.chunk_size or 1
+    def _plan(self) -> tuple[str, int]:
+        """How the copies run, and how many of them at once."""
+        execution = self.execution
         if execution == "auto":
             if self.chunk_size is not None:
                 execution = "scan"
@@ -184,11 +147,61 @@ class Copies(Options):
                 execution = "vmap"
             else:
                 execution = "unroll" if self.total <= MAX_UNROLLED else "scan"
-        if mesh_axis is not None or (execution == "vmap" and self.total > 1):
-            return _at_once, True
-        if execution == "scan" and self.total > 1:
-            return functools.partial(_scan, size), size > 1
-        return _unroll, False
+        if self.spmd_axis_name is not None:
+            return "vmap", self.total
+        if self.total == 1:
+            return "unroll", 1
+        return execution, self.total if execution == "vmap" else self.chunk_size or 1
+
+    def _all(
+        self, key: jax.Array, args: Sequence[Any], scale: jax.Array | None
+    ) -> Copy:
+        """All copies, with their noise scaled and their parts of the arguments."""
+        # Split, not folded once more: unsafe_rbg keys fold alike in either order.
+        keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
+        factors = np.ones(self.total, np.float32)
+        if self.antithetic:
+            keys = keys[np.arange(self.total) // 2]
+            factors[1::2] = -1
+        weights = np.full(self.total, (1 - self.clean_weight) / self.num_copies)
+        factors[self.num_copies :] = 0
+        weights[self.num_copies :] = self.clean_weight
+        own = {}
+        for name in ("batch_argnums", "copy_argnums"):
+            for argnum in getattr(self, name):
+                if argnum > len(args):
+                    raise ValueError(
+                        f"{name} names argument {argnum}, but fun was given"
+                        f" {len(args) + 1} positional arguments, params included"
+                    )
+                share = self._rows if name == "batch_argnums" else self._slices
+                own[argnum] = jax.tree.map_with_path(
+                    functools.partial(share, f"{name}: argument {argnum}"),
+                    args[argnum - 1],
+                )
+        return Copy(keys, factors if scale is None else factors * scale, weights, own)
+
+    def _rows(self, name: str, path, leaf) -> jax.Array:
+        """The rows of a leaf, those of each copy along a new leading axis."""
+        first, *others = jnp.shape(leaf) or ("no",)
+        if first == "no" or first % self.total:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has {first} rows, which do not"
+                f" divide between {self.total} copies"
+            )
+        if self.spmd_axis_name is not None:
+            return jnp.reshape(leaf, (self.total, -1, *others))
+        return jnp.swapaxes(jnp.reshape(leaf, (-1, self.total, *others)), 0, 1)
+
+    def _slices(self, name: str, path, leaf) -> jax.Array:
+        """The leaf itself, if it has one slice for each copy."""
+        shape = jnp.shape(leaf)
+        if shape[:1] != (self.total,):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} of shape {shape} needs a leading"
+                f" axis with one slice for each of {self.total} copies"
+            )
+        return leaf
 
     def _perturb(
         self, step: Any, scale: jax.Array | None, params: Params, copy: Copy
@@ -206,113 +219,64 @@ class Copies(Options):
             )
         return written((perturbed, None if scale is None else noise))
 
-    def _own_args(self, args: Sequence[Any]) -> dict[int, Any]:
-        """The arguments that differ between copies, with a leading axis of copies."""
-        own = {}
-        for name in ("batch_argnums", "copy_argnums"):
-            for argnum in getattr(self, name):
-                if argnum > len(args):
-                    raise ValueError(
-                        f"{name} names argument {argnum}, but fun was given"
-                        f" {len(args) + 1} positional arguments, params included"
-                    )
-                distribute = self._rows if name == "batch_argnums" else self._slices
-                own[argnum] = jax.tree.map_with_path(
-                    functools.partial(distribute, argnum), args[argnum - 1]
-                )
-        return own
 
-    def _rows(self, argnum: int, path, leaf) -> jax.Array:
-        """The rows of a leaf, those of each copy along a new leading axis."""
-        first, *others = jnp.shape(leaf) or ("no",)
-        if first == "no" or first % self.total:
-            raise ValueError(
-                f"batch_argnums: argument {argnum}{jax.tree_util.keystr(path)} has"
-                f" {first} rows, which do not divide between {self.total} copies"
-            )
-        if self.spmd_axis_name is not None:
-            return jnp.reshape(leaf, (self.total, -1, *others))
-        return jnp.swapaxes(jnp.reshape(leaf, (-1, self.total, *others)), 0, 1)
+def _sum(
+    execution: str, size: int, run, params: Params, copies: Copy
+) -> tuple[Any, Any]:
+    """The weighted sum of the first results of copies, and the second, stacked.
 
-    def _slices(self, argnum: int, path, leaf) -> jax.Array:
-        """The leaf itself, if it has one slice for each copy."""
-        shape = jnp.shape(leaf)
-        if shape[:1] != (self.total,):
-            raise ValueError(
-                f"copy_argnums: argument {argnum}{jax.tree_util.keystr(path)} of shape"
-                f" {shape} needs a leading axis with one slice for each of {self.total}"
-                " copies"
-            )
-        return leaf
+    Those are returned by `run(params, copies)`, of one copy or of `size` at once.
+    """
 
+    def weighted(params, copies):
+        result, aux = run(params, copies)
+        return _weigh(copies.weight, result), aux, result
 
-# Loops over copies, or groups of them, of functions perturb(params, copy), and
-# call(perturbed, args) to a result, of which they return the weighted sum, and another,
-# which they stack.
-
-
-def _at_once(perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
-    """Runs all copies as one group."""
-    result, stacked = call(perturb(params, copies), copies.args)
-    return optax.tree.cast_like(_weigh(copies.weight, result), result), stacked
-
-
-def _unroll(perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
-    """Runs copy after copy in a Python loop."""
-    total: Any = None
-    result: Any = None
-    stacked = []
-    for i in range(len(copies.weight)):
-        copy = jax.tree.map(lambda a, i=i: a[i], copies)
-        if total is not None:
-            # A copy, and its noise, wait for the one before: their memory is the same.
-            params, total, key = written((params, total, copy.key))
-            copy = copy._replace(key=key)
-        result, aux = call(perturb(params, copy), copy.args)
-        stacked.append(aux)
-        summand = _weigh(copy.weight, result)
-        total = summand if total is None else jax.tree.map(jnp.add, total, summand)
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *stacked)
-    return optax.tree.cast_like(total, result), stacked
-
-
-def _scan(size: int, perturb, call, params: Params, copies: Copy) -> tuple[Any, Any]:
-    """Runs copy after copy, or groups of `size` copies, in a compiled loop."""
-
-    def weighted(copy):
-        result, aux = call(perturb(params, copy), copy.args)
-        return _weigh(copy.weight, result), aux, result
-
-    def body(total, copy):
-        summand, aux, _ = weighted(copy)
+    def body(total, copies):
+        summand, aux, _ = weighted(params, copies)
         return jax.tree.map(jnp.add, total, summand), aux
 
-    if size > 1:
-        copies = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), copies)
-    first = jax.tree.map(lambda a: a[0], copies)
-    summand, _, result = jax.eval_shape(weighted, first)
-    total, stacked = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, summand), copies)
-    if size > 1:
-        stacked = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    if execution == "vmap":
+        total, stacked, result = weighted(params, copies)
+    elif execution == "scan":
+        if size > 1:
+            copies = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), copies)
+        first = jax.tree.map(lambda a: a[0], copies)
+        summand, _, result = jax.eval_shape(weighted, params, first)
+        zeros = jax.tree.map(jnp.zeros_like, summand)
+        total, stacked = jax.lax.scan(body, zeros, copies)
+        if size > 1:
+            stacked = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    else:
+        total: Any = None
+        result: Any = None
+        auxes = []
+        for i in range(len(copies.weight)):
+            copy = jax.tree.map(lambda a, i=i: a[i], copies)
+            if i > 0:
+                # It waits for the one before: the memory of both is the same.
+                params, total, key = written((params, total, copy.key))
+                copy = copy._replace(key=key)
+            summand, aux, result = weighted(params, copy)
+            auxes.append(aux)
+            total = jax.tree.map(jnp.add, total, summand) if i > 0 else summand
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *auxes)
     return optax.tree.cast_like(total, result), stacked
 
 
-def _together(perturb, call) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The functions of a group of copies that run at once."""
+def _run(perturb, call, at_once: bool, params: Params, copies: Copy) -> tuple[Any, Any]:
+    """Runs one copy, or several at once."""
+    if not at_once:
+        return call(perturb(params, copies), copies.args)
+    # A loop draws the noise: under vmap, rbg keys would draw another.
+    perturbed = jax.lax.map(functools.partial(perturb, params), copies)
+    return jax.vmap(call)(perturbed, copies.args)
 
-    def perturb_all(params, copies):
-        # A loop draws the noise: under vmap, rbg keys would draw another.
-        return jax.lax.map(functools.partial(perturb, params), copies)
 
-    return perturb_all, jax.vmap(call)
-
-
-def _over_mesh(
-    perturb, call, axis: AxisNames, total: int
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The functions of all copies at once, each copy on its part of the mesh."""
+def _over_mesh(perturb, call, axis: str | tuple[str, ...], total: int) -> Callable:
+    """Runs all copies at once, each on its part of the mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    names = (axis,) if isinstance(axis, str) else axis or ()
+    names = (axis,) if isinstance(axis, str) else axis
     if missing := [name for name in names if name not in mesh.axis_names]:
         raise ValueError(
             f"spmd_axis_name: the mesh has no axis {missing[0]!r}, but"
@@ -325,34 +289,28 @@ def _over_mesh(
             f" devices of {axis!r}"
         )
     explicit = AxisType.Explicit in mesh.axis_types
+    lay = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
 
-    def lay(tree):
-        move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-        return move(jax.tree.map(jnp.asarray, tree), jax.P(axis))
+    def anywhere(leaf):
+        return lay(leaf, jax.P(*[jax.P.UNCONSTRAINED] * leaf.ndim))
 
     def perturb_one(params, copy):
         perturbed = perturb(params, copy)
-        return perturbed if explicit else jax.tree.map(_anywhere, perturbed)
+        return perturbed if explicit else jax.tree.map(anywhere, perturbed)
 
-    perturb_all = jax.vmap(perturb_one, (None, 0), spmd_axis_name=axis)
-    call_all = jax.vmap(call, spmd_axis_name=axis)
-    return (
-        lambda params, copies: perturb_all(params, lay(copies)),
-        lambda perturbed, args: call_all(perturbed, lay(args)),
-    )
+    def run(params, copies):
+        copies = lay(jax.tree.map(jnp.asarray, copies), jax.P(axis))
+        in_axes = None, 0
+        perturbed = jax.vmap(perturb_one, in_axes, spmd_axis_name=axis)(params, copies)
+        return jax.vmap(call, spmd_axis_name=axis)(perturbed, copies.args)
 
-
-def _anywhere(leaf: jax.Array) -> jax.Array:
-    """The leaf, laid over devices in any way, but for the copies."""
-    free = jax.P(*[jax.P.UNCONSTRAINED] * leaf.ndim)
-    return jax.lax.with_sharding_constraint(leaf, free)
+    return run
 
 
 def _weigh(weight, result: Any) -> Any:
     """The weighted result of one copy, or sum over several, in float32 at least."""
 
     def weigh(leaf):
-        _require_inexact(leaf)
         leaf = leaf.astype(accumulator_dtype(leaf.dtype))
         factor = jnp.asarray(weight, leaf.dtype)
         if factor.ndim == 0:
@@ -368,15 +326,14 @@ def _is_real(leaf: Any) -> bool:
 
 def _times(factor, noise: jax.Array) -> jax.Array:
     """Noise times a factor, in float32 at least; integers are kept, or dropped by 0."""
-    scaled = noise
+    dtype, scaled = jnp.result_type(noise), noise
     if _checks.is_inexact(noise):
-        wide = accumulator_dtype(jnp.result_type(noise))
-        scaled = jnp.asarray(noise, wide) * jnp.asarray(factor, wide)
-        scaled = scaled.astype(jnp.result_type(noise))
+        wide = accumulator_dtype(dtype)
+        scaled = (jnp.asarray(noise, wide) * jnp.asarray(factor, wide)).astype(dtype)
     return jnp.where(factor == 0, jnp.zeros_like(noise), scaled)
 
 
-def _refuse_overwritten(params: Params):
+def _refuse_overwritten(params: Params) -> None:
     """Raises ValueError if gradients of some params are next values, not slopes."""
 
     def is_overwritten(node):
@@ -393,32 +350,23 @@ def _refuse_overwritten(params: Params):
         )
 
 
-def _as_output(averaged: bool, path, leaf: Any) -> jax.Array:
-    """An auxiliary output as an array that copies can average, or stack."""
-    name = f"auxiliary output{jax.tree_util.keystr(path)} of fun"
-    try:
-        leaf = jnp.asarray(leaf)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} is {_checks.describe(leaf)}, which several copies can neither"
-            " average nor stack: return arrays, or set num_copies=1"
-        ) from error
-    if averaged and not _checks.is_inexact(leaf):
-        raise TypeError(
-            f"{name} is {_checks.describe(leaf)}, which has no mean over copies; choose"
-            " aux='first' or aux='stack'"
-        )
-    return leaf
+def _as_outputs(name: str, averaged: bool, tree: Any) -> Any:
+    """Outputs as arrays that copies can average, or stack."""
 
+    def as_array(path, leaf):
+        told = f"{name}{jax.tree_util.keystr(path)} of fun is {_checks.describe(leaf)}"
+        try:
+            leaf = jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{told}, which several copies can neither average nor stack: return"
+                " arrays, or set num_copies=1"
+            ) from error
+        if averaged and not _checks.is_inexact(leaf):
+            raise TypeError(
+                f"{told}, which has no mean over copies; return it as an auxiliary"
+                " output, with aux='first' or aux='stack'"
+            )
+        return leaf
 
-def _require_inexact(leaf: Any) -> None:
-    if not _checks.is_inexact(leaf):
-        raise TypeError(
-            "only floating or complex outputs of fun can be averaged over copies, got"
-            f" {leaf.dtype}{list(leaf.shape)}; return it as auxiliary output and choose"
-            " aux='stack' or 'first'"
-        )
-
-
-# A tree that is computed once, apart from what reads it.
-written = apart(lambda tree: tree)
+    return jax.tree.map_with_path(as_array, tree)

@@ -1,7 +1,4 @@
-"""The options of `smooth`, `smoothout_value_and_grad` and `smooth_gradients`.
-
-One list of them, described, with their defaults, and the checks of their values.
-"""
+"""The options of `smooth`, `smoothout_value_and_grad` and `smooth_gradients`."""
 
 import dataclasses
 import functools
@@ -49,19 +46,16 @@ class SharedOptions(TypedDict, total=False):
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
             (or `jax.vmap`). Each device draws noise of its own; the value, the
             gradients and `"mean"` or `"clean"` auxiliary outputs are averaged over the
-            axis. `"stack"`, `"first"` and the results of an `aux` function stay each
-            device's own.
+            axis. Other auxiliary outputs stay each device's own.
         spmd_axis_name: name, or names, of the mesh axis that the copies are laid over
             under `jax.jit`, with the mesh set by `jax.set_mesh`; as many copies as
-            devices, or a multiple. The copies run together, each on its own devices.
-            A batch is split into blocks, the m-th for copy m, so that one sharded over
-            the axis stays where it is. Excludes `axis_name`, `chunk_size`, and every
-            `execution` but `"vmap"`.
-        compute_dtype: the dtype of the real floating parameters that the function
-            gets, such as `jnp.bfloat16` for a network that computes in half precision
-            from parameters in float32. Parameters are perturbed in their own dtype,
-            rounded once, and written once. Gradients come back in the dtypes of the
-            parameters.
+            devices, or a multiple, run together. A batch is split into blocks, the m-th
+            for copy m, so that one sharded over the axis stays where it is. Excludes
+            `axis_name`, `chunk_size`, and every `execution` but `"vmap"`.
+        compute_dtype: dtype that the function gets the real floating parameters in,
+            such as `jnp.bfloat16` for a network that computes in half precision from
+            parameters in float32. Those are perturbed in their own dtype and rounded
+            once. Gradients come back in the dtypes of the parameters.
     """
 
     num_copies: int
@@ -84,9 +78,9 @@ class SmoothOptions(SharedOptions, total=False):
             rows m, m + C, m + 2C, …, so that a batch sharded over devices stays where
             it is. Positions are those of `fun`, whose params are 0; other arguments,
             and keyword arguments, are passed unsplit to every copy. Every copy weighs
-            the same: a loss that is a mean over the valid tokens of its rows averages
-            means of unequal numbers of tokens. To weigh each token alike, return the
-            sum over the rows divided by a number that is the same for every copy.
+            the same, so a loss that is a mean over valid tokens averages means of
+            unequal numbers of them. To weigh each token alike, return the sum over the
+            rows divided by a number that is the same for every copy.
         copy_argnums: positions of the arguments with one slice for each copy along
             their leading axis, such as dropout keys.
         aux: what to return of the copies' auxiliary outputs. `"mean"` averages them
@@ -136,42 +130,34 @@ class Options:
     def __post_init__(self):
         _checks.function("such as smoothout_jax.uniform(0.01)", noise=self.noise)
         _checks.count(num_copies=self.num_copies)
-        if not callable(self.aux):
-            _checks.choice(get_args(AuxName), aux=self.aux)
         _checks.choice(get_args(Execution), execution=self.execution)
-        self._check_clean_weight()
-        self._check_argnums()
-        self._check_execution()
+        _checks.nonnegative(clean_weight=self.clean_weight)
+        if is_traced(self.clean_weight) or self.clean_weight >= 1:
+            raise ValueError(
+                "clean_weight must be in [0, 1) and known to Python, since it decides"
+                f" whether a clean copy runs; got {self.clean_weight}"
+            )
         if self.antithetic and self.num_copies % 2:
             raise ValueError(
                 "antithetic copies come in pairs, so num_copies must be even; got"
                 f" num_copies={self.num_copies}"
             )
-        if self.aux != "mean" and not self.has_aux:
-            name = "a function" if callable(self.aux) else repr(self.aux)
-            raise ValueError(f"aux={name} needs has_aux=True")
         if self.loss_rise is not None:
             LossRise(self.loss_rise)
         if self.compute_dtype is not None:
             _checks.floating(compute_dtype=self.compute_dtype)
+        self._check_aux()
+        self._check_argnums()
+        self._check_execution()
 
-    def _check_clean_weight(self):
-        if is_traced(self.clean_weight):
-            raise TypeError(
-                "clean_weight must be known to Python, since it decides whether a"
-                f" clean copy runs; got {self.clean_weight}"
-            )
-        _checks.nonnegative(clean_weight=self.clean_weight)
-        if self.clean_weight >= 1:
-            raise ValueError(
-                f"clean_weight must be in [0, 1), got {self.clean_weight}; at 1 no"
-                " perturbed copy would count"
-            )
+    def _check_aux(self):
+        if not callable(self.aux):
+            _checks.choice(get_args(AuxName), aux=self.aux)
+        if self.aux != "mean" and not self.has_aux:
+            name = "a function" if callable(self.aux) else repr(self.aux)
+            raise ValueError(f"aux={name} needs has_aux=True")
         if self.aux == "clean" and not self.clean_weight:
-            raise ValueError(
-                "aux='clean' takes the copy at the clean parameters, which runs only"
-                " with a clean_weight above 0"
-            )
+            raise ValueError("aux='clean' needs a clean copy: a clean_weight above 0")
 
     def _check_argnums(self):
         seen = []
@@ -189,28 +175,27 @@ class Options:
                     f"{name} counts the arguments of fun from params, which is 0, so it"
                     f" must be at least 1; got {given!r}"
                 )
-            seen += argnums
-            if len(set(seen)) < len(seen):
-                raise ValueError(
-                    "batch_argnums and copy_argnums name an argument twice:"
-                    f" {self.batch_argnums!r} and {self.copy_argnums!r}"
-                )
             object.__setattr__(self, name, argnums)
+            seen += argnums
+        if len(set(seen)) < len(seen):
+            raise ValueError(
+                "batch_argnums and copy_argnums name an argument twice:"
+                f" {self.batch_argnums!r} and {self.copy_argnums!r}"
+            )
 
     def _check_execution(self):
-        """Requires of chunk_size and spmd_axis_name what they need and exclude."""
-        if self.spmd_axis_name is not None:
-            if self.execution not in ("auto", "vmap") or self.chunk_size is not None:
-                raise ValueError(
-                    "spmd_axis_name lays the copies over devices, which run them"
-                    f" together; it excludes execution={self.execution!r} and"
-                    f" chunk_size={self.chunk_size}"
-                )
-            if self.axis_name is not None:
-                raise ValueError(
-                    f"axis_name={self.axis_name!r} is for jax.shard_map and"
-                    f" spmd_axis_name={self.spmd_axis_name!r} for jax.jit: give one"
-                )
+        """Requires of spmd_axis_name and chunk_size what they need and exclude."""
+        if self.spmd_axis_name is not None and (
+            self.execution not in ("auto", "vmap")
+            or self.chunk_size is not None
+            or self.axis_name is not None
+        ):
+            raise ValueError(
+                "spmd_axis_name runs the copies together under jax.jit: it excludes"
+                " every execution but 'vmap', chunk_size, and axis_name, which is for"
+                f" jax.shard_map; got execution={self.execution!r},"
+                f" chunk_size={self.chunk_size}, axis_name={self.axis_name!r}"
+            )
         if self.chunk_size is not None:
             _checks.count(chunk_size=self.chunk_size)
             if self.execution not in ("auto", "scan"):
@@ -219,10 +204,10 @@ class Options:
                     f" excludes execution={self.execution!r}"
                 )
             if self.total % self.chunk_size:
-                clean = ", the clean one included" if self.clean_weight else ""
                 raise ValueError(
                     f"chunk_size={self.chunk_size} does not divide the {self.total}"
-                    f" copies{clean}"
+                    f" copies of num_copies={self.num_copies} and"
+                    f" clean_weight={self.clean_weight}"
                 )
 
     @property
@@ -242,8 +227,7 @@ def takes(options: type) -> Callable[[F], F]:
     """
 
     def declare(fn: F) -> F:
-        signature = inspect.signature(fn)
-        *own, _ = signature.parameters.values()
+        *own, _ = inspect.signature(fn).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
         given = [
             inspect.Parameter(
@@ -251,14 +235,11 @@ def takes(options: type) -> Callable[[F], F]:
             )
             for name, kind in options.__annotations__.items()
         ]
-        signature = signature.replace(parameters=[*own, *given])
+        signature = inspect.signature(fn).replace(parameters=[*own, *given])
 
         @functools.wraps(fn)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{fn.__name__}() {error}") from None
+            signature.bind(*args, **kwargs)
             return fn(*args, **kwargs)
 
         checked.__dict__["__signature__"] = signature

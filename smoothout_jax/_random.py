@@ -42,8 +42,8 @@ def random_like(
     The law is a function of uniform levels: of one array, or two for a complex leaf.
     """
     counts = [2 if jnp.iscomplexobj(leaf) else 1 for leaf in leaves]
-    parts = itertools.chain.from_iterable(map(itertools.repeat, leaves, counts))
-    levels = iter(uniform_levels(key, list(parts), bits))
+    parts = [leaf for leaf, n in zip(leaves, counts, strict=True) for _ in range(n)]
+    levels = iter(uniform_levels(key, parts, bits))
     return [law(*itertools.islice(levels, count)) for count in counts]
 
 
@@ -62,20 +62,29 @@ def uniform_levels(key: Key, leaves: Sequence[jax.Array], bits: int) -> list[jax
         key = jax.random.wrap_key_data(key)
     shardings = [explicit_sharding(leaf) for leaf in leaves]
     whole = next((everywhere(its) for its in shardings if its), None)
-    small = sum(leaf.size for leaf in leaves if leaf.size < LARGE)
-    large = [leaf.shape for leaf in leaves if leaf.size >= LARGE]
-    in_large = sum(math.prod(s[:-1]) * _words_in(s[-1], bits) for s in large)
-    count = _words_in(small, bits) + in_large
-    draw = functools.partial(_draw, _words, bits=bits)
+
+    def packed(shape: Shape) -> Shape:
+        return (*shape[:-1], -(-shape[-1] * bits // 32))
+
+    def draw(group: int, start: int, shape: Shape, key: Key) -> jax.Array:
+        """Random unsigned integers, several to a word along the last axis."""
+        if stream is None:
+            words = _words(key, group=group, start=start, shape=packed(shape))
+        else:
+            end = start + math.prod(packed(shape))
+            words = stream[start:end].reshape(packed(shape))
+        return words.view(f"uint{bits}")[..., : shape[-1]]
+
+    (small,) = packed((sum(leaf.size for leaf in leaves if leaf.size < LARGE),))
+    large = [packed(leaf.shape) for leaf in leaves if leaf.size >= LARGE]
+    count, stream = small + sum(map(math.prod, large)), None
     if on_one_cpu() and _is_threefry(key) and count + 2 * ROW <= 2**32:
         # Nothing can be sharded, and one draw compiles faster than several.
         rows = -(-count // ROW) + 1, ROW
         stream = _words(key, group=0, start=0, shape=rows).ravel()
-        draw = functools.partial(_draw, functools.partial(_cut, stream), bits=bits)
-    rows = -(-_words_in(small, bits) // ROW), ROW * 32 // bits
-    shared = functools.partial(draw, group=0, start=0, shape=rows)
-    together = by_parts(shared, whole)(key)
-    levels, taken, group, start = [], 0, 0, _words_in(small, bits)
+    rows = -(-small // ROW), ROW * 32 // bits
+    together = by_parts(functools.partial(draw, 0, 0, rows), whole)(key)
+    levels, taken, group, start = [], 0, 0, small
     for leaf, sharding in zip(leaves, shardings, strict=True):
         if leaf.size < LARGE:
             part = functools.partial(_part, start=taken, shape=leaf.shape)
@@ -83,9 +92,9 @@ def uniform_levels(key: Key, leaves: Sequence[jax.Array], bits: int) -> list[jax
             taken += leaf.size
         else:
             group += 1
-            own = functools.partial(draw, group=group, start=start, shape=leaf.shape)
+            own = functools.partial(draw, group, start, leaf.shape)
             integers = by_parts(own, sharding)(key)
-            start += math.prod(leaf.shape[:-1]) * _words_in(leaf.shape[-1], bits)
+            start += math.prod(packed(leaf.shape))
         levels.append(_levels(integers, bits, accumulator_dtype(leaf.dtype)))
     return levels
 
@@ -99,30 +108,6 @@ def _part(together: jax.Array, start: int, shape: Shape) -> jax.Array:
     hidden = jax.lax.optimization_barrier(jnp.int32(start))
     part = jax.lax.dynamic_slice_in_dim(together.ravel(), hidden, math.prod(shape))
     return part.reshape(shape)
-
-
-def _cut(stream: jax.Array, key: Key, group: int, start: int, shape: Shape):
-    """Words of a stream that was drawn at once, from a start on."""
-    del key, group
-    return stream[start : start + math.prod(shape)].reshape(shape)
-
-
-def _draw(
-    source: Callable[..., jax.Array],
-    key: Key,
-    group: int,
-    start: int,
-    shape: Shape,
-    bits: int,
-) -> jax.Array:
-    """Random unsigned integers, several to a word along the last axis."""
-    packed = (*shape[:-1], _words_in(shape[-1], bits))
-    words = source(key, group=group, start=start, shape=packed)
-    return words.view(f"uint{bits}")[..., : shape[-1]]
-
-
-def _words_in(count: int, bits: int) -> int:
-    return -(-count * bits // 32)
 
 
 def _is_threefry(key: Key) -> bool:
@@ -163,9 +148,8 @@ def threefry(
 ) -> tuple[jax.Array, jax.Array]:
     """Threefry-2x32 of 13 rounds: two random words from a key and a counter of two.
 
-    Thirteen rounds are the fewest that pass BigCrush, and noise keeps no secrets that
-    would need the twenty of JAX. JAX also runs them on CPU in a loop over memory, and
-    draws a word for each integer of 8 bits; written out, they compile to one pass.
+    Thirteen rounds are the fewest that pass BigCrush; JAX takes twenty. On CPU it also
+    runs them in a loop over memory; written out, they compile to one pass.
 
     Reference:
         Salmon et al., `Parallel random numbers: as easy as 1, 2, 3

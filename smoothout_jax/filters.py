@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from smoothout_jax import _checks
 from smoothout_jax._trees import Params, leaf_names
@@ -33,7 +34,6 @@ Axes = int | tuple[int, ...]
 FilterAxis = Axes | Literal["auto"] | Mapping[str, Axes] | Callable[[Params], Any]
 
 LAST = -1
-AUTO = "auto"
 # The names of leaves by which frameworks are recognised, and how Haiku has them: by the
 # path of the module, in which slashes are part of a name, and their own.
 FLAX = {"kernel", "embedding", "lora_a", "lora_b"}
@@ -56,12 +56,11 @@ def flax_filters(params: Params) -> Params:
     """The axes of the filters of Flax's layers, Linen's and NNX's, by path.
 
     Attention's queries, keys and values, (inputs, heads, head size), have a filter for
-    each unit of each head; where they are dense layers, (inputs, outputs), for each
-    output. Embeddings, of tokens, of positions or of classes, have one for each row:
-    leaves whose name ends in `embed`, `embedding` or `embeddings`, or is `position`.
-    All else has one for each index of the last axis. It cannot know of transposed
-    convolutions with `transpose_kernel=True`, whose outputs come before their inputs,
-    or of outputs of several axes outside attention: name those in a mapping.
+    each unit of each head. Embeddings, of tokens, of positions or of classes, have one
+    for each row: leaves whose name ends in `embed`, `embedding` or `embeddings`, or is
+    `position`. All else has one for each index of the last axis. Name in a mapping what
+    it cannot know of: transposed convolutions with `transpose_kernel=True`, whose
+    outputs come before their inputs, or outputs of several axes outside attention.
 
     Args:
         params: the parameters.
@@ -147,24 +146,26 @@ def stacked(
     check_patterns("stacked", patterns)
     check_stack_axis(axis)
 
+    def one_layer(leaf: jax.Array, path: str) -> jax.ShapeDtypeStruct:
+        check_stacked(leaf.shape, path, axis)
+        shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    def of_all_layers(one: tuple[int, ...]) -> tuple[int, ...]:
+        return (axis, *(each + (each >= axis) for each in one))
+
     def axes_of(params: Params) -> Params:
         paths = leaf_names(params)
         warn_of_unmatched("stacked", patterns, paths)
-        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
-        chosen = [not patterns or any(re.search(p, n) for p in patterns) for n in paths]
-        layer = [
-            _of_one_layer(leaf, path, axis) if its else leaf
-            for leaf, path, its in zip(leaves, paths, chosen, strict=True)
-        ]
-        given = raw_axes(filter_axis, _tree(params, layer))
-        rows = zip(given, layer, paths, chosen, strict=True)
-        return _tree(
-            params,
-            [
-                _with_layers(numbering(axes, leaf.shape, path), axis) if its else axes
-                for axes, leaf, path, its in rows
-            ],
-        )
+        leaves: list[Any] = list(map(jnp.asarray, jax.tree.leaves(params)))
+        chosen = [not patterns or first_match(patterns, p) is not None for p in paths]
+        for place in np.flatnonzero(chosen):
+            leaves[place] = one_layer(leaves[place], paths[place])
+        found = raw_axes(filter_axis, _tree(params, leaves))
+        for place in np.flatnonzero(chosen):
+            of_one = numbering(found[place], leaves[place].shape, paths[place])
+            found[place] = Numbering(*map(of_all_layers, of_one))
+        return _tree(params, found)
 
     return axes_of
 
@@ -185,25 +186,9 @@ def check_stacked(shape: tuple[int, ...], path: str, axis: int) -> None:
         )
 
 
-def _of_one_layer(leaf: jax.Array, path: str, axis: int) -> jax.ShapeDtypeStruct:
-    """What is known of one of the layers of a stacked leaf: shape and dtype."""
-    check_stacked(leaf.shape, path, axis)
-    shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
-    return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-
-def _with_layers(layer: Numbering, axis: int) -> Numbering:
-    """The numbering of a stacked leaf from that of one of its layers."""
-
-    def shifted(one):
-        return tuple(each + (each >= axis) for each in one)
-
-    return Numbering((axis, *shifted(layer.filters)), (axis, *shifted(layer.layers)))
-
-
 def check_filter_axis(filter_axis: FilterAxis) -> None:
     """Requires "auto", an axis or several, a mapping from patterns, or a function."""
-    if filter_axis == AUTO:
+    if filter_axis == "auto":
         return
     if isinstance(filter_axis, Mapping):
         check_patterns("filter_axis", tuple(filter_axis))
@@ -215,12 +200,13 @@ def check_filter_axis(filter_axis: FilterAxis) -> None:
 
 def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
     """The axes of each leaf's filters, as they were given."""
-    if filter_axis == AUTO:
+    if filter_axis == "auto":
         filter_axis = _of_framework(params)
     if isinstance(filter_axis, Mapping):
         paths = leaf_names(params)
         warn_of_unmatched("filter_axis", tuple(filter_axis), paths)
-        return _by_path(filter_axis, paths)
+        matches = [first_match(filter_axis, path) for path in paths]
+        return [LAST if match is None else filter_axis[match] for match in matches]
     if callable(filter_axis):
         tree = filter_axis(params)
         try:
@@ -238,23 +224,16 @@ def numbering(axes: Any, shape: tuple[int, ...], path: str) -> Numbering:
     if isinstance(axes, Numbering) or not shape:
         return axes if isinstance(axes, Numbering) else Numbering(())
     _require_axes(f"filter_axis of {path!r}", axes)
-    given = axes if isinstance(axes, tuple) else (axes,)
-    if not all(-len(shape) <= axis < len(shape) for axis in given):
+    try:
+        return Numbering(normalize_axis_tuple(axes, len(shape)))
+    except ValueError as error:
         raise ValueError(
-            f"filter_axis={axes} is out of range for parameter {path!r} of"
-            f" {len(shape)} axes, shape {shape}; mask it out or choose another axis"
-        )
-    filters = tuple(axis % len(shape) for axis in given)
-    if len({*filters}) < len(filters):
-        raise ValueError(
-            f"filter_axis={axes} names an axis of {path!r}, of shape {shape}, twice"
-        )
-    return Numbering(filters)
+            f"filter_axis={axes} does not suit parameter {path!r} of shape {shape}:"
+            f" {error}; mask it out or choose another axis"
+        ) from None
 
 
 def _require_axes(name: str, axes: Any) -> None:
-    if isinstance(axes, Numbering):
-        return
     for axis in axes if isinstance(axes, tuple) else (axes,):
         if isinstance(axis, bool) or not isinstance(axis, int):
             raise TypeError(
@@ -263,22 +242,14 @@ def _require_axes(name: str, axes: Any) -> None:
             )
 
 
-def _by_path(axes: Mapping[str, Axes], paths: list[str]) -> list[Axes]:
-    """The axes of the first pattern that each path matches, by default the last."""
-    matches = [first_match(axes, path) for path in paths]
-    return [LAST if match is None else axes[match] for match in matches]
-
-
 def _by_rank(params: Params, axes: Mapping[str, tuple[int, Axes]]) -> Params:
     """The axes of the first pattern that a path matches and whose rank its leaf has."""
 
     def find(path, leaf):
-        found = (
-            each
-            for p, (rank, each) in axes.items()
-            if np.ndim(leaf) >= rank and re.search(p, path)
-        )
-        return next(found, LAST)
+        for pattern, (rank, found) in axes.items():
+            if np.ndim(leaf) >= rank and re.search(pattern, path):
+                return found
+        return LAST
 
     return _tree(params, list(map(find, leaf_names(params), jax.tree.leaves(params))))
 
@@ -292,11 +263,7 @@ def _of_framework(params: Params) -> Callable[[Params], Params]:
 
     Leaves of fewer than two axes are the same in all of them.
     """
-
-    def is_module(node):
-        return bool(_checks.classes(node, "equinox"))
-
-    if any(map(is_module, jax.tree.leaves(params, is_leaf=is_module))):
+    if _checks.has_class(params, "equinox"):
         return equinox_filters
     rows = list(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
     paths = [path for path, leaf in rows if np.ndim(leaf) > 1]

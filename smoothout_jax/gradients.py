@@ -4,16 +4,15 @@ SmoothOut minimises the mean of the loss over noise added to the parameters::
 
     f_a(θ) = E[f(θ + ε)],   ∇f_a(θ) = E[∇f(θ + ε)],
 
-and estimates both from `num_copies` perturbed copies of the network. One copy a step
-is Stochastic SmoothOut; splitting the batch between the copies, each with noise of its
-own, is what the authors' program does, at the cost of one gradient over the batch.
+and estimates both from `num_copies` perturbed copies of the network. One copy a step is
+Stochastic SmoothOut; the authors' program splits the batch between several, at the cost
+of one gradient over the batch.
 
 Reference:
     Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
     Deep Learning <https://arxiv.org/abs/1805.07898>`_, 2018.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, NamedTuple, TypeVar, Unpack, overload
 
@@ -26,13 +25,8 @@ from smoothout_jax import _checks
 from smoothout_jax._copies import Copies
 from smoothout_jax._keys import fold, implementation, key_data
 from smoothout_jax._options import CopyOptions, SharedOptions, SmoothOptions, takes
-from smoothout_jax._trees import Params
-from smoothout_jax.loss_rise import (
-    LossRiseState,
-    Rise,
-    init_loss_rise,
-    require_rise,
-)
+from smoothout_jax._trees import Params, require_like
+from smoothout_jax.loss_rise import LossRiseState, Rise, init_loss_rise, require_rise
 from smoothout_jax.noise import Noise
 
 __all__ = [
@@ -45,7 +39,7 @@ __all__ = [
     "smoothout_value_and_grad",
 ]
 
-NO_GRAD_FN = """smooth_gradients takes the gradients itself, so update needs a grad_fn:
+NO_GRAD_FN = """smooth_gradients takes the gradients itself, of params and by a grad_fn:
 
     grad_fn = jax.grad(lambda params, copy: loss(params, batch))
     updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
@@ -94,14 +88,15 @@ def smooth(
     copies = Copies(noise=noise, **options)
     _checks.loss(fun=fun)
 
-    @_checks.key_first
     def smoothed(key: jax.Array, params: Any, /, *args: Any, **kwargs: Any) -> Any:
+        _checks.prng_key(key)
+
         def value_and_aux(params, noise, *args):
             outputs = fun(params, *args, **kwargs)
             return outputs if copies.has_aux else (outputs, None)
 
-        value, aux = copies.mean(value_and_aux, key, params, args)
-        return (value, aux) if copies.has_aux else value
+        outputs = copies.mean(value_and_aux, key, params, args)
+        return outputs if copies.has_aux else outputs[0]
 
     return smoothed
 
@@ -188,49 +183,34 @@ def smoothout_value_and_grad(
     _checks.loss(fun=fun)
     plain = jax.value_and_grad(fun, has_aux=copies.has_aux)
 
-    def of_copy(kwargs, params, *args):
-        outputs, grads = plain(params, *args, **kwargs)
-        value, aux = outputs if copies.has_aux else (outputs, None)
-        return (value, grads), aux
+    def averaged(rise, key, params, args, kwargs) -> tuple[Any, Any]:
+        _checks.prng_key(key)
 
-    def with_aux(mean, aux):
+        def of_copy(params, *args):
+            outputs, grads = plain(params, *args, **kwargs)
+            value, aux = outputs if copies.has_aux else (outputs, None)
+            return (value, grads), aux
+
+        mean, aux, rise = copies.mean_gradients(of_copy, rise, key, params, args)
         value, grads = mean
-        return ((value, aux), grads) if copies.has_aux else mean
+        return ((value, aux) if copies.has_aux else value, grads), rise
 
-    @_checks.key_first
     def value_and_grad(key: jax.Array, params: Any, /, *args: Any, **kwargs: Any):
-        fn = functools.partial(of_copy, kwargs)
-        mean, aux, _ = copies.mean_gradients(fn, None, key, params, args)
-        return with_aux(mean, aux)
+        return averaged(None, key, params, args, kwargs)[0]
 
-    @_rise_first
     def held(
         rise: LossRiseState, key: jax.Array, params: Any, /, *args: Any, **kwargs: Any
     ):
-        require_rise("smoothout_value_and_grad", loss_rise, rise)
-        fn = functools.partial(of_copy, kwargs)
-        mean, aux, after = copies.mean_gradients(fn, rise, key, params, args)
-        return with_aux(mean, aux), after
-
-    return value_and_grad if loss_rise is None else held
-
-
-def _rise_first(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a function of (rise, key, params, …) say so if one is forgotten."""
-
-    @functools.wraps(fn)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        if args and not isinstance(args[0], LossRiseState):
+        if not isinstance(rise, LossRiseState):
             raise TypeError(
                 "rise must be the state that init_loss_rise, or the call before,"
                 " returned, and come before key and params; got"
-                f" {_checks.describe(args[0])}"
+                f" {_checks.describe(rise)}"
             )
-        if len(args) > 1:
-            _checks.prng_key(args[1], alone=len(args) == 2)
-        return fn(*args, **kwargs)
+        require_rise("smoothout_value_and_grad", loss_rise, rise)
+        return averaged(rise, key, params, args, kwargs)
 
-    return checked
+    return value_and_grad if loss_rise is None else held
 
 
 class SmoothGradientsState(NamedTuple):
@@ -308,44 +288,23 @@ def smooth_gradients(
         params: Params | None = None,
         *,
         grad_fn: Any = None,
-        **extra_args: Any,
+        **_: Any,
     ) -> tuple[optax.Updates, Any]:
-        del updates, extra_args
-        if params is None:
-            raise ValueError(
-                "smooth_gradients needs the parameters: call"
-                " update(grads, state, params) with its grad_fn"
-            )
-        if grad_fn is None:
+        if params is None or grad_fn is None:
             raise ValueError(NO_GRAD_FN)
         data, step, rise = state
         require_rise("smooth_gradients", copies.loss_rise, rise)
 
         def value_and_grad(params, copy):
-            return (None, _checked_grads(grad_fn(params, copy), params)), None
+            grads = grad_fn(params, copy)
+            require_like(params, "what grad_fn returns", grads)
+            return (None, grads), None
 
+        step_key = fold(implementation(key), data, step)
+        numbers = np.arange(copies.total)
         (_, grads), _, rise = copies.mean_gradients(
-            value_and_grad,
-            rise,
-            fold(implementation(key), data, step),
-            params,
-            [np.arange(copies.total)],
-            step,
+            value_and_grad, rise, step_key, params, [numbers], step
         )
         return grads, SmoothGradientsState(data, optax.safe_increment(step), rise)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _checked_grads(grads: Any, params: Params) -> optax.Updates:
-    """What a `grad_fn` returned; raises TypeError unless it is a tree like params."""
-    shapes = [
-        [(path, jnp.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
-        for tree in (grads, params)
-    ]
-    if shapes[0] != shapes[1]:
-        raise TypeError(
-            "grad_fn must return the gradients alone, a tree like params, as jax.grad"
-            f" of the loss does; got {_checks.describe(grads)}"
-        )
-    return grads

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from smoothout_jax import _checks
@@ -44,7 +43,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
     Example:
         >>> from smoothout_jax import exclude
         >>> params = {"BatchNorm_0": {"scale": 1.0}, "Dense_0": {"kernel": 2.0}}
-        >>> exclude("BatchNorm", "bias$")(params)  # doctest: +SKIP
+        >>> exclude("BatchNorm")(params)
         {'BatchNorm_0': {'scale': False}, 'Dense_0': {'kernel': True}}
     """
     return _by_match("exclude", patterns, chosen=False)
@@ -57,12 +56,10 @@ def only(*patterns: str) -> Callable[[Params], Params]:
         *patterns: one or more regular expressions, as for `exclude`.
 
     Returns:
-        A function from parameters to a tree of booleans, `True` where a pattern
-        matches.
+        A function from parameters to a tree of booleans, `True` where one matches.
 
     Raises:
-        TypeError: if a pattern is not a string.
-        ValueError: if there is no pattern, or one is not a regular expression.
+        TypeError, ValueError: as for `exclude`.
 
     Example:
         >>> from smoothout_jax import only
@@ -135,26 +132,15 @@ def mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
             f" {jax.tree.structure(mask)}, params {jax.tree.structure(params)}"
         ) from error
     for flag in chosen:
-        if not _is_known_boolean(flag):
+        if is_traced(flag) or np.shape(flag) or np.asarray(flag).dtype != bool:
             raise TypeError(
                 f"mask must hold booleans known to Python, got {_checks.describe(flag)}"
             )
     return [bool(flag) for flag in chosen]
 
 
-def _is_known_boolean(flag: Any) -> bool:
-    if isinstance(flag, (np.ndarray, jax.Array)):
-        return not is_traced(flag) and flag.ndim == 0 and flag.dtype == jnp.bool_
-    return isinstance(flag, (bool, np.bool_))
-
-
 def check_noisy(params: Params, noisy: list[bool]) -> None:
-    """Requires something to perturb, and nothing that is not trained.
-
-    Raises:
-        ValueError: if the mask leaves nothing of the parameters, or leaves something
-            that Flax keeps beside them, such as BatchNorm's statistics.
-    """
+    """Requires something to perturb, and nothing that Flax keeps untrained."""
     leaves = jax.tree.leaves(params)
     if not any(noisy) and any(map(_checks.may_bear_noise, leaves)):
         raise ValueError(
@@ -163,9 +149,8 @@ def check_noisy(params: Params, noisy: list[bool]) -> None:
     rows = zip(leaf_names(params), _untrained_kinds(params), noisy, strict=True)
     for name, kind, is_noisy in rows:
         if is_noisy and kind is not None:
-            pattern = (
-                f"^{kind}/" if name.startswith(f"{kind}/") else f"^{re.escape(name)}$"
-            )
+            whole = name.startswith(f"{kind}/")
+            pattern = f"^{kind}/" if whole else f"^{re.escape(name)}$"
             raise ValueError(
                 f"params holds {name!r}, of Flax's {kind!r}, which is not trained and"
                 " must get no noise: pass the parameters alone (in Linen {'params':"
@@ -180,17 +165,15 @@ def _untrained_kinds(params: Params) -> list[str | None]:
     Linen's collections are recognised at the top of the tree, and those whose names a
     user may give to a layer only beside the collection `params`.
     """
-    nodes = jax.tree.leaves_with_path(
-        params, is_leaf=lambda node: bool(_variable_types(node))
-    )
+
+    def types(node):
+        return _checks.classes(node, "flax") & VARIABLES
+
+    nodes = jax.tree.leaves_with_path(params, is_leaf=lambda node: bool(types(node)))
     tops = [getattr(path[0], "key", None) if path else None for path, _ in nodes]
     untrained = STATISTICS | (BESIDE_PARAMS if "params" in tops else set())
     kinds: list[str | None] = []
     for top, (_, node) in zip(tops, nodes, strict=True):
-        found = _variable_types(node) or untrained & {top}
-        kinds += [min(found, default=None)] * len(jax.tree.leaves(node))
+        kind = min(types(node) or untrained & {top}, default=None)
+        kinds += [kind] * len(jax.tree.leaves(node))
     return kinds
-
-
-def _variable_types(node: Any) -> set[str]:
-    return _checks.classes(node, "flax") & VARIABLES

@@ -839,7 +839,7 @@ WRONG_OPTIONS = [
     ({"num_copies": True}, TypeError, "num_copies must be .* integer, got True"),
     ({"num_copies": 3, "antithetic": True}, ValueError, "even; got num_copies=3"),
     ({"clean_weight": -0.1}, ValueError, r"clean_weight .* got -0\.1"),
-    ({"clean_weight": 1.0}, ValueError, r"clean_weight .* \[0, 1\), got 1\.0"),
+    ({"clean_weight": 1.0}, ValueError, r"clean_weight .* \[0, 1\) .* got 1\.0"),
     ({"clean_weight": math.nan}, ValueError, "clean_weight .* got nan"),
     ({"clean_weight": "a"}, TypeError, "clean_weight must be a number, got 'a'"),
     ({"has_aux": True, "aux": "all"}, ValueError, "aux must be .*; got 'all'"),
@@ -855,13 +855,13 @@ WRONG_OPTIONS = [
     ({"batch_argnums": 0}, ValueError, "batch_argnums .* at least 1; got 0"),
     ({"copy_argnums": (1, -1)}, ValueError, r"copy_argnums .* got \(1, -1\)"),
     ({"batch_argnums": (1, 1)}, ValueError, r"twice: \(1, 1\)"),
-    ({"batch_argnums": 1, "copy_argnums": [1]}, ValueError, r"twice: .* \[1\]"),
+    ({"batch_argnums": 1, "copy_argnums": [1]}, ValueError, r"twice: .* \(1,\)"),
     ({"batch_argnums": 1.0}, TypeError, "batch_argnums .* integer .* got 1.0"),
     ({"copy_argnums": "1"}, TypeError, "copy_argnums .* integer .* got '1'"),
     ({"noise": 0.1}, TypeError, "noise must be a function.*; got 0.1"),
     ({"fun": 0.1}, TypeError, "fun must be a function.*; got 0.1"),
     ({"fun": NOISE}, TypeError, "were fun and noise swapped"),
-    ({"num_copy": 2}, TypeError, r"smooth.*\(\) got .* keyword argument 'num_copy'"),
+    ({"num_copy": 2}, TypeError, "unexpected keyword argument 'num_copy'"),
 ]
 BY_ROW = {"batch_argnums": 1}
 BY_COPY = {"copy_argnums": 1}
@@ -906,8 +906,7 @@ def test_wrong_options_are_refused_at_once(transform, options, error, message):
 
 
 def test_smooth_takes_no_rise():
-    message = r"smooth\(\) got an unexpected keyword argument 'loss_rise'"
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss_rise'"):
         smooth(quartic_loss, NOISE, loss_rise=0.1)
 
 
@@ -927,7 +926,7 @@ def test_signatures_show_every_option_with_its_default(transform):
 
 @pytest.mark.parametrize("name", ["num_copies", "clean_weight"])
 def test_what_shapes_the_program_cannot_be_traced(name):
-    with pytest.raises(TypeError, match=f"{name} must be"):
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
         jax.jit(lambda value: smooth(quartic_loss, NOISE, **{name: value}))(0)
 
 
@@ -944,7 +943,7 @@ def test_wrong_calls_are_refused(execution, options, args, error, message):
 @every_execution
 def test_integer_outputs_have_no_average(execution):
     counted = average(lambda w: jnp.arange(2), execution, by=smooth, num_copies=2)
-    with pytest.raises(TypeError, match=r"averaged over copies, got int32"):
+    with pytest.raises(TypeError, match=r"int32\[2\], which has no mean"):
         counted(KEY, jnp.ones(2))
 
 
@@ -952,5 +951,5 @@ def test_integers_of_the_clean_copy_have_no_average_over_devices():
     options = {"clean_weight": 0.5, "aux": "clean", "axis_name": "d"} | COUNTER
     fn = smoothout_value_and_grad(noise=NOISE, **options)
     over_devices = jax.vmap(fn, None, None, axis_name="d", axis_size=2)
-    with pytest.raises(TypeError, match=r"averaged over copies, got int32"):
+    with pytest.raises(TypeError, match=r"int32\[2\], which has no mean"):
         over_devices(KEY, jnp.ones(2))
