@@ -19,8 +19,10 @@ from smoothout_jax import (
     smoothout_report,
 )
 from smoothout_jax.experiments import cli
+from smoothout_jax.experiments.commands.compare import CompareSettings, compare
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.commands.trials import case_settings
+from smoothout_jax.experiments.data.datasets import whole
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import read_settings
 from smoothout_jax.experiments.plans import EXPERIMENTS
@@ -296,3 +298,22 @@ def test_the_plan_is_that_of_the_questions_but_for_the_rise():
             loss_rise="gap",
             rise_epochs=TrainSettings.rise_epochs,
         )
+
+
+def test_a_second_training_on_all_images_has_the_rise_of_the_first(tmp_path):
+    settings = CompareSettings(
+        **SMALL, retrain=True, seeds=2, methods=("adasmoothout",), output=tmp_path
+    )
+    assert len(whole(settings).train_images) == settings.train_size
+    again = compare(settings, curves=False).training["adasmoothout"]
+    first = Trainer(METHODS["adasmoothout"], Task(settings), settings.all_seeds)
+    recorded = train_in_turns({"first": first})["first"].loss_rise_target
+    assert recorded.max() > 0
+    np.testing.assert_allclose(again.loss_rise_target, recorded, rtol=1e-4, atol=1e-6)
+    assert not again.loss_gap.size
+
+
+@pytest.mark.parametrize("changed", [{"loss_rise": 0.1}, {"watch_size": 20}])
+def test_a_second_training_needs_images_held_out_for_the_gap(changed):
+    with pytest.raises(ValueError, match="retrain needs loss_rise=gap"):
+        CompareSettings(**SMALL | {"heldout_size": None, "retrain": True} | changed)
