@@ -102,13 +102,30 @@ def mean_gain(cases: list[Case], method: str) -> float:
 
 def verdict(cases: list[Case]) -> str:
     """What nothing chosen gains, of what the sweeps do, and where it harms."""
-    ours, fixed, rival = (mean_gain(cases, method) for method in (GAP, FIXED, MSAM))
     gains = {case.name: case.gain(GAP) for case in cases}
     below = [name for name, gain in gains.items() if gain and gain[2] < 0]
     return (
-        f"Nothing chosen gains {ours:+.2f}, the fixed radius {fixed:+.2f}, MSAM"
-        f" {rival:+.2f}. Certainly below SGD: {'; '.join(below) or 'none'}."
+        f"Mean of {len(cases)} cases: {against_sweeps(cases)}. Certainly below SGD:"
+        f" {'; '.join(below) or 'none'}."
     )
+
+
+def against_sweeps(cases: list[Case]) -> str:
+    """The mean differences of nothing chosen, and of strengths from a sweep."""
+    ours, fixed, rival = (mean_gain(cases, method) for method in (GAP, FIXED, MSAM))
+    return (
+        f"{ours:+.1f} with nothing chosen, {fixed:+.1f} by the best of six radii,"
+        f" {rival:+.1f} by MSAM's best of six"
+    )
+
+
+def texts() -> dict[str, str]:
+    """What other pages say of it, by name."""
+    cases = read()
+    return {
+        f"gap_{name}": against_sweeps([case for case in cases if case.group == group])
+        for name, group in zip(("fits", "wrong", "short"), GROUPS, strict=True)
+    }
 
 
 def page(cases: list[Case]) -> str:
