@@ -3,7 +3,7 @@
 import importlib
 
 MADE = (
-    "choose", "convolutions", "costs", "eigenvalues", "gallery", "generators",
+    "choose", "convolutions", "costs", "eigenvalues", "gallery", "gap", "generators",
     "kernels", "readme", "results", "rise", "scaling",
 )  # fmt: skip
 

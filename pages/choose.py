@@ -6,6 +6,7 @@ docs/results; `Figures.claims` is what its advice rests on.
 
 import numpy as np
 
+from pages import gap
 from pages.evidence import CHOSEN, RISES, Result, read
 from pages.pictures import label_of
 from pages.results import MAIN, METHODS_SHOWN, certain_of, tally
@@ -89,6 +90,7 @@ class Figures:
         """What stands in the page, by name."""
         return {
             **{group: _counted(cases) for group, cases in self._of.items()},
+            **gap.texts(),
             "large": f"{self.mean(OURS, self.by_batch(True)):+.1f}",
             "small": f"{self.mean(OURS, self.by_batch(False)):+.1f}",
             "swept": f"{self.mean(SWEPT, self._common):+.1f}",

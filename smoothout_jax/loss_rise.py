@@ -35,20 +35,22 @@ LEAST = 1e-12
 # Of the target: no rise counts as less or more, so that one bad batch can neither set
 # the noise free nor silence it for hundreds of steps.
 LEAST_SEEN, MOST_SEEN = -10, 100
-# How far a reported gap moves the one in use, which begins as the first report.
+# How far a report moves the target towards the share of the gap.
 GAP_STEP = 0.2
 
 
 class LossGapState(NamedTuple):
-    """What was reported of a network's losses.
+    """What is known of a network's losses; all scalars, float32.
 
     Attributes:
-        loss_gap: held-out less training loss, at least 0, smoothed over the reports.
-        gap_reports: number of reports that counted, int32.
+        gap_share: the rise over the gap.
+        loss_gap: held-out less training loss in the last report, at least 0.
+        least_heldout_loss: the lowest held-out loss that was reported.
     """
 
+    gap_share: jax.Array
     loss_gap: jax.Array
-    gap_reports: jax.typing.ArrayLike
+    least_heldout_loss: jax.Array
 
 
 class LossRiseState(NamedTuple):
@@ -61,7 +63,7 @@ class LossRiseState(NamedTuple):
         rise_per_square: mean of the rise over the square of the scale.
         rise_weight: weight of these means, the sum of the scales' squares.
         rise_step: number of gradients so far, int32.
-        loss_rise_target: the rise that the noise in use was to cost.
+        loss_rise_target: the rise that the noise is to cost.
         gap_state: the gap that it follows, if it is held by `heldout_gap`; else `None`.
     """
 
@@ -84,27 +86,27 @@ class HeldoutGap:
     def __post_init__(self):
         _checks.nonnegative(share=self.share, start=self.start)
 
-    def target(self, gap: LossGapState | None) -> jax.Array:
-        """The rise to hold, given what was reported."""
-        assert gap is not None
-        return jnp.where(gap.gap_reports == 0, self.start, self.share * gap.loss_gap)
-
 
 Rise = Size | HeldoutGap
 
 
 def heldout_gap(
-    share: jax.typing.ArrayLike = 0.5, start: jax.typing.ArrayLike = 0.1
+    share: jax.typing.ArrayLike = 0.5, start: jax.typing.ArrayLike = 0.0
 ) -> HeldoutGap:
     """A `loss_rise` that follows the gap between held-out and training loss.
 
     Noise is to keep a network from memorising its training data, and the gap tells how
     much it has: the rise is held at a share of the gap, so noise grows as the gap does,
-    and lowers it. Report both losses, once an epoch or so, to `smoothout_report`.
+    and lowers it. Report both losses, once an epoch or so, to `smoothout_report`: each
+    report moves the rise a fifth of the way to that share, but not upwards while the
+    held-out loss falls below all before, since a network that still learns needs none.
 
     Args:
-        share: the rise over the gap, at least 0; may be traced.
-        start: the rise until the first report, in the units of the loss; may be traced.
+        share: the rise over the gap, at least 0; may be traced. More does more where
+            many labels are wrong, and keeps a network from learning where little can be
+            learned.
+        start: the rise before the first report, in the units of the loss, at least 0;
+            may be traced.
 
     Returns:
         The `loss_rise` of `smoothout`, `smoothout_value_and_grad`, `smooth_gradients`
@@ -121,10 +123,14 @@ def heldout_gap(
         ...     optax.sgd(0.1), uniform(1.0), key=0, loss_rise=heldout_gap())
         >>> params = jnp.ones(3)
         >>> state = optimizer.init(params)
-        >>> state = smoothout_report(state, train_loss=0.1, heldout_loss=0.9)
-        >>> updates, state = optimizer.update(jnp.ones(3), state, params)
-        >>> print(f"{smoothout_metrics(state)['loss_rise_target']:.1f}")
-        0.4
+        >>> for heldout_loss in (0.6, 0.7, 0.8, 0.9):
+        ...     state = smoothout_report(
+        ...         state, train_loss=0.1, heldout_loss=heldout_loss)
+        ...     print(f"{smoothout_metrics(state)['loss_rise_target']:.2f}")
+        0.00
+        0.06
+        0.12
+        0.17
     """
     return HeldoutGap(share, start)
 
@@ -138,10 +144,20 @@ def init_loss_rise(loss_rise: Rise | None = None) -> LossRiseState:
         loss_rise: that rise; needed if it is a `heldout_gap`.
     """
     # Each in a buffer of its own, to be donated.
-    zero = functools.partial(jnp.zeros, [], jnp.float32)
-    count = functools.partial(jnp.zeros, [], jnp.int32)
-    gap = LossGapState(zero(), count()) if isinstance(loss_rise, HeldoutGap) else None
-    return LossRiseState(zero(), zero(), zero(), zero(), count(), zero(), gap)
+    target, gap = jnp.zeros([], jnp.float32), None
+    if isinstance(loss_rise, HeldoutGap):
+        target = jnp.array(loss_rise.start, jnp.float32)
+        known = loss_rise.share, 0, jnp.inf
+        gap = LossGapState(*(jnp.array(each, jnp.float32) for each in known))
+    return LossRiseState(
+        noise_scale=jnp.zeros([], jnp.float32),
+        loss_rise_estimate=jnp.zeros([], jnp.float32),
+        rise_per_square=jnp.zeros([], jnp.float32),
+        rise_weight=jnp.zeros([], jnp.float32),
+        rise_step=jnp.zeros([], jnp.int32),
+        loss_rise_target=target,
+        gap_state=gap,
+    )
 
 
 def smoothout_report(
@@ -155,9 +171,8 @@ def smoothout_report(
 
     Call it once an epoch or so, with both losses at the clean parameters, the training
     loss on a few hundred training examples, without augmentation and dropout. The gap
-    max(0, min(heldout_loss, chance_loss) - train_loss) moves the one in use by a fifth
-    of their difference, by more in the first four reports. A report in which it is not
-    finite does not count.
+    is max(0, min(heldout_loss, chance_loss) - train_loss). A report with a loss that is
+    not finite does not count.
 
     Args:
         state: the optimizer's state, or any tree that holds it, such as a `TrainState`
@@ -181,14 +196,14 @@ def smoothout_report(
     losses = {"train_loss": train_loss, "heldout_loss": heldout_loss}
     if chance_loss is not None:
         losses["chance_loss"] = chance_loss
-    held = _found(LossGapState, state)
+    held = [rise for rise in _found(state) if rise.gap_state is not None]
     if not held:
         raise ValueError(
             "state holds no gap to report to: pass loss_rise=heldout_gap() to smoothout"
             f" (or to init_loss_rise); got {_checks.describe(state)}"
         )
     _checks.real(**losses)
-    runs = jnp.shape(_array(held[0].loss_gap))
+    runs = jnp.shape(_array(held[0].noise_scale))
     for name, loss in losses.items():
         if jnp.shape(loss) not in ((), runs):
             raise ValueError(
@@ -196,15 +211,39 @@ def smoothout_report(
                 f" shape {jnp.shape(loss)}"
             )
     train, *above = (jnp.asarray(loss, jnp.float32) for loss in losses.values())
-    gap = jnp.maximum(functools.reduce(jnp.minimum, above) - train, 0)
 
     def report(node):
-        if not isinstance(node, LossGapState):
+        if not _is_rise(node) or node.gap_state is None:
             return node
-        leaves, structure = jax.tree.flatten(node)
-        return jax.tree.unflatten(structure, _reported(LossGapState(*leaves), gap))
+        # In an optimizer of NNX the fields are boxes of arrays.
+        boxed = jax.tree.structure(node)
+        plain = jax.tree.structure(init_loss_rise(heldout_gap()))
+        rise = jax.tree.unflatten(plain, jax.tree.leaves(node))
+        reported = _reported(rise, rise.gap_state, train, *above)
+        return jax.tree.unflatten(boxed, jax.tree.leaves(reported))
 
-    return jax.tree.map(report, state, is_leaf=lambda n: isinstance(n, LossGapState))
+    return jax.tree.map(report, state, is_leaf=_is_rise)
+
+
+def _reported(
+    state: LossRiseState,
+    gap: LossGapState,
+    train: jax.Array,
+    heldout: jax.Array,
+    chance: jax.Array | float = jnp.inf,
+) -> LossRiseState:
+    """The state after a report of finite losses."""
+    now = jnp.maximum(jnp.minimum(heldout, chance) - train, 0)
+    change = GAP_STEP * (gap.gap_share * now - state.loss_rise_target)
+    learns = heldout < gap.least_heldout_loss
+    change = jnp.where(learns, jnp.minimum(change, 0), change)
+    least = jnp.minimum(heldout, gap.least_heldout_loss)
+    new = state._replace(
+        loss_rise_target=state.loss_rise_target + change,
+        gap_state=LossGapState(gap.gap_share, now, least),
+    )
+    counts = jnp.isfinite(train) & jnp.isfinite(heldout) & ~jnp.isnan(chance)
+    return jax.tree.map(functools.partial(jnp.where, counts), new, state)
 
 
 def smoothout_metrics(state: Any) -> dict[str, jax.Array]:
@@ -222,7 +261,7 @@ def smoothout_metrics(state: Any) -> dict[str, jax.Array]:
     Raises:
         ValueError: if the state holds no rise, or several.
     """
-    rises = _found(LossRiseState, state)
+    rises = _found(state)
     if len(rises) != 1:
         raise ValueError(
             f"state must hold one loss_rise, as smoothout has it, but has {len(rises)};"
@@ -234,21 +273,13 @@ def smoothout_metrics(state: Any) -> dict[str, jax.Array]:
     return metrics if gap is None else metrics | {"loss_gap": _array(gap.loss_gap)}
 
 
-def _reported(state: LossGapState, gap: jax.Array) -> LossGapState:
-    """The state after a report of this gap."""
-    reports = optax.safe_increment(state.gap_reports)
-    moved = state.loss_gap + jnp.maximum(GAP_STEP, 1 / reports) * (gap - state.loss_gap)
-    new = LossGapState(moved, reports)
-    return jax.tree.map(functools.partial(jnp.where, jnp.isfinite(gap)), new, state)
+def _is_rise(node: Any) -> bool:
+    return isinstance(node, LossRiseState)
 
 
-def _found(kind: Any, state: Any) -> list[Any]:
-    """The nodes of a type in a tree."""
-
-    def is_kind(node):
-        return isinstance(node, kind)
-
-    return list(filter(is_kind, jax.tree.leaves(state, is_leaf=is_kind)))
+def _found(state: Any) -> list[LossRiseState]:
+    """The rises in a tree."""
+    return list(filter(_is_rise, jax.tree.leaves(state, is_leaf=_is_rise)))
 
 
 def _array(field: Any) -> jax.Array:
@@ -324,7 +355,7 @@ class LossRise:
     def _now(self, state: LossRiseState) -> jax.Array:
         """The target of the step; 0 if a schedule is not finite."""
         if isinstance(self.target, HeldoutGap):
-            return self.target.target(state.gap_state).astype(jnp.float32)
+            return state.loss_rise_target
         step = state.rise_step // self.copies
         target = jnp.asarray(at_step("loss_rise", self.target, step), jnp.float32)
         return jnp.where(jnp.isfinite(target), target, 0)

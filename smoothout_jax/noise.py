@@ -106,10 +106,9 @@ def uniform(
         mask: which leaves get noise, by Optax's convention: a tree (or prefix tree) of
             booleans like the parameters, or a function that makes one from them.
         bits: random bits for each weight, 8, 16 or 32: u has 2**bits levels (2**24 for
-            32 bits below float64). Eight draw fastest: their variance is that of the
-            box to 2 in 10^5, and a Kolmogorov-Smirnov test tells them from continuous
-            noise only from some 5 · 10^5 weights on. Sixteen take twice the random
-            words, and pass up to 10^10 weights; 32 serve double precision.
+            32 bits below float64). Eight draw fastest, and their variance is that of
+            the box to 2 in 10^5. Sixteen take twice the random words; 32 serve double
+            precision.
 
     Returns:
         The noise function. It raises a `ValueError` when no leaf can be perturbed, when

@@ -154,6 +154,8 @@ def test_strengths_train_side_by_side(settings):
         ({"relative_radius": 0.4}, ("relative_radius", 0.4), False, 0.4),
         ({"relative_radius": 0.4, "loss_rise": 0.1}, ("loss_rise", 0.1), True, 0.4),
         ({"radius": 0.4}, ("loss_rise", 0.15), True, 1.0),
+        ({"loss_rise": "gap"}, ("gap_share", 0.5), True, 1.0),
+        ({"loss_rise": "gap", "gap_share": 1.0}, ("gap_share", 1.0), True, 1.0),
     ],
 )
 def test_noise_is_held_by_the_rise_unless_its_size_is_given(
@@ -196,9 +198,11 @@ def test_the_rise_grows_over_epochs_and_by_the_schedule():
 
 
 @pytest.mark.slow
-def test_how_strong_noise_was_is_told_and_drawn(settings, tmp_path):
+@pytest.mark.parametrize("loss_rise", [None, "gap"])
+def test_how_strong_noise_was_is_told_and_drawn(loss_rise, settings, tmp_path):
     held = dataclasses.replace(
         settings,
+        loss_rise=loss_rise,
         methods=("adasmoothout", "adasmoothout-fixed"),
         relative_radius=None,
         output=tmp_path,
@@ -206,12 +210,13 @@ def test_how_strong_noise_was_is_told_and_drawn(settings, tmp_path):
     results = compare(held)
     training = results.training["adasmoothout"]
     assert training.radius.shape == training.loss_rise.shape == (3, 20)
-    assert (training.radius > 0).all()
+    assert (training.radius[:, -1 if loss_rise else 0 :] > 0).all()
     assert list(results.held) == ["adasmoothout"]
     paths = write(results)
     assert tmp_path / "noise.png" in paths
     noise = json.loads((tmp_path / "results.json").read_text())["noise"]
-    assert noise["adasmoothout"]["radius"] == training.radius.tolist()
+    for name, values in training.noise.items():
+        assert noise["adasmoothout"][name] == values.tolist()
     (column,) = (each for each in table(results).columns if each.header == "radius")
     cells = list(column.cells)
     assert cells == ["", f"{training.radius[:, -1].mean():.2g}", ""]
@@ -436,7 +441,7 @@ def test_help_names_every_setting_and_its_default(capsys):
 def test_relative_time_compares_rounds_of_one_load(settings):
     seconds = {"sgd": np.array([1.0, 5.0, 2.0]), "sam": np.array([2.0, 10.0, 4.2])}
     training = {
-        name: Training(each, np.arange(3), *[np.empty(0)] * 4)
+        name: Training(each, np.arange(3), *[np.empty(0)] * 6)
         for name, each in seconds.items()
     }
     assert Results(settings, {}, {}, training).relative_time("sam") == 2.0

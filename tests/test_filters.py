@@ -322,3 +322,34 @@ def test_a_function_says_what_becomes_of_auxiliary_outputs(num_copies, execution
 def test_a_function_of_auxiliary_outputs_needs_some():
     with pytest.raises(ValueError, match="aux=a function needs has_aux=True"):
         smoothout_value_and_grad(jnp.sum, uniform(0.1), aux=lambda stacked: stacked)
+
+
+def test_a_framework_is_recognised_in_groups_of_its_leaves_too():
+    params = {"Dense_0": {"kernel": ones(4, 3), "bias": ones(3)}, "other": ones(2, 2)}
+    noises = [
+        by_path({"Dense": uniform(0.1, relative_to="filter", filter_axis=axes)})
+        for axes in ("auto", -1)
+    ]
+    added, expected = (noise(KEY, params) for noise in noises)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, added, expected))
+
+
+@pytest.mark.parametrize(
+    ("params", "path"),
+    [
+        ({"a": {"b": X, "c": X}}, "a/b"),
+        ([{"bias": ones(3)}, {"matrix": X}], "1/matrix"),
+        ({"w": X}, "w"),
+        (X, ""),
+    ],
+)
+def test_the_first_leaf_of_no_framework_is_named_with_the_remedy(params, path):
+    with pytest.raises(ValueError, match=rf"parameter '{path}': .* filter_axis=-1"):
+        uniform(relative_to="filter")(KEY, params)
+    for options in ({"filter_axis": -1}, {"relative_to": "layer"}):
+        uniform(**{"relative_to": "filter"} | options)(KEY, params)
+
+
+def test_leaves_of_one_axis_need_no_framework():
+    added = uniform(0.5, relative_to="filter")(KEY, {"gain": ones(3), "x": ones()})
+    np.testing.assert_allclose(jnp.abs(added["gain"]), 0.5)

@@ -513,6 +513,17 @@ def test_every_class_with_a_kernel_is_here(framework, classes, base):
     assert found - here <= set(WITHOUT[framework].split())
 
 
+OF_FRAMEWORKS = flax_filters, equinox_filters, haiku_filters
+
+
+@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")
+@pytest.mark.parametrize("name", [n for n in LAYERS if LAYERS[n][1] in OF_FRAMEWORKS])
+def test_the_framework_of_a_layer_is_recognised(name):
+    make, filter_axis, *_ = LAYERS[name]
+    params, _ = make()
+    assert raw_axes("auto", params) == raw_axes(filter_axis, params)
+
+
 def randomized(params):
     """Parameters without zeros, which would hide what depends on them."""
     leaves, structure = jax.tree.flatten(params)

@@ -220,7 +220,7 @@ def test_outermost_levels_are_opposite_and_strictly_inside(monkeypatch, bits, ra
 @every_law
 def test_relative_noise_scales_with_the_weight_or_norm(law, relative_to):
     leaf = weights(2, 50_000)
-    noise = law(0.3, relative_to=relative_to)(KEY, leaf)
+    noise = law(0.3, relative_to=relative_to, filter_axis=-1)(KEY, leaf)
     if law is uniform and relative_to in ("filter", "layer"):
         # The norm itself is fixed, so that each weight's law is a conditional one.
         norms = sizes(noise, relative_to)
@@ -278,17 +278,21 @@ def test_noise_is_relative_to_the_norm_of_a_whole_layer(shape):
 @pytest.mark.parametrize("relative_to", ["filter", "layer"])
 def test_normalized_gaussian_noise_has_the_norm_itself(relative_to):
     leaf = weights(3, 5, 4)
-    noise = gaussian(0.3, relative_to=relative_to, normalize=True)(QUICK_KEY, leaf)
+    noise = gaussian(0.3, relative_to=relative_to, filter_axis=-1, normalize=True)(
+        QUICK_KEY, leaf
+    )
     norms = sizes(noise, relative_to)
     np.testing.assert_allclose(norms, 0.3 * sizes(leaf, relative_to), rtol=1e-6)
-    ratios = noise / gaussian(0.3, relative_to=relative_to)(QUICK_KEY, leaf)
+    ratios = noise / gaussian(0.3, relative_to=relative_to, filter_axis=-1)(
+        QUICK_KEY, leaf
+    )
     np.testing.assert_allclose(ratios.min((0, 1)), ratios.max((0, 1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("relative_to", [None, "weight"])
 def test_noise_relative_to_no_norm_cannot_be_normalized(relative_to):
     with pytest.raises(ValueError, match=f"normalize needs.*{relative_to!r}"):
-        gaussian(0.3, relative_to=relative_to, normalize=True)
+        gaussian(0.3, relative_to=relative_to, filter_axis=-1, normalize=True)
 
 
 @pytest.mark.parametrize("relative_to", ["filter", "layer"])
@@ -297,21 +301,23 @@ def test_weights_of_a_filter_or_layer_share_one_scale(law, relative_to):
     leaf = weights(3, 5, 4)
     unit = law(1.0)(QUICK_KEY, leaf)
     norms = sizes(unit, relative_to) if law is uniform else 1.0
-    noise = law(0.3, relative_to=relative_to)(QUICK_KEY, leaf)
+    noise = law(0.3, relative_to=relative_to, filter_axis=-1)(QUICK_KEY, leaf)
     expected = 0.3 * sizes(leaf, relative_to) / norms * unit
     np.testing.assert_allclose(noise, expected, rtol=1e-5)
 
 
 def test_a_filter_of_one_weight_moves_by_its_fraction_either_way():
     leaf = weights(1000)
-    signs = uniform(0.3, relative_to="filter")(KEY, leaf) / (0.3 * jnp.abs(leaf))
+    signs = uniform(0.3, relative_to="filter", filter_axis=-1)(KEY, leaf) / (
+        0.3 * jnp.abs(leaf)
+    )
     np.testing.assert_allclose(jnp.abs(signs), np.ones(leaf.shape), rtol=1e-6)
     assert jnp.abs(signs.mean()) < 5 / math.sqrt(leaf.size)
 
 
 @pytest.mark.parametrize("relative_to", ["filter", "layer"])
 def test_direction_of_noise_is_that_of_a_point_of_the_box(relative_to):
-    draw = jax.vmap(uniform(0.3, relative_to=relative_to), (0, None))
+    draw = jax.vmap(uniform(0.3, relative_to=relative_to, filter_axis=-1), (0, None))
     keys = jax.random.split(KEY, 50_000)
     first, second = jax.jit(draw)(keys, weights(2, 1))[..., 0].T
     # On rays through a square, the smaller coordinate over the larger is uniform; on
@@ -326,7 +332,7 @@ def test_direction_of_noise_is_that_of_a_point_of_the_box(relative_to):
 @pytest.mark.parametrize("relative_to", ["weight", "filter", "layer"])
 @every_law
 def test_a_filter_of_zeros_gets_zero_noise(law, relative_to):
-    noise = law(0.3, relative_to=relative_to)
+    noise = law(0.3, relative_to=relative_to, filter_axis=-1)
     for leaf in (weights(4, 3).at[:, 1].set(0.0), jnp.zeros((4, 3))):
         drawn = noise(QUICK_KEY, leaf)
         chex.assert_tree_all_finite(drawn)
@@ -336,7 +342,7 @@ def test_a_filter_of_zeros_gets_zero_noise(law, relative_to):
 @every_size
 @every_law
 def test_noise_is_a_constant_of_the_gradient_even_at_zeros(law, relative_to):
-    noise = law(0.3, relative_to=relative_to)
+    noise = law(0.3, relative_to=relative_to, filter_axis=-1)
 
     def loss(leaf):
         return jnp.sum((leaf + noise(QUICK_KEY, leaf)) ** 2)
@@ -436,7 +442,7 @@ def test_noise_of_every_dtype_follows_the_law(law, dtype):
 
 @every_dtype
 def test_noise_of_every_dtype_is_relative_to_the_norm(dtype):
-    noise = uniform(0.3, relative_to="filter")
+    noise = uniform(0.3, relative_to="filter", filter_axis=-1)
     expected, drawn = (sizes(tree, "filter") for tree in leaf_and_noise(noise, dtype))
     rounding = {"bfloat16": 1e-3, "float16": 2e-4}.get(dtype, 1e-6)
     np.testing.assert_allclose(drawn, 0.3 * expected, rtol=rounding)
@@ -447,7 +453,7 @@ def test_noise_of_every_dtype_is_relative_to_the_norm(dtype):
     ("relative_to", "bits"), [(None, 8), ("filter", 16), (None, 32)]
 )
 def test_a_leaf_of_any_shape_gets_noise_of_its_shape(shape, relative_to, bits):
-    noise = jax.jit(uniform(0.3, relative_to=relative_to, bits=bits))
+    noise = jax.jit(uniform(0.3, relative_to=relative_to, filter_axis=-1, bits=bits))
     leaf = weights(*shape)
     drawn = noise(QUICK_KEY, leaf)
     chex.assert_equal_shape([drawn, leaf])
@@ -464,7 +470,7 @@ def test_an_empty_leaf_gets_empty_noise(law, dtype):
 @pytest.mark.parametrize("relative_to", [None, "filter"])
 @every_law
 def test_compiled_noise_is_the_eager_noise(law, relative_to):
-    noise, leaf = law(0.3, relative_to=relative_to), weights(2, 3)
+    noise, leaf = law(0.3, relative_to=relative_to, filter_axis=-1), weights(2, 3)
     compiled = jax.jit(noise)(QUICK_KEY, leaf)
     chex.assert_trees_all_close(noise(QUICK_KEY, leaf), compiled, rtol=1e-6)
 
@@ -499,7 +505,7 @@ def test_noise_has_the_structure_of_the_parameters(law, params):
 def test_numpy_leaves_and_floats_get_the_noise_of_arrays(law):
     plain = {"float": 1.5, "numpy": np.asarray(weights(2, 3))}
     arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float32"), plain)
-    noise = law(0.3, relative_to="filter")
+    noise = law(0.3, relative_to="filter", filter_axis=-1)
     chex.assert_trees_all_equal(noise(QUICK_KEY, plain), noise(QUICK_KEY, arrays))
 
 
@@ -546,10 +552,10 @@ def test_a_traced_radius_is_compiled_once(law, relative_to):
     @jax.jit
     @chex.assert_max_traces(n=1)
     def draw(radius):
-        return law(radius, relative_to=relative_to)(QUICK_KEY, leaf)
+        return law(radius, relative_to=relative_to, filter_axis=-1)(QUICK_KEY, leaf)
 
     for radius in (0.1, 0.2, 0.7):
-        expected = law(radius, relative_to=relative_to)(QUICK_KEY, leaf)
+        expected = law(radius, relative_to=relative_to, filter_axis=-1)(QUICK_KEY, leaf)
         chex.assert_trees_all_close(draw(radius), expected, rtol=1e-6)
 
 
@@ -579,7 +585,9 @@ def test_noise_is_differentiable_in_its_radius(law, relative_to):
     leaf = weights(2, 3)
 
     def weighted_sum(radius):
-        return jnp.sum(leaf * law(radius, relative_to=relative_to)(QUICK_KEY, leaf))
+        return jnp.sum(
+            leaf * law(radius, relative_to=relative_to, filter_axis=-1)(QUICK_KEY, leaf)
+        )
 
     np.testing.assert_allclose(
         jax.grad(weighted_sum)(0.3), weighted_sum(0.3) / 0.3, rtol=1e-5

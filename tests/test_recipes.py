@@ -32,6 +32,7 @@ from smoothout_jax.experiments.training.comparison import (
     train_in_turns,
 )
 from smoothout_jax.experiments.training.kept import KeptTraining
+from smoothout_jax.experiments.training.state import Noise, Watched
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 from smoothout_jax.rivals import msam_eval_params
@@ -308,7 +309,7 @@ def test_the_best_round_is_that_of_the_watched_images():
     """The first of equal ones; those where training had diverged do not count."""
     watched = np.array([[0.2, 0.7, 0.7], [0.9, 0.1, 0.2], [np.nan, 0.3, np.nan]])
     test = np.arange(9.0).reshape(3, 3)
-    rows = [np.empty(0)] * 4
+    rows = [np.empty(0)] * 6
     np.testing.assert_array_equal(
         Training(*rows, watched, test).best_accuracy, [1, 3, 7]
     )
@@ -383,10 +384,10 @@ class Clocked:
         return None, 30.0
 
     def noise(self):
-        return None, None
+        return Noise()
 
     def watched(self, best):
-        return None, None
+        return Watched()
 
     def restore(self, trainers):
         return 0, {}

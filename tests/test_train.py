@@ -98,7 +98,8 @@ def test_the_log_says_how_strong_the_noise_was(whole):
     radius, rise = (float(lines(whole)[-1][name]) for name in ("radius", "loss rise"))
     assert 0 < rise < 0.1
     assert 0.05 < radius < 1
-    assert (radius, rise) == pytest.approx(tuple(v[0] for v in held.noise()), rel=1e-6)
+    found = held.noise()
+    assert (radius, rise) == pytest.approx((found.radius[0], found.loss_rise[0]), 1e-6)
 
 
 def load_trainer(run):

@@ -392,6 +392,7 @@ def test_comparisons_take_a_learning_rate_for_each_method(monkeypatch):
     monkeypatch.setattr(compare, "train_in_turns", train)
     monkeypatch.setattr(compare, "Trainer", FakeTrainer)
     monkeypatch.setattr(compare, "Task", FakeComparedTask)
+    monkeypatch.setattr(compare, "whole", lambda settings: "the data")
     settings = compare.CompareSettings(
         methods=("sam", "msam"), learning_rate=0.5, seeds=2
     )

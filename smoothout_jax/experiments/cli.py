@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import warnings
@@ -22,7 +23,6 @@ from smoothout_jax.experiments.options import (
     InputError,
     Kind,
     Settings,
-    folder,
     read_settings,
 )
 from smoothout_jax.experiments.progress import shown
@@ -211,7 +211,9 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> No
     give them.
     """
     kind = Kind.of(field)
-    type = _path if kind.type is Path else kind.type
+    # The messages of argparse tell of plain types alone.
+    plain = kind.type is not Path and not kind.words
+    type = kind.type if plain else functools.partial(_read, kind)
     help = field.metadata["help"].replace("%", "%%")
     options: dict[str, Any] = {"metavar": field.metadata["metavar"]}
     if kind.several:
@@ -236,9 +238,9 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> No
     parser.add_argument("--" + field.name.replace("_", "-"), **options)
 
 
-def _path(text: str) -> Path:
+def _read(kind: Kind, text: str) -> Any:
     try:
-        return folder(text)
+        return kind.read(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -59,11 +59,13 @@ class Kind(NamedTuple):
         type: the type of one value.
         several: whether it holds a tuple of them.
         choices: accepted values; empty if any value of the type is.
+        words: words that are accepted beside values of the type.
     """
 
     type: type
     several: bool
     choices: Any
+    words: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, field: dataclasses.Field) -> "Kind":
@@ -73,7 +75,28 @@ class Kind(NamedTuple):
         if get_origin(field.type) is Literal:
             return cls(type(types[0]), several, types)
         kind: Any = types[0] if types else field.type
-        return cls(kind, several, field.metadata["choices"])
+        words = next((get_args(t) for t in types if get_origin(t) is Literal), ())
+        return cls(kind, several, field.metadata["choices"], words)
+
+    @property
+    def name(self) -> str:
+        """What a value is, for messages."""
+        return " or ".join((self.type.__name__, *self.words))
+
+    def read(self, given: Any) -> Any:
+        """The value that a word of the command line, or of JSON, stands for.
+
+        Raises:
+            OverflowError, ValueError: if it stands for none.
+        """
+        if given in self.words:
+            return given
+        if self.type is Path:
+            return folder(given)
+        try:
+            return self.type(given)
+        except ValueError as error:
+            raise ValueError(f"must be {self.name}, got {given!r}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,9 +112,10 @@ class Settings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             kind, value = Kind.of(field), getattr(self, field.name)
-            if kind.choices:
+            choices = kind.words if isinstance(value, str) else ()
+            if choices := kind.choices or choices:
                 for each in value if kind.several else (value,):
-                    _checks.choice(tuple(kind.choices), **{field.name: each})
+                    _checks.choice(tuple(choices), **{field.name: each})
 
     @property
     def several_processes(self) -> bool:
@@ -178,21 +202,21 @@ def read_settings(path: Path, settings_class: type[Settings]) -> dict[str, Any]:
 
 
 def _from_json(path: Path, field: dataclasses.Field, value: Any) -> Any:
-    kind, several, _ = Kind.of(field)
-    values = value if several and isinstance(value, list) else [value]
+    kind = Kind.of(field)
+    values = value if kind.several and isinstance(value, list) else [value]
     if value is None and field.default is None:
         return None
-    accepted: Any = {float: (int, float), Path: str}.get(kind, kind)
+    accepted: Any = {float: (int, float), Path: str}.get(kind.type, kind.type)
     for each in values:
-        wrong = isinstance(each, bool) and kind is not bool
-        if wrong or not isinstance(each, accepted) or several is not (values is value):
-            kinds = f"a list of {kind.__name__}" if several else kind.__name__
+        wrong = isinstance(each, bool) and kind.type is not bool
+        wrong |= not (isinstance(each, accepted) or each in kind.words)
+        if wrong or kind.several is not (values is value):
+            kinds = f"a list of {kind.name}" if kind.several else kind.name
             raise InputError(
                 f"settings {path}: {field.name} must be {kinds}, got {value!r}"
             )
-    convert = folder if kind is Path else kind
     try:
-        converted = tuple(convert(each) for each in values)
+        converted = tuple(map(kind.read, values))
     except (OverflowError, ValueError) as error:
         raise InputError(f"settings {path}: {field.name}: {error}") from error
-    return converted if several else converted[0]
+    return converted if kind.several else converted[0]

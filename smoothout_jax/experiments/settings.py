@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from smoothout_jax.experiments.data.datasets import DataSettings
+from smoothout_jax.experiments.data.datasets import HELD_OUT, DataSettings
 from smoothout_jax.experiments.methods.settings import MethodSettings
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.models import ModelSettings
@@ -33,18 +33,37 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_heldout()
         if self.train_size is None:
             return
-        if self.batch_size > self.train_size - self.held_out:
-            less = "".join(
-                f" less {name}={getattr(self, name)}"
-                for name in ("validation_size", "watch_size")
-                if getattr(self, name)
-            )
+        sizes = {name: getattr(self, name) or 0 for name in HELD_OUT}
+        if self.batch_size > self.train_size - sum(sizes.values()):
+            less = "".join(f" less {k}={size}" for k, size in sizes.items() if size)
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than"
                 f" train_size={self.train_size}{less}"
             )
+
+    def _check_heldout(self) -> None:
+        """Requires images held out for the gap where it is measured, and once."""
+        size = self.heldout_size
+        if size and self.loss_rise != "gap":
+            raise ValueError(f"heldout_size={size} needs loss_rise=gap")
+        if size and self.watch_size:
+            raise ValueError(
+                f"heldout_size={size} and watch_size={self.watch_size} exclude each"
+                " other: the gap is measured on the watched images"
+            )
+        if size == 0 and self.needs_heldout:
+            raise ValueError(
+                "heldout_size must be at least 10 with loss_rise=gap, unless watch_size"
+                " is given; got 0"
+            )
+
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether images are held out to measure the gap; watched ones serve too."""
+        return self.loss_rise == "gap" and not self.watch_size
 
     def check_parts(self, *methods: str) -> None:
         """Requires that the batch divides between the copies of each method."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from smoothout_jax import _checks
 from smoothout_jax._extras import progress
@@ -17,6 +17,7 @@ from smoothout_jax.experiments.commands.compared import (
     write,
 )
 from smoothout_jax.experiments.commands.table import table
+from smoothout_jax.experiments.data.datasets import held_out_for_gap, whole
 from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
 from smoothout_jax.experiments.options import option
 from smoothout_jax.experiments.settings import SharedSettings
@@ -49,6 +50,12 @@ class CompareSettings(SharedSettings):
     seeds: int = option(
         10, "number of seeds, at least 2; a seed fixes initial parameters and batches"
     )
+    retrain: bool = option(
+        False,
+        "train the methods that follow the gap twice, the second time on all images,"
+        " the held-out ones among them, with the rise that the first time had; the"
+        " other methods then have all images too",
+    )
     equal_gradients: bool = option(
         False,
         "give methods that take two gradients a step half the steps, so that all take"
@@ -76,6 +83,11 @@ class CompareSettings(SharedSettings):
                 f"seeds must be at least 2 for a standard error, got {self.seeds}"
             )
         self.check_parts(*chosen)
+        if self.retrain and not self.needs_heldout:
+            raise ValueError(
+                "retrain needs loss_rise=gap, and images held out for it beside those"
+                f" of watch_size={self.watch_size}"
+            )
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -117,23 +129,29 @@ def compare(
         learning_rates: their learning rates, likewise.
         curves: whether to measure the loss along lines too, which takes longest.
     """
-    task, strengths, rates = Task(settings), strengths or {}, learning_rates or {}
-    tasks = {settings.learning_rate: task}
-    for rate in set(rates.values()) - set(tasks):
-        changed = dataclasses.replace(settings, learning_rate=rate)
-        tasks[rate] = Task(changed, data=task.data)
-    trainers = {
-        name: Trainer(
-            METHODS[name],
-            tasks[rates.get(name, settings.learning_rate)],
-            settings.all_seeds,
-            [strengths[name]] * settings.seeds if name in strengths else None,
-            steps=_num_steps(settings, task, name),
-        )
-        for name in settings.methods
-    }
-    whole = [settings.to_json(), dict(strengths), dict(rates)]
-    kept = KeptTraining(settings.output, json.loads(json.dumps(whole)))
+    strengths, rates = strengths or {}, learning_rates or {}
+    data = whole(settings)
+    heldout = held_out_for_gap(data, settings)
+    task = Task(settings, data=data if settings.retrain else heldout)
+
+    def trainer(name: str, task: Task, strengths: Any, steps: int) -> Trainer:
+        rate = rates.get(name, settings.learning_rate)
+        if rate != settings.learning_rate:
+            changed = dataclasses.replace(settings, learning_rate=rate)
+            task = Task(changed, data=task.data)
+        seeds = settings.all_seeds
+        return Trainer(METHODS[name], task, seeds, strengths, steps)
+
+    trainers = {}
+    for name in settings.methods:
+        steps = _num_steps(settings, task, name)
+        given = [strengths[name]] * settings.seeds if name in strengths else None
+        if settings.retrain and METHODS[name].follows_gap(settings):
+            first = trainer(name, Task(settings, data=heldout), given, steps)
+            given = train_in_turns({name: first})[name].loss_rise_target
+        trainers[name] = trainer(name, task, given, steps)
+    asked = [settings.to_json(), dict(strengths), dict(rates)]
+    kept = KeptTraining(settings.output, json.loads(json.dumps(asked)))
     interruptions.advise(lambda: _interrupted(settings.output, bool(kept)))
     training = train_in_turns(trainers, kept)
     networks = {name: trainer.networks() for name, trainer in trainers.items()}

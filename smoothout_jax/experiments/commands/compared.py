@@ -229,10 +229,8 @@ def _write_json(results: Results, path: Path) -> None:
             name: each.seconds.tolist() for name, each in results.training.items()
         },
         "noise": {
-            name: {
-                key: getattr(each, key).tolist()
-                for key in ("steps", "radius", "loss_rise")
-            }
+            name: {"steps": each.steps.tolist()}
+            | {key: values.tolist() for key, values in each.noise.items()}
             for name, each in results.held.items()
         },
         "outcomes": {
@@ -267,7 +265,7 @@ def _figures(results: Results) -> dict[str, figures.Figure]:
 def _noise_figure(results: Results) -> dict[str, figures.Figure]:
     """How strong the noise was, if a method held the rise of the loss."""
     values = {
-        name: (each.steps, each.radius, each.loss_rise)
+        name: (each.steps, each.noise)
         for name, each in results.held.items()
         if name in results.sound
     }

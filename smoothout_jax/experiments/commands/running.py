@@ -32,9 +32,10 @@ from smoothout_jax.experiments.training.checkpoints import (
     steps_of,
 )
 from smoothout_jax.experiments.training.guessing import Guessing
-from smoothout_jax.experiments.training.logs import Log, read_log
+from smoothout_jax.experiments.training.logs import NOISE, Log, read_log
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.experiments.training.processes import any_process, is_first
+from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
@@ -146,12 +147,14 @@ class Run:
         rows = [row for row in read_log(output / "log.csv") if row.get("radius")]
         if not rows:
             return []
-        steps, radii, rises = (
-            np.array([float(row[name]) for row in rows])
-            for name in ("step", "radius", "loss rise")
-        )
-        noise = {self._settings.method: (steps, radii[None], rises[None])}
-        figure = figures.noises(noise, "How strong the noise was")
+        steps = np.array([float(row["step"]) for row in rows])
+        noise = {
+            name: np.array([[float(row[column]) for row in rows]])
+            for name, column in zip(Noise._fields, NOISE, strict=True)
+            if rows[-1].get(column)
+        }
+        drawn = {self._settings.method: (steps, noise)}
+        figure = figures.noises(drawn, "How strong the noise was")
         return figures.save_figure(figure, output / "noise", ("png",))
 
     @property
@@ -203,8 +206,8 @@ class Run:
     def _noise(self) -> dict[str, float]:
         """How strong the noise is, if that is measured."""
         return {
-            name.replace("_", " "): float(values[0])
-            for name, values in self._trainer.noise()._asdict().items()
+            column: float(values[0])
+            for column, values in zip(NOISE, self._trainer.noise(), strict=True)
             if values is not None
         }
 
@@ -293,6 +296,8 @@ class Run:
                 ("radius of the noise", f"{noise['radius']:.3g}"),
                 ("loss rise under it", f"{noise['loss rise']:.3g} nats"),
             ]
+        if "loss gap" in noise:
+            rows.append(("gap of the losses", f"{noise['loss gap']:.3g} nats"))
         total = sum(self._seconds.values()) or 1.0
         for name, seconds in self._seconds.items():
             share = 100 * seconds / total

@@ -114,7 +114,7 @@ class Tasks:
             InputError: if the data cannot be read, or are not those of its networks.
         """
         settings = checkpoint.settings
-        data = _values(settings, DataSettings)
+        data = *_values(settings, DataSettings), settings.needs_heldout
         key = data, _values(settings, ModelSettings), settings.statistics
         if key not in self._tasks:
             task = self._tasks[key] = Task(settings, data=self._data.get(data))

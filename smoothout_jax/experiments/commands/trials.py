@@ -47,13 +47,13 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
     watched = training.pop("watch_size", 0)
     validation_size = case.validation_size if held_out else 0
     watch_size = 0 if held_out else watched
-    whole = training["train_size"] - validation_size - watch_size
+    out = validation_size + watch_size + training.get("heldout_size", 0)
     return CompareSettings(
         **training,
         data=case.data,
         data_dir=data_dir,
         network=case.network,
-        batch_size=case.batch_size or whole,
+        batch_size=case.batch_size or training["train_size"] - out,
         validation_size=validation_size,
         watch_size=watch_size,
         methods=case.methods,

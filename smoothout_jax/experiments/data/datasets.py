@@ -151,6 +151,8 @@ DATA_SETS = {
     "cifar100": Source(_cifar100, 50_000),
     "npz": Source(read_npz_folder),
 }
+# Settings that hold training images out, in this order.
+HELD_OUT = "validation_size", "watch_size", "heldout_size"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,6 +202,12 @@ class DataSettings(Settings):
         " accuracy on them, and compare adds the test accuracy of the time at which it"
         " was highest",
     )
+    heldout_size: int | None = option(
+        None,
+        "training images to hold out from all methods, to measure the gap of"
+        " --loss-rise gap on, which by default is measured on those of --watch-size, or"
+        " else on a tenth of the training images",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -210,7 +218,9 @@ class DataSettings(Settings):
         if self.train_size is None:
             self._set(train_size=source.train_size or available)
         check_not_negative(
-            validation_size=self.validation_size, watch_size=self.watch_size
+            validation_size=self.validation_size,
+            watch_size=self.watch_size,
+            **self._given("heldout_size"),
         )
         if self.train_size is None:
             return
@@ -226,19 +236,19 @@ class DataSettings(Settings):
                 f" {self.data} has for training"
             )
         left = self.train_size
-        for name in ("validation_size", "watch_size"):
+        for name in HELD_OUT:
             size = getattr(self, name)
             if size and not 10 <= size <= left - 10:
                 raise ValueError(
                     f"{name}={size} must leave at least 10 of {left} training images"
                     " to either part"
                 )
-            left -= size
+            left -= size or 0
 
     @property
-    def held_out(self) -> int:
-        """Training images that are held out, whatever for."""
-        return self.validation_size + self.watch_size
+    def needs_heldout(self) -> bool:
+        """Whether images are held out to measure the gap to the training loss."""
+        return False
 
 
 def prepare(settings: DataSettings) -> Dataset:
@@ -247,10 +257,23 @@ def prepare(settings: DataSettings) -> Dataset:
     Raises:
         InputError: if the data cannot be read, or do not suffice.
     """
+    return held_out_for_gap(whole(settings), settings)
+
+
+def whole(settings: DataSettings) -> Dataset:
+    """The same with the images to measure the gap on among those for training."""
     data = load(settings.data, settings.data_dir, settings.train_size)
     data = with_wrong_labels(data, settings.label_noise, settings.label_noise_kind)
     data = hold_out(data, validation_size=settings.validation_size)
     return hold_out(data, watch_size=settings.watch_size)
+
+
+def held_out_for_gap(data: Dataset, settings: DataSettings) -> Dataset:
+    """The data with the images held out to measure the gap on, if that is needed."""
+    if not settings.needs_heldout:
+        return data
+    tenth = max(-(-len(data.train_labels) // 10), data.num_classes)
+    return hold_out(data, heldout_size=settings.heldout_size or tenth)
 
 
 def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:

@@ -19,6 +19,7 @@ class Dataset(NamedTuple):
         test_labels: int32, (test images,).
         true_labels: int32, (training images,): those before any were made wrong.
         watched: images held out beside the test images, with their labels, if any.
+        heldout: images held out to measure the gap to the training loss, likewise.
     """
 
     train_images: np.ndarray
@@ -27,6 +28,7 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     true_labels: np.ndarray
     watched: Split | None = None
+    heldout: Split | None = None
 
     @property
     def num_classes(self) -> int:
@@ -73,23 +75,33 @@ def with_wrong_labels(
 
 
 def hold_out(
-    data: Dataset, *, validation_size: int = 0, watch_size: int = 0
+    data: Dataset,
+    *,
+    validation_size: int = 0,
+    watch_size: int = 0,
+    heldout_size: int = 0,
 ) -> Dataset:
     """Takes some of the training images out, a draw with the classes in proportion.
 
     Args:
         data: the data set.
         validation_size: number of images to put in the place of the test images.
-        watch_size: number of images to watch beside them; give one of the two.
+        watch_size: number of images to watch beside them.
+        heldout_size: number of images to measure the gap on; give one of the three.
 
     Raises:
         InputError: if there are too few training images.
     """
-    size, available = validation_size + watch_size, len(data.train_labels)
+    sizes = {
+        "validation_size": validation_size,
+        "watch_size": watch_size,
+        "heldout_size": heldout_size,
+    }
+    size, available = sum(sizes.values()), len(data.train_labels)
     if not size:
         return data
     if size >= available:
-        name = "watch_size" if watch_size else "validation_size"
+        name = next(name for name, given in sizes.items() if given)
         raise InputError(
             f"{name}={size} leaves none of the {available} training images"
         )
@@ -102,4 +114,6 @@ def hold_out(
     )
     if watch_size:
         return data._replace(watched=held)
+    if heldout_size:
+        return data._replace(heldout=held)
     return data._replace(test_images=held.images, test_labels=held.labels)

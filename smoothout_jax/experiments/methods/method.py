@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from smoothout_jax import exclude, flax_filters, gaussian, uniform
+from smoothout_jax import exclude, flax_filters, gaussian, heldout_gap, uniform
 from smoothout_jax.experiments.methods.settings import (
     FIXED,
     LARGEST,
@@ -15,6 +16,7 @@ from smoothout_jax.experiments.methods.settings import (
     Strength,
     growing_rise,
     radius_schedule,
+    repeated_rise,
 )
 from smoothout_jax.experiments.regime import make_optimizer
 from smoothout_jax.masks import Mask
@@ -52,7 +54,12 @@ class Context:
         changing = method.schedule(settings, strength, self.steps)
         if not method.holds_rise(settings):
             return method.noise(self, changing), None
-        rise = growing_rise(settings, changing, self.steps_per_epoch)
+        if not method.follows_gap(settings):
+            rise: Any = growing_rise(settings, changing, self.steps_per_epoch)
+        elif jnp.ndim(strength):
+            rise = repeated_rise(strength, self.steps)
+        else:
+            rise = heldout_gap(share=strength)
         return method.noise(self, method.largest(settings)), rise
 
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
@@ -63,8 +70,13 @@ class Context:
 
     @property
     def _spared(self) -> Mask:
-        """The mask of parameters that get noise: all, or all but BatchNorm's."""
-        spares = self.batch_norm and not self.settings.noise_in_batch_norm
+        """The mask of parameters that get noise: all, or all but BatchNorm's.
+
+        Noise that follows the gap goes everywhere, as by default in the library.
+        """
+        everywhere = self.settings.noise_in_batch_norm
+        everywhere |= self.method.follows_gap(self.settings)
+        spares = self.batch_norm and not everywhere
         return exclude("BatchNorm") if spares else None
 
     def relative(self, size: Size) -> Noise:
@@ -154,12 +166,18 @@ class Method:
         given = getattr(settings, self.strength) is not None
         return settings.loss_rise is not None or not given
 
+    def follows_gap(self, settings: MethodSettings) -> bool:
+        """Whether that rise is a share of the gap, and its strength that share."""
+        return settings.loss_rise == "gap" and self.holds_rise(settings)
+
     def strength_of(self, settings: MethodSettings) -> tuple[str, float]:
         """The setting that is its strength, and its value; a learning rate's peak."""
         if self.strength == "learning_rate":
             return self.strength, settings.peak_learning_rate
+        if self.follows_gap(settings):
+            return "gap_share", settings.gap_share
         if self.holds_rise(settings):
-            rise = settings.loss_rise
+            rise: Any = settings.loss_rise
             return "loss_rise", LOSS_RISE if rise is None else rise
         size = getattr(settings, self.strength)
         return self.strength, FIXED[self.strength] if size is None else size

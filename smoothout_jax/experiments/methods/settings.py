@@ -10,6 +10,7 @@ from smoothout_jax import (
     _checks,
     anneal_schedule,
     cosine_schedule,
+    heldout_gap,
     rise_schedule,
     tanh_schedule,
 )
@@ -18,6 +19,7 @@ from smoothout_jax.experiments.regime import RegimeSettings
 from smoothout_jax.schedules import LEAST_RISE_STEPS, LOSS_RISE, RISE_EPOCHS
 
 # A strength is a number, or traced: several then train side by side in one program.
+# Where the rise follows the gap, it may be the targets that another training recorded.
 Strength = Any
 # How many times its first value a noise that rises along a cosine reaches.
 GROWTH = 20
@@ -35,14 +37,18 @@ class MethodSettings(RegimeSettings):
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
 
-    loss_rise: float | None = option(
+    loss_rise: float | Literal["gap"] | None = option(
         None,
         "rise of the training loss (nats) that noise may cost, which sets how strong"
-        f" it is; by default {LOSS_RISE}, unless the size of the noise is given",
+        " it is; or gap, for a share of the gap between held-out and training loss,"
+        " which is measured once an epoch, but at least 10 steps apart; by default"
+        f" {LOSS_RISE}, unless the size of the noise is given",
+        "NATS|gap",
     )
+    gap_share: float = option(heldout_gap().share, "that share, of --loss-rise gap")
     rise_epochs: float = option(
         RISE_EPOCHS,
-        "epochs in which that rise grows from 0, but at least"
+        "epochs in which a rise in nats grows from 0, but at least"
         f" {LEAST_RISE_STEPS} steps",
     )
     radius: float | None = option(
@@ -79,12 +85,27 @@ class MethodSettings(RegimeSettings):
     def __post_init__(self):
         super().__post_init__()
         _checks.count(copies=self.copies)
-        _checks.nonnegative(rise_epochs=self.rise_epochs)
+        sizes = self._given("loss_rise", "radius", "relative_radius", "std")
+        if self.loss_rise == "gap":
+            del sizes["loss_rise"]
         _checks.nonnegative(
+            rise_epochs=self.rise_epochs,
+            gap_share=self.gap_share,
             rho=self.rho,
             msam_rho=self.msam_rho,
-            **self._given("loss_rise", "radius", "relative_radius", "std"),
+            **sizes,
         )
+        self._check_gap()
+
+    def _check_gap(self) -> None:
+        """Requires that no setting is given that the rise to hold leaves aside."""
+        gap = self.loss_rise == "gap"
+        names = ("rise_epochs", "radius_schedule") if gap else ("gap_share",)
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                needs = "does not apply to" if gap else "needs"
+                raise ValueError(f"{name}={value} {needs} loss_rise=gap")
 
 
 def radius_schedule(settings: MethodSettings, strength: Strength, steps: int) -> Any:
@@ -106,6 +127,12 @@ def rising_schedule(settings: MethodSettings, strength: Strength, steps: int) ->
     """A strength that rises along a cosine over the whole of training."""
     del settings
     return cosine_schedule(strength / GROWTH, GROWTH, steps)
+
+
+def repeated_rise(targets: Strength, steps: int) -> optax.Schedule:
+    """A rise that goes through the targets of another training, evenly spaced."""
+    ends = jnp.linspace(0.0, steps, len(targets) + 1)
+    return lambda step: jnp.interp(step, ends, jnp.append(0.0, targets))
 
 
 def growing_rise(

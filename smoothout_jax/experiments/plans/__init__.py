@@ -14,6 +14,7 @@ from smoothout_jax.experiments.plans.case import (
     cases,
     widened,
 )
+from smoothout_jax.experiments.plans.gap import GAP, GAP_SHARES
 from smoothout_jax.experiments.plans.published import LPF_SGD
 from smoothout_jax.experiments.plans.rise import LOSS_RISE_CASES
 
@@ -38,5 +39,7 @@ EXPERIMENTS = {
     "rivals": {"cpu": questions.RIVALS},
     "networks": {"cpu": questions.NETWORKS},
     "lpf-sgd": LPF_SGD,
+    "gap": {"cpu": GAP},
+    "gap-share": {"cpu": GAP_SHARES},
     "loss-rise": {"cpu": LOSS_RISE_CASES},
 }

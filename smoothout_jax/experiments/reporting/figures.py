@@ -74,33 +74,47 @@ def loss_curves(
     return figure
 
 
+# What the panels of `noises` show, from the top, where it is given.
+_PANELS = {
+    "radius": "size of the noise",
+    "loss_rise": "loss rise (nats)",
+    "loss_gap": "loss gap (nats)",
+}
+
+
 def noises(
-    values: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str
+    values: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], title: str
 ) -> Figure:
     """Draws how strong noise was over training: median over the seeds, and quartiles.
 
     Args:
-        values: steps, (steps,), size of the noise and rise of the loss under it, in
-            nats, (seeds, steps), by the method's name.
+        values: by the method's name, steps, (steps,), and what is known of the noise,
+            (seeds, steps), by the names of `Noise`: the target of the rise is a dashed
+            line beside it.
         title: the title.
     """
-    figure = _figure()
-    panels = figure.subplots(2, sharex=True)
-    for name, (steps, *each) in values.items():
-        color = METHODS[name].color
-        for axes, runs in zip(panels, each, strict=True):
-            low, median, high = np.quantile(runs, [0.25, 0.5, 0.75], axis=0)
-            axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-            axes.plot(steps, median, color=color, lw=2, label=METHODS[name].label)
-    for axes, label in zip(
-        panels, ("size of the noise", "loss rise (nats)"), strict=True
-    ):
-        axes.set_ylabel(label)
+    shown = [key for key in _PANELS if any(key in each for _, each in values.values())]
+    figure = _figure(4 + 1.3 * (len(shown) - 2))
+    panels = dict(zip(shown, figure.subplots(len(shown), sharex=True), strict=True))
+    for name, (steps, each) in values.items():
+        method = METHODS[name]
+        for key in panels.keys() & each.keys():
+            low, median, high = np.quantile(each[key], [0.25, 0.5, 0.75], axis=0)
+            axes = panels[key]
+            axes.fill_between(steps, low, high, color=method.color, alpha=0.15, lw=0)
+            axes.plot(steps, median, color=method.color, lw=2, label=method.label)
+        if "loss_rise_target" in each:
+            target = np.median(each["loss_rise_target"], axis=0)
+            panels["loss_rise"].plot(steps, target, "--", color=method.color, lw=1.3)
+    for key, axes in panels.items():
+        axes.set_ylabel(_PANELS[key])
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    panels[0].set_title(title, fontsize=11)
-    panels[1].set_xlabel("step")
-    lines, labels = panels[0].get_legend_handles_labels()
+    if any("loss_rise_target" in each for _, each in values.values()):
+        panels["loss_rise"].plot([], [], "--", color="0.3", lw=1.3, label="target")
+    panels[shown[0]].set_title(title, fontsize=11)
+    panels[shown[-1]].set_xlabel("step")
+    lines, labels = panels["loss_rise"].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -122,6 +136,6 @@ def save_figure(
     return paths
 
 
-def _figure() -> Figure:
+def _figure(height: float = 4) -> Figure:
     with matplotlib.rc_context({"font.size": 11}):
-        return Figure(figsize=(6.4, 4), layout="constrained")
+        return Figure(figsize=(6.4, height), layout="constrained")

@@ -14,6 +14,7 @@ from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.training.harm import accuracy_lost, memorised
 from smoothout_jax.experiments.training.kept import KeptTraining
+from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer, stack
 from smoothout_jax.landscape import filter_normalized_direction, loss_curve
@@ -35,6 +36,9 @@ class Training(NamedTuple):
         radius: size of the noise then, (seeds, rounds); empty where it is not held at
             a rise of the loss.
         loss_rise: that rise, in nats, likewise.
+        loss_rise_target: what it is held at, likewise; empty where that does not follow
+            the gap.
+        loss_gap: the gap between held-out and training loss, in nats, likewise.
         watched_accuracy: fraction of the watched images that are classified correctly,
             likewise; empty where none are watched.
         test_accuracy: that of the test images, likewise; NaN but where that of the
@@ -45,6 +49,8 @@ class Training(NamedTuple):
     steps: np.ndarray
     radius: np.ndarray
     loss_rise: np.ndarray
+    loss_rise_target: np.ndarray
+    loss_gap: np.ndarray
     watched_accuracy: np.ndarray
     test_accuracy: np.ndarray
 
@@ -55,13 +61,18 @@ class Training(NamedTuple):
         return np.take_along_axis(self.test_accuracy, best[:, None], -1)[:, 0]
 
     @property
+    def noise(self) -> dict[str, np.ndarray]:
+        """What is known of the noise, (seeds, rounds), by the names of `Noise`."""
+        found = {name: getattr(self, name) for name in Noise._fields}
+        return {name: values for name, values in found.items() if values.size}
+
+    @property
     def noise_at_end(self) -> dict[str, float]:
-        """Size of the noise and rise of the loss, means of the seeds, if it is held."""
-        if not self.radius.size:
-            return {}
+        """The same at the end, means of the seeds."""
+        names = {"loss_rise": "held_loss_rise"}
         return {
-            "radius": float(self.radius[:, -1].mean()),
-            "held_loss_rise": float(self.loss_rise[:, -1].mean()),
+            names.get(name, name): float(values[:, -1].mean())
+            for name, values in self.noise.items()
         }
 
 
@@ -118,7 +129,8 @@ def train_in_turns(
 
 def _best(rows: list[Any]) -> Any:
     """The highest accuracies on the watched images so far, (seeds,); at first -1."""
-    watched = [np.nan_to_num(row[4], nan=-1) for row in rows]
+    column = Training._fields.index("watched_accuracy")
+    watched = [np.nan_to_num(row[column], nan=-1) for row in rows]
     return np.max(watched, axis=0, initial=-1)
 
 

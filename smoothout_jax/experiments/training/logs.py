@@ -11,21 +11,25 @@ import tensorboardX
 from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.training.processes import is_first
+from smoothout_jax.experiments.training.state import Noise
 
+# How strong the noise was, where that is measured.
+NOISE = tuple(name.replace("_", " ") for name in Noise._fields)
 COLUMNS: tuple[str, ...] = (
     "step",
     "epoch",
     "learning_rate",
     "loss",
     "accuracy",
-    "radius",
-    "loss rise",
+    *NOISE,
     "train loss",
     "train accuracy",
     "test loss",
     "test accuracy",
     "watched loss",
     "watched accuracy",
+    "heldout loss",
+    "heldout accuracy",
     "seconds",
 )
 
@@ -99,7 +103,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
         whole = [row for row in rows if None not in row and None not in row.values()]
         for row in whole:
             _ = int(row["step"]), float(row["seconds"])
-            for name in ("radius", "loss rise"):
+            for name in NOISE:
                 float(row.get(name) or 0)
     except (ValueError, KeyError, csv.Error) as error:
         raise InputError(

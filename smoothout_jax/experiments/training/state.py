@@ -44,10 +44,20 @@ class Metrics(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """How strong the noise of each run is, (runs,); `None` where it is not measured."""
+    """How strong the noise of each run is, (runs,); `None` where it is not measured.
+
+    Attributes:
+        radius: its size.
+        loss_rise: the rise of the loss under it, in nats.
+        loss_rise_target: what this rise is held at, if that follows the gap.
+        loss_gap: the gap between held-out and training loss when last measured, in
+            nats.
+    """
 
     radius: np.ndarray | None = None
     loss_rise: np.ndarray | None = None
+    loss_rise_target: np.ndarray | None = None
+    loss_gap: np.ndarray | None = None
 
 
 class Watched(NamedTuple):

@@ -59,7 +59,9 @@ class Task:
         longest_loop: how many steps a compiled loop may take; `None` for any number.
         sets: batches of images and labels: `"train"`, the first 2,000 training images,
             which measures of sharpness use too, `"test"`, and, if there are any that
-            are held out beside these, `"watched"`.
+            are held out beside these, `"watched"` and `"heldout"`.
+        gap_batches: the first 500 training images, and as many held-out or watched
+            ones, between whose losses the gap is; `None` if there are none.
 
     Raises:
         InputError: if the data cannot be read, or do not fit the network.
@@ -108,8 +110,11 @@ class Task:
             ),
             "test": self._batches(self.data.test_images, self.data.test_labels),
         }
-        if self.data.watched is not None:
-            self.sets["watched"] = self._batches(*self.data.watched)
+        self.gap_batches = None
+        for name in ("watched", "heldout"):
+            if (images := getattr(self.data, name)) is not None:
+                self.sets[name] = self._batches(*images)
+                self.gap_batches = self.sets["train"][0], self.sets[name][0]
         self._quantities = jax.jit(self.quantities)
         self._statistics = jax.jit(self.batch_statistics)
 
@@ -204,8 +209,27 @@ class Task:
 
     def batch_statistics(self, params: Any, batch: Any) -> Any:
         """The BatchNorm statistics of one batch: running means without momentum."""
+        return self._normalized(params, batch[0])[1]
+
+    def losses(
+        self, params: Any, running: Any, train: Any, heldout: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """The losses of two batches, the first one of training images.
+
+        Without fixed statistics, those of BatchNorm are of the first batch, so that its
+        loss and they come from one pass.
+        """
+        if self.settings.statistics == "running":
+            return self._loss(params, train, running), self._loss(
+                params, heldout, running
+            )
+        logits, stats = self._normalized(params, train[0])
+        return _cross_entropy(logits, train[1]), self._loss(params, heldout, stats)
+
+    def _normalized(self, params, images):
+        """Logits, normalised by their own batch, and its statistics."""
         empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), self._init_stats)
-        return _apply_training(self._measuring, params, empty, batch[0])[1]
+        return _apply_training(self._measuring, params, empty, images)
 
     def _network(self, *, drops: bool = False, **batch_norm: Any) -> nn.Module:
         """The network, with or without what only training needs, and its BatchNorm."""

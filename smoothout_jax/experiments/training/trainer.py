@@ -16,7 +16,9 @@ import numpy as np
 import optax
 
 from smoothout_jax import (
+    LossRiseState,
     init_loss_rise,
+    smoothout_metrics,
     smoothout_value_and_grad,
 )
 from smoothout_jax.experiments import interruptions
@@ -24,6 +26,7 @@ from smoothout_jax.experiments.averaging import averaged_params
 from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
 from smoothout_jax.experiments.regime import augment
+from smoothout_jax.experiments.training import gap
 from smoothout_jax.experiments.training.state import (
     Metrics,
     Noise,
@@ -35,6 +38,9 @@ from smoothout_jax.experiments.training.state import (
 from smoothout_jax.experiments.training.task import Task
 
 __all__ = ["State", "Trainer", "stack"]
+
+# The loops of a run: the batches of each, and after which steps losses are reported.
+Loops = list[tuple[jax.Array, jax.Array]]
 
 
 class Trainer:
@@ -86,11 +92,14 @@ class Trainer:
         places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
         self._groups = jax.device_put(groups, places)
 
-    def prepare(self, start: int, stop: int) -> tuple[list[jax.Array], Any]:
+    def prepare(self, start: int, stop: int) -> tuple[list[Loops], Any]:
         """Draws the batches from one step to another, and compiles their program."""
         batches = self._draw(start, stop - start)
         batches = [batches] if self._together else list(batches)
-        return batches, self._training_program(self._groups[0], batches[0])
+        reports = self._task.placement.everywhere(gap.due(self._task, start, stop))
+        parts = self._loops(reports)
+        loops = [list(zip(self._loops(each), parts, strict=True)) for each in batches]
+        return loops, self._training_program(self._groups[0], loops[0][0])
 
     def advance(
         self, start: int, stop: int, stopped: Callable[[], bool] = lambda: False
@@ -105,11 +114,11 @@ class Trainer:
         Returns:
             Metrics, (runs, steps), and the seconds that the steps took.
         """
-        batches, program = self.prepare(start, stop)
-        jax.block_until_ready((self._groups, batches))
+        loops, program = self.prepare(start, stop)
+        jax.block_until_ready((self._groups, loops))
         began = time.perf_counter()
         metrics = []
-        for run, group in enumerate(zip(self._groups, batches, strict=True)):
+        for run, group in enumerate(zip(self._groups, loops, strict=True)):
             self._groups[run], measured = self._run(program, *group, stopped)
             metrics.append(measured)
         jax.block_until_ready(self._groups)
@@ -143,11 +152,12 @@ class Trainer:
         method, settings = self.method, self._context.settings
         if not method.holds_rise(settings):
             return Noise()
-        scale, rise = (
-            np.asarray(optax.tree.get(self.state, name))
-            for name in ("noise_scale", "loss_rise_estimate")
-        )
-        return Noise(scale * method.largest(settings), rise)
+        metrics = jax.tree.map(np.asarray, smoothout_metrics(self.state))
+        radius = metrics["noise_scale"] * method.largest(settings)
+        names = ("loss_rise_estimate",)
+        if method.follows_gap(settings):
+            names += "loss_rise_target", "loss_gap"
+        return Noise(radius, *(metrics.get(name) for name in names))
 
     def watched(self, best: Any) -> Watched:
         """The accuracy on the watched images, and on the test images where it is best.
@@ -188,24 +198,24 @@ class Trainer:
         first = np.int32(start)
         return self._program(steps, draw, keys, first)(keys, first)
 
-    def _training_program(self, state, batches):
-        """Compiles a program for all steps of these batches, or for a short loop."""
-        function, data = self._scan, self._task.training_data
-        batch = self._loops(batches)[0]
+    def _training_program(self, state, loop):
+        """Compiles the program of a loop."""
+        function, task = self._scan, self._task
+        data = task.training_data, task.gap_batches
         if self._together:
-            function = jax.vmap(function, (0, 0, None))
+            function = jax.vmap(function, (0, (0, None), None))
         program = self._program(
-            batch.shape,
+            loop[0].shape,
             function,
-            *(state, batch, data),
+            *(state, loop, data),
             donate_argnums=0,
             # So that the state that comes out can go in again.
             out_shardings=(
                 jax.tree.map(lambda leaf: leaf.sharding, state),
-                self._task.placement.replicated,
+                task.placement.replicated,
             ),
         )
-        return lambda state, batch: program(state, batch, data)
+        return lambda state, loop: program(state, loop, data)
 
     def _program(self, name, function, *arguments, **options):
         if name not in self._compiled:
@@ -215,18 +225,17 @@ class Trainer:
             self.compile_seconds += time.perf_counter() - began
         return self._compiled[name]
 
-    def _loops(self, batches: jax.Array) -> jax.Array | list[jax.Array]:
-        """Batches by the loop that takes them, all loops of the same length."""
+    def _loops(self, steps: jax.Array) -> jax.Array | list[jax.Array]:
+        """Splits what steps take by the loop, all loops of the same length."""
         longest = self._task.longest_loop
         if longest is None:
-            return [batches]
-        steps = len(batches)
-        length = max(n for n in range(1, longest + 1) if steps % n == 0)
-        return batches.reshape(-1, length, *batches.shape[1:])
+            return [steps]
+        length = max(n for n in range(1, longest + 1) if len(steps) % n == 0)
+        return steps.reshape(-1, length, *steps.shape[1:])
 
-    def _run(self, program, state, batches, stopped) -> Any:
+    def _run(self, program, state, loops, stopped) -> Any:
         metrics = []
-        for loop in self._loops(batches):
+        for loop in loops:
             interruptions.check()
             state, measured = program(state, loop)
             metrics.append(measured)
@@ -246,14 +255,15 @@ class Trainer:
             noise_key=jax.random.key_data(noise_key),
             batch_key=jax.random.key_data(batch_key),
             strength=strength,
-            rise=init_loss_rise() if self._holds_by_copies else None,
+            rise=self._init_rise(strength),
         )
 
-    @property
-    def _holds_by_copies(self) -> bool:
-        """Whether copies take the gradients, and hold the rise of the loss."""
-        method, settings = self.method, self._context.settings
-        return method.copies is not None and method.holds_rise(settings)
+    def _init_rise(self, strength) -> LossRiseState | None:
+        """The rise of the loss, where copies take the gradients and hold it."""
+        if self.method.copies is None:
+            return None
+        _, rise = self._context.noise_and_rise(strength)
+        return None if rise is None else init_loss_rise(rise)
 
     def _transformation(self, strength, key):
         transformation = self.method.transform(self._context, strength, key)
@@ -269,10 +279,16 @@ class Trainer:
             steps,
         )
 
-    def _scan(self, state, batches, data):
-        return jax.lax.scan(
-            lambda state, batch: self._step(state, batch, data), state, batches
-        )
+    def _scan(self, state, loop, data):
+        training_data, gap_batches = data
+
+        def step(state, each):
+            batch, is_due = each
+            state, metrics = self._step(state, batch, training_data)
+            state = gap.reported(state, is_due, gap_batches, self.method, self._task)
+            return state, metrics
+
+        return jax.lax.scan(step, state, loop)
 
     def _step(self, state: State, batch, data) -> tuple[State, Metrics]:
         noise_key = jax.random.wrap_key_data(state.noise_key)
