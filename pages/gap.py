@@ -1,98 +1,79 @@
 """The page of noise that follows the gap, from the raw results.
 
-`python -m pages.gap` makes docs/gap.md and its picture from docs/results/gap-cpu.json
-and gap-share-cpu.json, which `smoothout evidence` writes, beside the results of the
-same cases there, and the text in pages/gap.md.
+`python -m pages.gap` makes docs/gap.md and its picture from docs/results/gap-cpu.json,
+which `smoothout evidence gap` writes, beside the results of the same cases there, and
+the text in pages/gap.md.
 """
 
 import json
+import textwrap
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from pages import pictures
+from pages import evidence, pictures
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.reporting.formats import with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
 
-GAP, SHARE, FIXED, MSAM = "gap", "gap-share", "adasmoothout-fixed", "msam"
+GAP, FIXED, MSAM = "gap", "adasmoothout-fixed", "msam"
 LABELS = {
     GAP: "half the gap, nothing chosen",
-    SHARE: "share chosen",
-    FIXED: "fixed radius of six",
+    FIXED: "fixed radius, of six",
     MSAM: "MSAM, ρ of six",
 }
-COLORS = {GAP: "#0072b2", SHARE: "#56b4e9", FIXED: "#999999", MSAM: "#e69f00"}
-GROUPS = ("SGD fits its images", "Some labels are wrong", "SGD does not fit its images")
+COLORS = {GAP: "#0072b2", FIXED: "#999999", MSAM: "#e69f00"}
 
 
 class Case(NamedTuple):
-    """A case: SGD's accuracy, and the differences to it by method, for each seed."""
+    """A case, and the differences to SGD by method, (seeds,)."""
 
-    name: str
-    group: str
-    sgd: float
+    swept: evidence.Result
     differences: Mapping[str, np.ndarray]
 
-    def gain(self, method: str) -> tuple[float, float, float] | None:
+    def gain(self, method: str) -> tuple[float, float, float]:
         """Mean difference to SGD in percent, with its interval."""
-        if method not in self.differences:
-            return None
         seeds = self.differences[method]
         half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(seeds)
         return seeds.mean(), seeds.mean() - half, seeds.mean() + half
 
 
-def _cases_of(name: str) -> dict[str, Any]:
-    path = DOCS / "results" / f"{name}-cpu.json"
-    return json.loads(path.read_text())["cases"] if path.exists() else {}
-
-
-def _accuracies(case: Mapping[str, Any], method: str) -> np.ndarray:
-    outcomes = case["equal_updates"]["outcomes"][method]
-    return 100 * np.array(outcomes["test_accuracy"])
-
-
-def _group(name: str, case: Mapping[str, Any]) -> str:
-    if "wrong labels" in name:
-        return GROUPS[1]
-    fits = case["equal_updates"]["summary"]["sgd"]["train_accuracy"][0] >= 99.9
-    return GROUPS[0 if fits else 2]
-
-
 def read() -> list[Case]:
     """The committed cases, in the order of the plan."""
-    swept = _cases_of("batches") | _cases_of("wrong-labels")
-    shared, found = _cases_of(SHARE), []
-    for name, ours in _cases_of(GAP).items():
-        sgd = _accuracies(swept[name], "sgd")
-        reached = {GAP: _accuracies(ours, "adasmoothout")}
-        if name in shared:
-            reached[SHARE] = _accuracies(shared[name], "adasmoothout")
-        reached |= {
-            method: _accuracies(swept[name], method) for method in (FIXED, MSAM)
-        }
-        differences = {method: each - sgd for method, each in reached.items()}
-        found.append(Case(name, _group(name, swept[name]), sgd.mean(), differences))
+    document = json.loads((DOCS / "results" / "gap-cpu.json").read_text())
+    asked, found = ("batches", "wrong-labels"), []
+    swept = {each.name: each for each in evidence.read() if each.experiment in asked}
+    for name, case in document["cases"].items():
+        ours = evidence.Result(GAP, name, case).accuracies("adasmoothout")
+        sgd = swept[name].accuracies("sgd")
+        differences = {m: swept[name].accuracies(m) - sgd for m in (FIXED, MSAM)}
+        found.append(Case(swept[name], {GAP: ours - sgd} | differences))
     return found
 
 
-def table(cases: list[Case], methods: list[str]) -> str:
+def grouped(cases: list[Case]) -> dict[str, list[Case]]:
+    """The cases by what the prediction says of them."""
+    return {
+        group: [case for case in cases if case.swept.group == group]
+        for group in evidence.GROUPS
+    }
+
+
+def table(cases: list[Case]) -> str:
     """A row for each case, and one for their mean."""
     rows = [
         (
-            case.name,
-            f"{case.sgd:.1f}",
-            *(with_interval(case.gain(method) or (np.nan,) * 3) for method in methods),
+            case.swept.label,
+            f"{case.swept.accuracies('sgd').mean():.1f}",
+            *(with_interval(case.gain(method)) for method in LABELS),
         )
         for case in cases
     ]
-    means = [f"{mean_gain(cases, method):+.2f}" for method in methods]
-    header = ("case", "SGD, %", *(LABELS[method] for method in methods))
-    return markdown(header, [*rows, ("mean", "", *means)])
+    means = [f"{mean_gain(cases, method):+.2f}" for method in LABELS]
+    return markdown(("case", "SGD, %", *LABELS.values()), [*rows, ("mean", "", *means)])
 
 
 def mean_gain(cases: list[Case], method: str) -> float:
@@ -102,8 +83,7 @@ def mean_gain(cases: list[Case], method: str) -> float:
 
 def verdict(cases: list[Case]) -> str:
     """What nothing chosen gains, of what the sweeps do, and where it harms."""
-    gains = {case.name: case.gain(GAP) for case in cases}
-    below = [name for name, gain in gains.items() if gain and gain[2] < 0]
+    below = [case.swept.label for case in cases if case.gain(GAP)[2] < 0]
     return (
         f"Mean of {len(cases)} cases: {against_sweeps(cases)}. Certainly below SGD:"
         f" {'; '.join(below) or 'none'}."
@@ -112,7 +92,7 @@ def verdict(cases: list[Case]) -> str:
 
 def against_sweeps(cases: list[Case]) -> str:
     """The mean differences of nothing chosen, and of strengths from a sweep."""
-    ours, fixed, rival = (mean_gain(cases, method) for method in (GAP, FIXED, MSAM))
+    ours, fixed, rival = (mean_gain(cases, method) for method in LABELS)
     return (
         f"{ours:+.1f} with nothing chosen, {fixed:+.1f} by the best of six radii,"
         f" {rival:+.1f} by MSAM's best of six"
@@ -121,11 +101,16 @@ def against_sweeps(cases: list[Case]) -> str:
 
 def texts() -> dict[str, str]:
     """What other pages say of it, by name."""
-    cases = read()
-    return {
-        f"gap_{name}": against_sweeps([case for case in cases if case.group == group])
-        for name, group in zip(("fits", "wrong", "short"), GROUPS, strict=True)
-    }
+    return {f"gap_{g}": against_sweeps(own) for g, own in grouped(read()).items()}
+
+
+def readme() -> str:
+    """The sentence in the README."""
+    said = texts()
+    return (
+        f"Points of test accuracy over SGD: where it fits, {said['gap_fits']}; where"
+        f" labels are wrong, {said['gap_wrong']} ([all cases](docs/gap.md))."
+    )
 
 
 def page(cases: list[Case]) -> str:
@@ -134,33 +119,31 @@ def page(cases: list[Case]) -> str:
         (ROOT / "pages" / "gap.md").read_text().rstrip(),
         "![Mean difference to SGD, by group of cases](results/gap.png)",
     ]
-    for group in GROUPS:
-        if own := [case for case in cases if case.group == group]:
-            methods = [m for m in LABELS if all(m in case.differences for case in own)]
-            parts += [f"## {group}", verdict(own), table(own, methods)]
+    for group, own in grouped(cases).items():
+        parts += [f"## {evidence.GROUPS[group]}", verdict(own), table(own)]
     return "\n\n".join(parts) + "\n"
 
 
 def picture(cases: list[Case]) -> Figure:
     """The mean differences of each group, and those of its cases as dots."""
-    figure = Figure(figsize=(pictures.WIDTH, 3.4), layout="constrained")
-    groups = [g for g in GROUPS if any(case.group == g for case in cases)]
-    for axes, group in zip(
-        figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
-    ):
-        own = [case for case in cases if case.group == group]
-        methods = [m for m in LABELS if all(m in case.differences for case in own)]
-        for place, method in enumerate(methods):
-            dots = [case.differences[method].mean() for case in own]
-            axes.bar(place, np.mean(dots), color=COLORS[method], alpha=0.5)
-            axes.scatter([place] * len(dots), dots, s=12, color=COLORS[method])
-        names = [LABELS[method].replace(", ", ",\n") for method in methods]
-        axes.set_xticks(range(len(methods)), names, rotation=30, ha="right", fontsize=8)
-        axes.axhline(0, color="black", lw=1)
-        axes.set_title(f"{group} ({len(own)})", fontsize=9)
-        axes.grid(axis="y", alpha=0.3)
-        axes.tick_params(axis="y", labelsize=8)
-    figure.supylabel("test accuracy minus SGD's, %", fontsize=9)
+    figure = Figure(figsize=(pictures.WIDTH, 3.6), layout="constrained")
+    axes, groups = figure.subplots(), grouped(cases)
+    for shift, (method, label) in enumerate(LABELS.items(), start=-1):
+        color = COLORS[method]
+        for place, own in enumerate(groups.values()):
+            dots = [case.gain(method)[0] for case in own]
+            where = place + 0.27 * shift
+            axes.bar(where, np.mean(dots), 0.25, color=color, alpha=0.6)
+            axes.scatter([where] * len(dots), dots, s=9, color=color, zorder=3)
+        axes.bar(0, 0, color=color, alpha=0.6, label=label)
+    names = [f"{evidence.GROUPS[g]} ({len(own)} cases)" for g, own in groups.items()]
+    names = [textwrap.fill(name, 18) for name in names]
+    axes.set_xticks(range(len(groups)), names, fontsize=8)
+    axes.axhline(0, color="black", lw=1)
+    axes.grid(axis="y", alpha=0.3)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_ylabel("test accuracy minus SGD's, %", fontsize=9)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
     return figure
 
 

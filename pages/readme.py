@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pages import costs, published, results
+from pages import costs, gap, published, results
 from pages.source import DOCS, ROOT
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
@@ -70,6 +70,7 @@ README = ROOT / "README.md"
 COMMAND = DOCS / "command.md"
 REPRODUCTIONS = DOCS / "reproductions.md"
 TABLES = {
+    "gap": Table(README, gap.readme),
     "groups": Table(README, lambda: results.groups(results.main_cases())),
     "costs": Table(README, lambda: costs.readme(_read("performance/cpu.json"))),
     "gpu": Table(README, published.step_times),

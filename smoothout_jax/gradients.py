@@ -39,7 +39,8 @@ __all__ = [
     "smoothout_value_and_grad",
 ]
 
-NO_GRAD_FN = """smooth_gradients takes the gradients itself, of params and by a grad_fn:
+NO_GRAD_FN = """\
+smooth_gradients takes the gradients itself, so update needs params and a grad_fn:
 
     grad_fn = jax.grad(lambda params, copy: loss(params, batch))
     updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)

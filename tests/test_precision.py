@@ -169,7 +169,7 @@ def drift(dtype, radius, **options):
     return float(jnp.sqrt(jnp.mean(jnp.square(moved))))
 
 
-RELATIVE = functools.partial(drift, relative_to="filter")
+RELATIVE = functools.partial(drift, relative_to="filter", filter_axis=-1)
 
 
 @pytest.mark.parametrize(
