@@ -76,7 +76,9 @@ def noise(rounds: int) -> dict[str, Any]:
     ways: dict[str, Callable[..., Any]] = {
         "copy": lambda key, params: jax.tree.map(jnp.copy, params),
         "params + 1": lambda key, params: jax.tree.map(lambda p: p + 1, params),
-        "relative to filter": perturb_by(uniform(0.3, relative_to="filter")),
+        "relative to filter": perturb_by(
+            uniform(0.3, relative_to="filter", filter_axis=-1)
+        ),
     }
     ways |= {
         f"{bits} bits": perturb_by(uniform(0.01, bits=bits)) for bits in (8, 16, 32)

@@ -271,7 +271,7 @@ def clean_params(state: State) -> Any:
 def contenders() -> dict[str, Contender]:
     """All that are compared, the baseline first."""
     uniform_noise = uniform(RADIUS)
-    relative = uniform(RELATIVE_RADIUS, relative_to="filter")
+    relative = uniform(RELATIVE_RADIUS, relative_to="filter", filter_axis=-1)
     return {
         "plain": plain(),
         "sam": sam(),

@@ -118,7 +118,7 @@ def measure_noise(rounds: int) -> list[dict[str, Any]]:
     for bits in (8, 16, 32):
         ways[f"uniform, {bits} bits"] = perturb_by(uniform(0.01, bits=bits))
     ways["relative to filter, 8 bits"] = perturb_by(
-        uniform(0.3, relative_to="filter", bits=8)
+        uniform(0.3, relative_to="filter", filter_axis=-1, bits=8)
     )
     ways["jax.random.uniform by leaf"] = perturb_by(uniform_by_leaf)
     ways["jax.random.bits in 8 bits by leaf"] = perturb_by(bits_by_leaf)

@@ -51,7 +51,7 @@ DRAWS = {
     "uniform, 8 bits": uniform(0.01),
     "uniform, 16 bits": uniform(0.01, bits=16),
     "gaussian": gaussian(0.01),
-    "relative to filters": uniform(0.01, relative_to="filter"),
+    "relative to filters": uniform(0.01, relative_to="filter", filter_axis=-1),
 }
 REDUCING = r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-perm)"
 
