@@ -237,8 +237,14 @@ def test_nodes_and_weights_are_those_of_the_eigendecomposition(
     [
         (uniform(0.3), lambda _: 0.09 / 3),
         (gaussian(0.3), lambda _: 0.09),
-        (uniform(0.3, relative_to="filter", filter_axis=-1), lambda w: 0.09 * np.mean(w**2, axis=0)),
-        (gaussian(0.3, relative_to="filter", filter_axis=-1), lambda w: 0.09 * np.sum(w**2, axis=0)),
+        (
+            uniform(0.3, relative_to="filter", filter_axis=-1),
+            lambda w: 0.09 * np.mean(w**2, axis=0),
+        ),
+        (
+            gaussian(0.3, relative_to="filter", filter_axis=-1),
+            lambda w: 0.09 * np.sum(w**2, axis=0),
+        ),
     ],
     ids=["uniform", "gaussian", "uniform by filter", "gaussian by filter"],
 )
