@@ -216,11 +216,10 @@ def smoothout_report(
         if not _is_rise(node) or node.gap_state is None:
             return node
         # In an optimizer of NNX the fields are boxes of arrays.
-        boxed = jax.tree.structure(node)
-        plain = jax.tree.structure(init_loss_rise(heldout_gap()))
-        rise = jax.tree.unflatten(plain, jax.tree.leaves(node))
-        reported = _reported(rise, rise.gap_state, train, *above)
-        return jax.tree.unflatten(boxed, jax.tree.leaves(reported))
+        leaves, boxed = jax.tree.flatten(node)
+        gap = LossGapState(*leaves[-3:])
+        rise = LossRiseState(*leaves[:-3], gap_state=gap)
+        return boxed.unflatten(jax.tree.leaves(_reported(rise, gap, train, *above)))
 
     return jax.tree.map(report, state, is_leaf=_is_rise)
 
@@ -242,7 +241,7 @@ def _reported(
         loss_rise_target=state.loss_rise_target + change,
         gap_state=LossGapState(gap.gap_share, now, least),
     )
-    counts = jnp.isfinite(train) & jnp.isfinite(heldout) & ~jnp.isnan(chance)
+    counts = jnp.isfinite(train) & jnp.isfinite(heldout) & (chance > -jnp.inf)
     return jax.tree.map(functools.partial(jnp.where, counts), new, state)
 
 
@@ -304,10 +303,6 @@ class LossRise:
     def __post_init__(self):
         if not (callable(self.target) or isinstance(self.target, HeldoutGap)):
             _checks.nonnegative(loss_rise=self.target)
-
-    def init(self) -> LossRiseState:
-        """The state before the first step."""
-        return init_loss_rise(self.target)
 
     def scaled(self, state: LossRiseState) -> LossRiseState:
         """The state with the scale of the next noise."""

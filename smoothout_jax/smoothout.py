@@ -34,6 +34,7 @@ from smoothout_jax.loss_rise import (
     LossRiseState,
     Rise,
     heldout_gap,
+    init_loss_rise,
     require_rise,
     rise_of,
     scaled,
@@ -287,7 +288,9 @@ class _Wrapper:
             smoothout_copy=jnp.zeros([], jnp.int32),
             gradient_mean=_zeros(params) if self.draws.num_copies > 1 else None,
             smoothed_state=self.optimizer.init(params),
-            smoothout_rise=None if self.rise is None else self.rise.init(),
+            smoothout_rise=None
+            if self.rise is None
+            else init_loss_rise(self.rise.target),
         )
 
     def update(

@@ -30,6 +30,14 @@ def run(*arguments, output):
     cli.main([*map(str, arguments), "--output", str(output)])
 
 
+def untrained(monkeypatch, capsys, *arguments):
+    """What a command says, in one line, that refuses its options before it trains."""
+    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*arguments])
+    return " ".join(capsys.readouterr().err.split())
+
+
 def content(folder):
     """All that a folder holds; `None` if there is none."""
     if not folder.exists():

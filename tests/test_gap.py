@@ -118,6 +118,12 @@ def test_a_loss_that_is_not_finite_does_not_count(name, bad, chance):
     chex.assert_trees_all_equal(report(state, **{name: bad}, **chance), state)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_loss_of_guessing_that_is_none_does_not_count(bad):
+    state = report(GAP.init(PARAMS))
+    chex.assert_trees_all_equal(report(state, chance_loss=bad), state)
+
+
 def in_train_state(optimizer):
     return TrainState.create(apply_fn=None, params=PARAMS, tx=optimizer)
 

@@ -1,6 +1,7 @@
 """`smoothout compare`: trains methods from the same seeds, and compares them."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,24 +133,24 @@ def compare(
     strengths, rates = strengths or {}, learning_rates or {}
     data = whole(settings)
     heldout = held_out_for_gap(data, settings)
-    task = Task(settings, data=data if settings.retrain else heldout)
 
-    def trainer(name: str, task: Task, strengths: Any, steps: int) -> Trainer:
-        rate = rates.get(name, settings.learning_rate)
-        if rate != settings.learning_rate:
-            changed = dataclasses.replace(settings, learning_rate=rate)
-            task = Task(changed, data=task.data)
-        seeds = settings.all_seeds
-        return Trainer(METHODS[name], task, seeds, strengths, steps)
+    @functools.cache
+    def task_at(rate: float, whole: bool) -> Task:
+        changed = dataclasses.replace(settings, learning_rate=rate)
+        return Task(changed, data=data if whole else heldout)
 
-    trainers = {}
+    def trainer(name: str, whole: bool, strengths: Any, steps: int) -> Trainer:
+        task = task_at(rates.get(name, settings.learning_rate), whole)
+        return Trainer(METHODS[name], task, settings.all_seeds, strengths, steps)
+
+    task, trainers = task_at(settings.learning_rate, settings.retrain), {}
     for name in settings.methods:
         steps = _num_steps(settings, task, name)
         given = [strengths[name]] * settings.seeds if name in strengths else None
         if settings.retrain and METHODS[name].follows_gap(settings):
-            first = trainer(name, Task(settings, data=heldout), given, steps)
+            first = trainer(name, False, given, steps)
             given = train_in_turns({name: first})[name].loss_rise_target
-        trainers[name] = trainer(name, task, given, steps)
+        trainers[name] = trainer(name, settings.retrain, given, steps)
     asked = [settings.to_json(), dict(strengths), dict(rates)]
     kept = KeptTraining(settings.output, json.loads(json.dumps(asked)))
     interruptions.advise(lambda: _interrupted(settings.output, bool(kept)))
