@@ -70,20 +70,23 @@ def test_code_does_what_the_page_says(blocks, tmp_path, monkeypatch, capsys):
 
 
 def check_training(lines):
-    """What recipes print of the network they trained: it has learnt."""
+    """The networks that a page trains learn, and noise brings what it says."""
+    reached = dict(re.findall(r"^(.*): (.*) %$", "\n".join(lines), re.M))
+    if "Adam" in reached:
+        assert float(reached["SmoothOut"]) > float(reached["Adam"]) + 10
+    if "four copies" in reached:
+        assert float(reached["four copies"]) > 80
     for line in lines:
         if right := re.fullmatch(r"(.*) % right", line):
             assert float(right[1]) > 90
-        if loss := re.fullmatch("loss (.*)", line):
-            assert float(loss[1]) < 0.5
         if nats := re.fullmatch("(.*) nats a character", line):
             assert float(nats[1]) < 3.1
 
 
-def test_every_recipe_shows_what_it_reached():
+def test_every_framework_shows_its_baseline():
     text = (DOCS / "frameworks.md").read_text(encoding="utf-8")
-    assert len(re.findall(r"^print\(.*% right", text, re.M)) == 5
-    assert len(re.findall(r"^print\(f.loss", text, re.M)) == 5
+    assert len(re.findall(r"^compare\(fit\)|^print\(f.SmoothOut", text, re.M)) == 5
+    assert len(re.findall(r"^print\(f.four copies", text, re.M)) == 5
 
 
 def test_every_public_name_has_its_place_in_the_reference():
