@@ -70,17 +70,18 @@ def test_code_does_what_the_page_says(blocks, tmp_path, monkeypatch, capsys):
 
 
 def check_training(lines):
-    """The networks that a page trains learn, and noise brings what it says."""
-    reached = dict(re.findall(r"^(.*): (.*) %$", "\n".join(lines), re.M))
-    if "Adam" in reached:
-        assert float(reached["SmoothOut"]) > float(reached["Adam"]) + 10
-    if "four copies" in reached:
-        assert float(reached["four copies"]) > 80
-    for line in lines:
-        if right := re.fullmatch(r"(.*) % right", line):
-            assert float(right[1]) > 90
-        if nats := re.fullmatch("(.*) nats a character", line):
-            assert float(nats[1]) < 3.1
+    """Noise brings more than ten points, or takes away more than one nat."""
+    reached = re.findall(r"^(.+): ([\d.]+) (%|nats)", "\n".join(lines), re.M)
+    values = {name: float(value) for name, value, _ in reached}
+    if baseline := values.get("Adam", values.get("AdamW")):
+        in_nats = reached[0][2] == "nats"
+        gain = (
+            baseline - values["SmoothOut"]
+            if in_nats
+            else values["SmoothOut"] - baseline
+        )
+        assert gain > (1 if in_nats else 10)
+    assert values.get("four copies", 100) > 80
 
 
 def test_every_framework_shows_its_baseline():
