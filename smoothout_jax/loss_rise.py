@@ -180,9 +180,10 @@ def smoothout_report(
         train_loss: mean loss on training data: a number, traced or not, or for states
             of several runs side by side an array like their fields.
         heldout_loss: mean loss on held-out data, likewise.
-        chance_loss: loss of guessing, such as the log of the number of classes,
-            likewise. A network that is sure of its mistakes loses far more on held-out
-            data, and would get too much noise for it.
+        chance_loss: loss of guessing, likewise: the log of the number of classes for
+            cross entropy, the variance of the targets for squared error. A network that
+            is sure of its mistakes loses far more on held-out data, and would get too
+            much noise for it.
 
     Returns:
         The state with the report: a tree like `state`. Every rise in it that is held by

@@ -71,7 +71,7 @@ def test_code_does_what_the_page_says(blocks, tmp_path, monkeypatch, capsys):
 
 def check_training(lines):
     """Noise brings more than ten points, or takes away more than one nat."""
-    reached = re.findall(r"^(.+): ([\d.]+) (%|nats)", "\n".join(lines), re.M)
+    reached = re.findall(r"^(.+): ([-\d.]+) (%|nats)", "\n".join(lines), re.M)
     values = {name: float(value) for name, value, _ in reached}
     if baseline := values.get("Adam", values.get("AdamW")):
         in_nats = reached[0][2] == "nats"
