@@ -3,8 +3,8 @@
 import importlib
 
 MADE = (
-    "choose", "convolutions", "costs", "eigenvalues", "gallery", "gap", "generators",
-    "kernels", "readme", "results", "rise", "scaling",
+    "choose", "convolutions", "costs", "eigenvalues", "feedback", "gallery", "gap",
+    "generators", "kernels", "readme", "results", "rise", "scaling",
 )  # fmt: skip
 
 for name in MADE:
