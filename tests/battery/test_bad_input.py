@@ -8,7 +8,6 @@ import pytest
 from command_line import (
     COMPARE,
     QUICK,
-    SMALL,
     TRAIN,
     checked,
     commands_on,
