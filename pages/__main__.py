@@ -1,11 +1,41 @@
-"""Makes all pages from the committed results: `python -m pages`."""
+"""Makes all pages and pictures from the committed results: `python -m pages`."""
 
-import importlib
+from pages import (
+    cases,
+    choose,
+    gallery,
+    gap,
+    performance,
+    readme,
+    results,
+)
+from pages.panels import PICTURES
+from pages.pictures import DPI
+from pages.source import DOCS, fill
 
-MADE = (
-    "choose", "convolutions", "costs", "eigenvalues", "gallery", "gap", "generators",
-    "kernels", "readme", "results", "rise", "scaling",
-)  # fmt: skip
+# What makes the values of each page, whose text is in pages.
+PAGES = {
+    "results": results.values,
+    "cases": cases.values,
+    "choose": choose.values,
+    "gap": gap.values,
+    "scaling": performance.many_devices,
+    "performance/cpu": performance.cpu,
+    "performance/convolutions": performance.convolutions,
+    "performance/kernels": performance.kernels,
+}
 
-for name in MADE:
-    importlib.import_module(f"pages.{name}").main()
+
+def main() -> None:
+    """Writes the files."""
+    for name, values in PAGES.items():
+        (DOCS / f"{name}.md").write_text(fill(name, values()))
+    readme.write()
+    for name, draw in PICTURES.items():
+        draw().savefig(DOCS / f"{name}.png", dpi=DPI)
+    for name, picture in gallery.pictures().items():
+        (DOCS / "gallery" / f"{name}.png").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()

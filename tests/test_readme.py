@@ -1,6 +1,5 @@
 """The README and the made pages tell the truth: their figures are committed ones."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,18 +7,9 @@ import jax
 import pytest
 
 import smoothout_jax
-from pages import (
-    convolutions,
-    costs,
-    eigenvalues,
-    gallery,
-    gap,
-    generators,
-    kernels,
-    readme,
-    rise,
-    scaling,
-)
+from pages import gallery, readme
+from pages.__main__ import PAGES
+from pages.source import figures, fill
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,35 +40,16 @@ def test_the_citation_is_of_this_version():
 
 
 def test_the_committed_results_show_the_claim():
-    summary = json.loads((ROOT / "docs/digits/results.json").read_text())["summary"]
+    summary = figures("digits/results.json")["summary"]
     sgd, ours = summary["sgd"], summary["adasmoothout"]
     assert ours["difference_to_sgd"][1] > 0
     assert ours["loss_rise"][0] < sgd["loss_rise"][0] / 3
 
 
-@pytest.mark.parametrize(
-    "module",
-    [costs, eigenvalues, convolutions, generators, kernels],
-    ids=lambda each: each.__name__,
-)
-def test_pages_of_costs_are_those_of_the_committed_benchmarks(module):
-    name = {costs: "cpu"}.get(module, module.__name__.split(".")[-1])
-    path = ROOT / "docs" / "performance" / f"{name}.json"
-    assert (
-        module.page(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
-    )
-
-
-def test_the_page_of_scaling_is_that_of_the_committed_counts():
-    assert scaling.page(scaling.committed()) == (ROOT / "docs/scaling.md").read_text()
-
-
-def test_the_page_of_the_rise_is_that_of_the_committed_results():
-    assert rise.page(rise.read()) == (ROOT / "docs/rise.md").read_text()
-
-
-def test_the_page_of_the_gap_is_that_of_the_committed_results():
-    assert gap.page(gap.read()) == (ROOT / "docs/gap.md").read_text()
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_those_of_the_committed_results(name):
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    assert fill(name, PAGES[name]()) == page
 
 
 def test_the_gallery_shows_the_pictures_of_the_notebooks():
@@ -94,7 +65,6 @@ def test_the_gallery_shows_the_pictures_of_the_notebooks():
         "CHANGELOG.md",
         "docs/results.md",
         "docs/reproductions.md",
-        "docs/rise.md",
         "docs/gap.md",
         "docs/choose.md",
     ],
