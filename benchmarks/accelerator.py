@@ -19,12 +19,17 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks.contenders import averaged, contenders, perturb_by, plain
+from benchmarks.contenders import CONTENDERS, NOISE, WAYS, Contender, averaged
 from benchmarks.harness import command, count, interleaved, measure
 from benchmarks.problems import PROBLEMS
-from smoothout_jax import _random, uniform
+from smoothout_jax import _random
 
 NAMES = ("plain", "sam", "naive", "uniform", "filter", "smoothout", "held")
+ALONE = {name: CONTENDERS[name] for name in NAMES}
+COPIES = {"plain": CONTENDERS["plain"]} | {
+    how: averaged("uniform", NOISE, 4, split=True, execution=how)
+    for how in ("vmap", "scan", "unroll")
+}
 # Network, precision, and whether its copies are run in every way.
 NETWORKS = (
     ("mlp", "float32", True),
@@ -36,54 +41,32 @@ NETWORKS = (
     ("resnet44", "float32", False),
     ("resnet44-2048", "float32", False),
 )
-WEIGHTS = (10_000, 10_000)
 
 # What is measured in how many rounds.
 Part = Callable[[int], dict[str, Any]]
 
 
-def network(name: str, dtype: str, *, copies: bool) -> Part:
-    """Step, compilation and memory of the contenders, or of copies, on a network."""
-
-    def measured(rounds):
-        chosen = {each: contenders()[each] for each in NAMES}
-        if copies:
-            four = functools.partial(averaged, "uniform", uniform(0.01), 4, split=True)
-            chosen = {how: four(execution=how) for how in ("vmap", "scan", "unroll")}
-            chosen = {"plain": plain()} | chosen
-        problem = PROBLEMS[name](dtype=dtype)
-        return measure(problem, chosen, rounds=rounds, compile_rounds=1)
-
-    return measured
+def network(name: str, dtype: str, contenders: Mapping[str, Contender]) -> Part:
+    """Step, compilation and memory of contenders on a network."""
+    return lambda rounds: measure(PROBLEMS[name](dtype=dtype), contenders, rounds)
 
 
 def noise(rounds: int) -> dict[str, list[float]]:
     """Seconds to add noise to a hundred million weights, beside those of a copy."""
-    ways: dict[str, Callable[..., Any]] = {
-        "copy": lambda key, params: jax.tree.map(jnp.copy, params),
-        "params + 1": lambda key, params: jax.tree.map(lambda p: p + 1, params),
-        "relative to filter": perturb_by(
-            uniform(0.3, relative_to="filter", filter_axis=-1)
-        ),
-    }
-    ways |= {
-        f"{bits} bits": perturb_by(uniform(0.01, bits=bits)) for bits in (8, 16, 32)
-    }
+    ways = {"copy": lambda key, params: jax.tree.map(jnp.copy, params)} | WAYS
     # Noise that XLA may fuse into all that reads it.
-    no_barrier = functools.partial(
-        mock.patch.object, _random, "_words", _random._draw_words
-    )
-    params = {"kernel": jnp.ones(WEIGHTS)}
+    no_barrier = mock.patch.object(_random, "_words", _random._draw_words)
+    barriers = {"": contextlib.nullcontext(), ", no barrier": no_barrier}
+    params = {"kernel": jnp.ones((10_000, 10_000))}
     runs = {}
     for implementation in ("threefry2x32", "unsafe_rbg"):
         key = jax.random.key(0, impl=implementation)
         for name, way in ways.items():
-            for ending, barrier in (
-                ("", contextlib.nullcontext),
-                (", no barrier", no_barrier),
-            ):
-                with barrier():
-                    program = jax.jit(way).lower(key, params).compile()
+            for ending, barrier in barriers.items():
+                with barrier:
+                    # A new function, as JAX would not trace the same one again.
+                    fresh = functools.partial(way)
+                    program = jax.jit(fresh).lower(key, params).compile()
                 label = f"{name}, {implementation}{ending}"
                 runs[label] = functools.partial(program, key, params)
     return interleaved(runs, rounds)
@@ -91,9 +74,9 @@ def noise(rounds: int) -> dict[str, list[float]]:
 
 PARTS: dict[str, Part] = {"noise of 100 M weights": noise}
 for name, dtype, every_way in NETWORKS:
-    PARTS[f"{name}, {dtype}"] = network(name, dtype, copies=False)
+    PARTS[f"{name}, {dtype}"] = network(name, dtype, ALONE)
     if every_way:
-        PARTS[f"{name}, {dtype}, four copies"] = network(name, dtype, copies=True)
+        PARTS[f"{name}, {dtype}, four copies"] = network(name, dtype, COPIES)
 
 
 def run(

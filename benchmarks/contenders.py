@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
@@ -31,34 +30,14 @@ class Contender(NamedTuple):
     step: Callable[[Callable], Callable[[State, Any], State]]
 
 
-def _by_leaf(draw: Callable) -> Callable:
+def uniform_by_leaf(key: jax.Array, params: Any) -> Any:
     """A noise that draws each leaf by itself, as IVON-style code does."""
 
-    def noise(key, params):
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(structure, map(draw, keys, leaves))
+    def draw(key, leaf):
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, -RADIUS, RADIUS)
 
-    return noise
-
-
-def _levels(integers):
-    return RADIUS * ((2 * integers.astype(jnp.float32) + 1) / 256 - 1)
-
-
-def _words(key, leaf):
-    words = jax.random.bits(key, (-(-leaf.size // 4),), jnp.uint32)
-    return _levels(words.view(jnp.uint8)[: leaf.size].reshape(leaf.shape))
-
-
-uniform_by_leaf = _by_leaf(
-    lambda key, leaf: jax.random.uniform(key, leaf.shape, leaf.dtype, -RADIUS, RADIUS)
-)
-# The same noise in levels of eight bits, and in words of 32 bits, each cut into four.
-bits_by_leaf = _by_leaf(
-    lambda key, leaf: _levels(jax.random.bits(key, leaf.shape, jnp.uint8))
-)
-words_by_leaf = _by_leaf(_words)
+    keys = optax.tree.split_key_like(key, params)
+    return jax.tree.map(draw, keys, params)
 
 
 def perturb_by(noise: Callable) -> Callable:
@@ -67,12 +46,7 @@ def perturb_by(noise: Callable) -> Callable:
 
 
 def by_gradient(label: str, gradient: Callable) -> Contender:
-    """SGD on a gradient.
-
-    Args:
-        label: the row.
-        gradient: function (loss, key, params, batch) to `(value, grads)`.
-    """
+    """SGD on a gradient: a function (loss, key, params, batch) to `(value, grads)`."""
 
     def step(loss):
         def take(state, batch):
@@ -163,19 +137,25 @@ def wrapped(label: str, noise: Any, loss_rise: float | None = None) -> Contender
     )
 
 
-def contenders() -> dict[str, Contender]:
-    """All that are compared, the baseline first."""
-    noise = uniform(RADIUS)
-    relative = uniform(RELATIVE_RADIUS, relative_to="filter", filter_axis=-1)
-    held = "relative to filter, M = 1, rise held"
-    return {
-        "plain": plain(),
-        "sam": sam(),
-        "naive": naive(),
-        "uniform": averaged("uniform", noise),
-        "filter": averaged("relative to filter", relative),
-        "smoothout": wrapped("uniform, M = 1", noise),
-        "held": wrapped(held, relative, loss_rise=0.1),
-        "split": averaged("uniform", noise, 4, split=True),
-        "whole": averaged("uniform", noise, 4),
-    }
+NOISE = uniform(RADIUS)
+RELATIVE = uniform(RELATIVE_RADIUS, relative_to="filter", filter_axis=-1)
+# All that are compared, the baseline first.
+CONTENDERS = {
+    "plain": plain(),
+    "sam": sam(),
+    "naive": naive(),
+    "uniform": averaged("uniform", NOISE),
+    "filter": averaged("relative to filter", RELATIVE),
+    "smoothout": wrapped("uniform, M = 1", NOISE),
+    "held": wrapped("relative to filter, M = 1, rise held", RELATIVE, loss_rise=0.1),
+    "split": averaged("uniform", NOISE, 4, split=True),
+    "whole": averaged("uniform", NOISE, 4),
+}
+# How noise is added to parameters.
+WAYS = {
+    "params + 1": lambda key, params: jax.tree.map(lambda leaf: leaf + 1, params),
+    "uniform, 8 bits": perturb_by(NOISE),
+    "uniform, 16 bits": perturb_by(uniform(RADIUS, bits=16)),
+    "uniform, 32 bits": perturb_by(uniform(RADIUS, bits=32)),
+    "relative to filter, 8 bits": perturb_by(RELATIVE),
+}

@@ -99,9 +99,8 @@ def compile_seconds(
 def measure(
     problem: Problem,
     contenders: Mapping[str, Contender],
-    *,
     rounds: int,
-    compile_rounds: int,
+    compile_rounds: int = 1,
 ) -> dict[str, Any]:
     """Step time, compile time and memory of every contender on one problem.
 
