@@ -14,7 +14,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def values() -> dict[str, str]:
+def every() -> str:
     """The description and all measurements of each case."""
     parts = []
     for experiment, question in QUESTIONS.items():
@@ -22,7 +22,7 @@ def values() -> dict[str, str]:
         for each in read():
             if each.experiment == experiment:
                 parts += [f"### {each.label}", _description(each), details(each)]
-    return {"cases": "\n\n".join(parts)}
+    return "\n\n".join(parts)
 
 
 def _description(each: Result) -> str:

@@ -1,13 +1,10 @@
 """The figures behind the choice of a method and its setting: docs/choose.md."""
 
-import json
+import functools
 import re
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from pages import gap
 from pages.evidence import (
     CHOSEN,
     OURS,
@@ -15,22 +12,29 @@ from pages.evidence import (
     SHOWN,
     SWEPT,
     Result,
+    Tally,
     grouped,
     label_of,
     of_experiment,
     tally,
 )
-from pages.results import at_the_edge, compared, main_cases
+from pages.results import compared, main_cases
 from pages.source import ROOT
 
 PARTS = "smoothout", "smoothout-gaussian", "no-denoising", "adasmoothout", "two-sided"
 
 
-def mean(cases: Iterable[Result], method: str = OURS) -> float:
-    """Mean difference to SGD."""
-    return tally(list(cases), method).mean
+def total(name: str, method: str = OURS) -> Tally:
+    """The tally of a method in the cases of a name."""
+    return tally(cases()[name], method)
 
 
+def mean(name: str, method: str = OURS) -> float:
+    """The mean difference of a method to SGD in the cases of a name."""
+    return total(name, method).mean
+
+
+@functools.cache
 def cases() -> dict[str, list[Result]]:
     """The cases that each figure is a mean over, by name."""
     found = grouped(main_cases())
@@ -67,56 +71,34 @@ def lost(method: str) -> float:
     return float(np.mean([row["lost_at_4_bits"][0] for row in rows]))
 
 
-def lora() -> dict[str, str]:
-    """The gains of noise with LoRA, which the last notebook prints."""
+def lora(place: str) -> str:
+    """What noise gains with LoRA, as the last notebook prints it."""
     text = (ROOT / "notebooks" / "8-transformers-and-lora.ipynb").read_text()
-    printed = "".join(
-        line
-        for cell in json.loads(text)["cells"]
-        for output in cell.get("outputs", ())
-        for line in output.get("text", ())
+    (gain,) = re.findall(rf"noise on the {place} .*?(\S+) \[(\S+), (\S+)\], ", text)
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*map(float, gain))
+
+
+def short_gained() -> str:
+    """The cases that gain although SGD does not fit."""
+    return "; ".join(
+        f"{each.label} gains {each.difference(OURS)[0]:+.1f}, though SGD has"
+        f" {each.summary['sgd']['train_accuracy'][0]:.1f} % of its training images"
+        " right"
+        for each in cases()["short_gained"]
     )
-    rows = re.findall(r"noise on the (\w+) .*?([+-]\S+) \[(\S+), (\S+)\]", printed)
-    return {
-        f"lora_{place}": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*map(float, gain))
-        for place, *gain in rows
-    }
 
 
-def values() -> dict[str, Any]:
-    """What the page says, by name."""
-    found = cases()
-    common, short = found["common"], found["common_short"]
-    edge = at_the_edge()
-    groups = ("fits", "wrong", "short", "rises", "recipes")
-    return {
-        **{group: tally(found[group]) for group in groups},
-        **{name: mean(found[name]) for name in ("large", "small", "shift", "dropout")},
-        **{f"wrong_{p}": mean(found[f"wrong_{p}"], SWEPT) for p in (20, 40, 60)},
-        **{name.replace("-", "_"): mean(found["parts"], name) for name in PARTS},
-        **gap.against_sweeps(),
-        **lora(),
-        "swept": mean(common, SWEPT),
-        "unswept": mean(common),
-        "sam": mean(common, "sam"),
-        "msam": mean(common, "msam"),
-        "short_common": len(short),
-        "short_gained": "; ".join(
-            f"{each.label} gains {each.difference(OURS)[0]:+.1f}, though SGD has"
-            f" {each.summary['sgd']['train_accuracy'][0]:.1f} % of its training images"
-            " right"
-            for each in found["short_gained"]
-        ),
-        "short_swept": "; ".join(
-            f"{label_of(name)}, {mean(short, name):+.1f}" for name in SHOWN[1:]
-        ),
-        "pairs": ", ".join(
-            f"{each.difference(SWEPT)[0]:+.1f} ({each.difference(OURS)[0]:+.1f}) on"
-            f" {each.label.split()[0]}"
-            for each in found["pairs"]
-        ),
-        "edge": edge.difference(OURS)[0],
-        "edge_rate": edge.case["trials"]["sgd"]["chosen"],
-        "sgd_4_bits": lost("sgd"),
-        "ours_4_bits": lost(OURS),
-    }
+def short_swept() -> str:
+    """What sweeps gain where SGD does not fit."""
+    return "; ".join(
+        f"{label_of(name)}, {mean('common_short', name):+.1f}" for name in SHOWN[1:]
+    )
+
+
+def pairs() -> str:
+    """What a radius from a sweep gains where labels flip in pairs, and a rise."""
+    return ", ".join(
+        f"{each.difference(SWEPT)[0]:+.1f} ({each.difference(OURS)[0]:+.1f}) on"
+        f" {each.label.split()[0]}"
+        for each in cases()["pairs"]
+    )

@@ -90,6 +90,11 @@ class Result(NamedTuple):
         return ", ".join(parts) + mark + "".join(f", {each}" for each in rest)
 
     @property
+    def rate(self) -> float:
+        """SGD's best learning rate."""
+        return self.case["trials"]["sgd"]["chosen"]
+
+    @property
     def fits(self) -> bool:
         """Whether SGD fits its images in the trials, at its best learning rate."""
         trial = self.case["trials"]["sgd"]

@@ -1,14 +1,9 @@
 """What smoothing costs: the pages of docs/performance, and docs/scaling.md."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import numpy as np
 
-from benchmarks import scaling
-from benchmarks.tables import costs, noise, ratio
-from pages import published
-from pages.source import figures, measured_on
+from benchmarks import scaling, tables
+from pages.source import figures
 from smoothout_jax.experiments.reporting.tables import markdown
 
 # What the README shows, by the contenders' names in the results.
@@ -27,90 +22,67 @@ COUNTED = (
 def readme() -> str:
     """The README's table, in one row: step times in both networks."""
     problems = figures("performance/cpu.json")["problems"].values()
-    times = [
-        [ratio(c[name], c["plain"])[0] for c in (p["contenders"] for p in problems)]
+    measured = [problem["contenders"] for problem in problems]
+    cells = [
+        ", ".join(f"{tables.ratio(c[name], c['plain'])[0]:.2f}" for c in measured)
         for name in README
     ]
-    cells = [", ".join(f"{time:.2f}" for time in each) for each in times]
     labels = "; ".join(problem["label"] for problem in problems)
     return markdown(("step time / SGD's", *README.values()), [(labels, *cells)])
 
 
-def cpu() -> dict[str, str]:
-    """Step times, and what noise alone costs."""
-    results = figures("performance/cpu.json")
-    return {
-        "measured_on": measured_on(results),
-        "gpu": published.step_times(),
-        "problems": "\n\n".join(map(costs, results["problems"].values())),
-        "executions": "\n\n".join(map(costs, results["executions"].values())),
-        "noise": noise(results["noise"]),
-        "copies": costs(results["copies"]),
-    }
+def costs(part: str) -> str:
+    """What contenders cost on each network."""
+    networks = figures("performance/cpu.json")[part].values()
+    return "\n\n".join(map(tables.costs, networks))
 
 
-def convolutions() -> dict[str, Any]:
-    """Convolutions in loops on CPU, and single layers."""
-    results = figures("performance/convolutions.json")
-    rows, layers = [], []
-    for network, seconds in results["networks"].items():
+def convolutions() -> str:
+    """Steps with convolutions, one by one and in a loop."""
+    rows = []
+    for network, seconds in figures("performance/convolutions.json")[
+        "networks"
+    ].items():
         base, *others = map(np.median, seconds.values())
         cells = (f"{other / base:.2f}" for other in others)
         rows.append((network, f"{1e3 * base:.0f} ms", *cells))
     base, *ways = seconds
-    for each in results["layers"]:
+    return markdown(("network", base, *(f"{way} ×" for way in ways)), rows)
+
+
+def layers() -> str:
+    """Single convolutions."""
+    rows = []
+    for each in figures("performance/convolutions.json")["layers"]:
         size, channels, width, outputs = each["layer"]
         theirs, ours = (np.median(each[name]) for name in ("JAX", "convolve"))
         images = f"{size} × {size} × {channels}"
         kernel = f"{width} × {width}, {outputs} outputs"
-        layers.append(
-            (images, kernel, f"{1e3 * theirs:.1f} ms", f"{ours / theirs:.2f}")
-        )
-    return {
-        "measured_on": measured_on(results),
-        "batch": results["batch"],
-        "networks": markdown(("network", base, *(f"{way} ×" for way in ways)), rows),
-        "layers": markdown(("images", "kernel", "JAX", "convolve ×"), layers),
-    }
+        rows.append((images, kernel, f"{1e3 * theirs:.1f} ms", f"{ours / theirs:.2f}"))
+    return markdown(("images", "kernel", "JAX", "convolve ×"), rows)
 
 
-def kernels() -> dict[str, str]:
+def kernels() -> str:
     """Kernels of a step on a GPU."""
-    results = figures("performance/kernels.json")
-    rows = [(name, str(count)) for name, count in results["kernels"].items()]
-    return {
-        "date": results["date"][:10],
-        "jax": results["versions"]["jax"],
-        "kernels": markdown(("optimizer", "kernels"), rows),
-    }
+    counts = figures("performance/kernels.json")["kernels"].items()
+    return markdown(("optimizer", "kernels"), ((name, f"{n}") for name, n in counts))
 
 
-def many_devices() -> dict[str, Any]:
-    """Counts of what copies cost on many devices, beside a model of them."""
-    measured = figures("performance/scaling.json")
-    gradient, per_noise = flops_per_weight(measured)
-    drift = measured["drift"]
+def drift() -> str:
+    """How far rounding alone moves clean weights."""
+    measured = figures("performance/scaling.json")["drift"]
     rows = [
         (dtype, noise, *(f"{size:.1e}" if size else "0" for size in by_radius.values()))
-        for noise, by_dtype in drift.items()
+        for noise, by_dtype in measured.items()
         for dtype, by_radius in by_dtype.items()
     ]
-    radii = (f"radius {radius}" for radius in drift["kept"]["float32"])
-    return {
-        "counts": markdown(COUNTED, counts(measured)),
-        "gradient": gradient,
-        "noise": per_noise,
-        "deviation": scaling.DEVIATION,
-        "steps": scaling.STEPS,
-        "drift": markdown(("dtype", "noise", *radii), rows),
-        # Of 1e8 float32 weights, at 50 TFLOP/s, and read and written at 3 TB/s.
-        "far_compute": 1e3 * per_noise * 1e8 / 5e13,
-        "far_memory": 1e3 * 2 * 4 * 1e8 / 3e12,
-    }
+    radii = (f"radius {radius}" for radius in measured["kept"]["float32"])
+    return markdown(("dtype", "noise", *radii), rows)
 
 
-def flops_per_weight(measured: Mapping[str, Any]) -> tuple[float, float]:
+def flops_per_weight() -> tuple[float, float]:
     """FLOPs of a gradient, by weight and example, and of a noise, by weight."""
+    measured = figures("performance/scaling.json")
     plain, noisy = (
         row
         for row in measured["gradients"]
@@ -122,9 +94,10 @@ def flops_per_weight(measured: Mapping[str, Any]) -> tuple[float, float]:
     return gradient, (noisy["flops"] - plain["flops"]) / weights
 
 
-def counts(measured: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def counts() -> str:
     """Counts of the middle width on 8 devices, and how well the model predicts all."""
-    gradient, per_noise = flops_per_weight(measured)
+    rows, (gradient, per_noise) = [], flops_per_weight()
+    measured = figures("performance/scaling.json")
     explicit = {row["way"]: f"{row['flops'] / 1e6:.0f}" for row in measured["explicit"]}
     for name, way in scaling.WAYS.items():
         over, shown = [], {}
@@ -139,11 +112,14 @@ def counts(measured: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{kind} {size / 4 / shown['parameters']:.2f}"
             for kind, size in shown["sent"].items()
         )
-        yield (
-            name,
-            f"{shown['flops'] / 1e6:.0f}",
-            explicit.get(name, "refused"),
-            f"{min(over):.2f} to {max(over):.2f}",
-            f"{shown['temporary_bytes'] / 1e6:.1f}",
-            ", ".join(sent),
+        rows.append(
+            (
+                name,
+                f"{shown['flops'] / 1e6:.0f}",
+                explicit.get(name, "refused"),
+                f"{min(over):.2f} to {max(over):.2f}",
+                f"{shown['temporary_bytes'] / 1e6:.1f}",
+                ", ".join(sent),
+            )
         )
+    return markdown(COUNTED, rows)

@@ -1,7 +1,5 @@
 """What one GPU found in a published setting, by `smoothout evidence lpf-sgd`."""
 
-from typing import Any
-
 from pages.evidence import Result, cell
 from pages.source import figures
 from smoothout_jax.experiments.methods.table import METHODS
@@ -34,17 +32,8 @@ def step_times() -> str:
     return f"Step time / SGD's of {setting()}: {times}."
 
 
-def values() -> dict[str, Any]:
-    """What the page of results says of it, by name."""
+def differences() -> str:
+    """The differences of all methods to SGD."""
     found = result()
-    return {
-        "gpu_setting": setting(),
-        "gpu_epochs": CASE.training["epochs"],
-        "gpu_seeds": CASE.seeds,
-        "gpu_fits": found.summary["sgd"]["train_accuracy"][0],
-        "gpu_differences": ", ".join(
-            f"{METHODS[name].label} {cell(found, name)}"
-            for name in found.summary
-            if name != "sgd"
-        ),
-    }
+    names = (name for name in found.summary if name != "sgd")
+    return ", ".join(f"{METHODS[name].label} {cell(found, name)}" for name in names)

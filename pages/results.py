@@ -1,11 +1,10 @@
 """The tables and pictures of the results: docs/results.md."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pages import evidence, published
+from pages import evidence
 from pages.evidence import OURS, SHOWN, SWEPT, Result, cell, label_of, of_experiment
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import TRIALS
@@ -15,8 +14,6 @@ from smoothout_jax.experiments.reporting.tables import markdown
 
 # The methods whose strength is chosen, in the order of the advice.
 STRONG = (SWEPT, "smoothout-fixed", "msam", "sam")
-# The experiments in the tables of cases with right labels.
-COMPARED = (evidence.BATCHES, evidence.RISE)
 # What is measured of trained networks, by the column's heading.
 LOST = {
     "at 8 bits": "lost_at_8_bits",
@@ -25,41 +22,6 @@ LOST = {
 }
 # Whether an interval goes against the prediction, by the group of the case.
 AGAINST = {"fits": lambda low, high: high < 0, "short": lambda low, high: low > 0}
-
-
-def values() -> dict[str, Any]:
-    """What the page says, by name."""
-    main, left = main_cases(), evidence.missing(evidence.QUESTIONS)
-    asked = {
-        "batches": [each for each in main if each.experiment in COMPARED],
-        "networks": of_experiment("networks"),
-    }
-    tables = {
-        f"{name}_{group}": evidence.differences(here)
-        for name, results in asked.items()
-        for group, here in evidence.grouped(results).items()
-    }
-    edge = at_the_edge()
-    return {
-        **{group: evidence.tally(e) for group, e in evidence.grouped(main).items()},
-        **tables,
-        **published.values(),
-        "edge": edge.label,
-        "edge_rate": edge.case["trials"]["sgd"]["chosen"],
-        "edge_harm": cell(edge, OURS),
-        "groups": groups(main),
-        "exceptions": exceptions(main),
-        "rises": rises(of_experiment(evidence.RISES)),
-        "at_the_end": wrong_labels("test_accuracy"),
-        "early": wrong_labels("best_accuracy"),
-        "memorised": wrong_labels("memorised"),
-        "recipes": recipes(),
-        "parts": of_parts(),
-        "rivals": rivals(),
-        "strengths": strengths(),
-        "lost": robustness(),
-        "missing": "\n".join(f"- {each}" for each in left) or "None.",
-    }
 
 
 def main_cases() -> list[Result]:
@@ -78,8 +40,15 @@ def compared(results: list[Result], methods: tuple[str, ...] = SHOWN) -> list[Re
     return [each for each in results if all(map(each.difference, methods))]
 
 
-def groups(main: list[Result]) -> str:
+def differences(experiments: Iterable[str], group: str) -> str:
+    """The differences to SGD in a group of cases of some experiments."""
+    cases = [each for each in evidence.read() if each.experiment in experiments]
+    return evidence.differences(evidence.grouped(cases)[group])
+
+
+def groups() -> str:
     """Each method in each group: mean difference; won, undecided and lost."""
+    main = main_cases()
     sure = {method: evidence.certain(main, method) for method in SHOWN}
     rows = []
     for group, here in evidence.grouped(main).items():
@@ -112,10 +81,10 @@ def exceptions(main: list[Result]) -> str:
     return "; ".join(found) or "no case"
 
 
-def rises(results: list[Result]) -> str:
+def rises() -> str:
     """Which rises of the loss were chosen, and where."""
     found: dict[float, list[str]] = {}
-    for each in results:
+    for each in of_experiment(evidence.RISES):
         strength = each.case["trials"][OURS]["chosen"]
         found.setdefault(strength, []).append(each.label.split(", ")[1])
     return ", ".join(

@@ -7,9 +7,9 @@ import jax
 import pytest
 
 import smoothout_jax
-from pages import gallery, readme
-from pages.__main__ import PAGES
-from pages.source import figures, fill
+from pages import gallery
+from pages.__main__ import PAGES, WITH_VALUES, page, with_values
+from pages.source import figures
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,9 +28,16 @@ def test_it_is_one_screen_and_its_test_command_is_that_of_the_project():
     assert '\n    pip install -e ".[test]" && pytest\n' in README
 
 
-@pytest.mark.parametrize("name", readme.TABLES)
-def test_tables_are_those_of_the_committed_results(name):
-    assert readme.block(name) in readme.TABLES[name].page.read_text()
+@pytest.mark.parametrize("path", WITH_VALUES, ids=lambda path: path.name)
+def test_values_are_those_of_the_committed_results(path):
+    text = path.read_text()
+    assert text.count("<!-- made: ") == text.count("<!-- /made -->") > 0
+    assert with_values(text) == text
+
+
+def test_a_value_takes_its_place_between_its_marks():
+    text = "a\n<!-- made: 6 * 7:.1f -->\nold\n<!-- /made -->\nb"
+    assert with_values(text) == text.replace("old", "42.0")
 
 
 def test_the_citation_is_of_this_version():
@@ -46,10 +53,9 @@ def test_the_committed_results_show_the_claim():
     assert ours["loss_rise"][0] < sgd["loss_rise"][0] / 3
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_pages_are_those_of_the_committed_results(name):
-    page = (ROOT / "docs" / f"{name}.md").read_text()
-    assert fill(name, PAGES[name]()) == page
+@pytest.mark.parametrize("text", PAGES, ids=lambda text: text.stem)
+def test_pages_are_those_of_the_committed_results(text):
+    assert PAGES[text].read_text() == page(text)
 
 
 def test_the_gallery_shows_the_pictures_of_the_notebooks():
