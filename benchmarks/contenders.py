@@ -1,24 +1,12 @@
-"""What is timed: training steps of SGD around gradients taken in different ways.
+"""What is timed: training steps of SGD around gradients taken in different ways."""
 
-Each contender names the copies it should take its gradient at, and is checked against
-a plain Python loop over them before it is timed.
-"""
-
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from smoothout_jax import (
-    SmoothoutState,
-    smoothout,
-    smoothout_eval_params,
-    smoothout_value_and_grad,
-    uniform,
-)
+from smoothout_jax import smoothout, smoothout_value_and_grad, uniform
 
 LEARNING_RATE = 1e-3
 RADIUS = 0.01
@@ -26,96 +14,56 @@ RELATIVE_RADIUS = 0.3
 RHO = 0.05
 
 State = Any
-Step = Callable[[State, Any], State]
 
 
-@dataclasses.dataclass(frozen=True)
-class Contender:
+class Contender(NamedTuple):
     """A way to take a training step.
 
     Attributes:
         label: its row in the table.
         init: function (params, key) to the state that `step` carries.
         step: function (loss) to a function (state, batch) to the next state.
-        expected: function (loss, state, batch) to the clean parameters that the step
-            should reach, computed the long way.
     """
 
     label: str
     init: Callable[[Any, jax.Array], State]
-    step: Callable[[Callable], Step]
-    expected: Callable[[Callable, State, Any], Any]
+    step: Callable[[Callable], Callable[[State, Any], State]]
 
 
-def rows(batch, copy: int, num_copies: int):
-    """The part of a split batch that one copy takes."""
-    return jax.tree.map(lambda leaf: leaf[copy::num_copies], batch)
-
-
-def uniform_by_leaf(key, params):
-    """One `jax.random.uniform` a leaf, as IVON-style code draws its noise."""
+def uniform_by_leaf(key: jax.Array, params: Any) -> Any:
+    """A noise that draws each leaf by itself, as IVON-style code does."""
 
     def draw(key, leaf):
         return jax.random.uniform(key, leaf.shape, leaf.dtype, -RADIUS, RADIUS)
 
-    return _by_leaf(draw, key, params)
+    keys = optax.tree.split_key_like(key, params)
+    return jax.tree.map(draw, keys, params)
 
 
-def bits_by_leaf(key, params):
-    """Levels of `jax.random.bits` in eight bits, drawn leaf by leaf."""
-
-    def draw(key, leaf):
-        return _levels(jax.random.bits(key, leaf.shape, jnp.uint8))
-
-    return _by_leaf(draw, key, params)
+def perturb_by(noise: Callable) -> Callable:
+    """A function (key, params) to parameters with noise added."""
+    return lambda key, params: optax.apply_updates(params, noise(key, params))
 
 
-def words_by_leaf(key, params):
-    """Levels of `jax.random.bits` in words of 32 bits, each cut into four."""
-
-    def draw(key, leaf):
-        words = jax.random.bits(key, (-(-leaf.size // 4),), jnp.uint32)
-        return _levels(words.view(jnp.uint8)[: leaf.size].reshape(leaf.shape))
-
-    return _by_leaf(draw, key, params)
-
-
-def by_gradient(label: str, gradient: Callable, perturbed: Callable) -> Contender:
-    """SGD on a gradient.
-
-    Args:
-        label: the row.
-        gradient: function (loss, key, params, batch) to `(value, grads)`.
-        perturbed: function (key, params, batch) to pairs of the parameters and the
-            batch of each copy.
-    """
+def by_gradient(label: str, gradient: Callable) -> Contender:
+    """SGD on a gradient: a function (loss, key, params, batch) to `(value, grads)`."""
 
     def step(loss):
         def take(state, batch):
             params, key = state
             key, noise_key = jax.random.split(key)
             _, grads = gradient(loss, noise_key, params, batch)
-            return _descend(params, grads), key
+            return optax.tree.add_scale(params, -LEARNING_RATE, grads), key
 
         return take
 
-    def expected(loss, state, batch):
-        params, key = state
-        _, noise_key = jax.random.split(key)
-        grad = jax.jit(jax.grad(loss))
-        grads = [grad(*copy) for copy in perturbed(noise_key, params, batch)]
-        mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *grads)
-        return _descend(params, mean)
-
-    return Contender(label, lambda params, key: (params, key), step, expected)
+    return Contender(label, lambda params, key: (params, key), step)
 
 
 def plain() -> Contender:
     """SGD, the baseline."""
     return by_gradient(
-        "SGD",
-        lambda loss, key, params, batch: jax.value_and_grad(loss)(params, batch),
-        lambda key, params, batch: [(params, batch)],
+        "SGD", lambda loss, key, params, batch: jax.value_and_grad(loss)(params, batch)
     )
 
 
@@ -123,50 +71,21 @@ def naive() -> Contender:
     """One copy perturbed by `jax.random.uniform` for each leaf."""
 
     def gradient(loss, key, params, batch):
-        perturbed = optax.apply_updates(params, uniform_by_leaf(key, params))
+        perturbed = perturb_by(uniform_by_leaf)(key, params)
         return jax.value_and_grad(loss)(perturbed, batch)
 
-    def perturbed(key, params, batch):
-        return [(optax.apply_updates(params, uniform_by_leaf(key, params)), batch)]
-
-    return by_gradient("jax.random.uniform by leaf, M = 1", gradient, perturbed)
-
-
-def vmapped(num_copies: int, *, split: bool) -> Contender:
-    """Copies perturbed leaf by leaf, all under one `jax.vmap`."""
-
-    def perturb(key, params):
-        return optax.apply_updates(params, uniform_by_leaf(key, params))
-
-    def gradient(loss, key, params, batch):
-        copies = jax.vmap(perturb, (0, None))(jax.random.split(key, num_copies), params)
-        axis = None
-        if split:
-            axis = 0
-            batch = jax.tree.map(
-                lambda leaf: jnp.stack(
-                    [leaf[m::num_copies] for m in range(num_copies)]
-                ),
-                batch,
-            )
-        results = jax.vmap(jax.value_and_grad(loss), (0, axis))(copies, batch)
-        return jax.tree.map(lambda leaf: leaf.mean(0), results)
-
-    def perturbed(key, params, batch):
-        keys = jax.random.split(key, num_copies)
-        return [
-            (perturb(k, params), rows(batch, m, num_copies) if split else batch)
-            for m, k in enumerate(keys)
-        ]
-
-    label = f"copies under vmap, M = {num_copies}, {_batch(split)}"
-    return by_gradient(label, gradient, perturbed)
+    return by_gradient("jax.random.uniform by leaf, M = 1", gradient)
 
 
 def averaged(
-    noise_label: str, noise: Any, num_copies: int = 1, *, split: bool = False, **options
+    label: str, noise: Any, num_copies: int = 1, *, split: bool = False, **options: Any
 ) -> Contender:
     """`smoothout_value_and_grad`."""
+    label = f"{label}, M = {num_copies}"
+    if num_copies > 1:
+        label += ", batch split" if split else ", whole batch each"
+    if "execution" in options:
+        label += f", {options['execution']}"
     if split:
         options["batch_argnums"] = 1
 
@@ -176,70 +95,11 @@ def averaged(
         )
         return value_and_grad(key, params, batch)
 
-    def perturbed(key, params, batch):
-        keys = jax.random.split(key, num_copies) if num_copies > 1 else key[None]
-        return [
-            (
-                optax.apply_updates(params, noise(k, params)),
-                rows(batch, m, num_copies) if split else batch,
-            )
-            for m, k in enumerate(keys)
-        ]
-
-    how = f", {options['execution']}" if "execution" in options else ""
-    copies = f", {_batch(split)}" if num_copies > 1 else ""
-    label = f"{noise_label}, M = {num_copies}{copies}{how}"
-    return by_gradient(label, gradient, perturbed)
+    return by_gradient(label, gradient)
 
 
-def sam() -> Contender:
-    """`optax.contrib.sam` around SGD: two gradients."""
-    optimizer = optax.contrib.sam(
-        optax.sgd(LEARNING_RATE),
-        optax.chain(optax.contrib.normalize(), optax.sgd(RHO)),
-        opaque_mode=True,
-    )
-
-    def expected(loss, state, batch):
-        params, _ = state
-        grad = jax.jit(jax.grad(loss))
-        ascent = grad(params, batch)
-        size = RHO / optax.tree.norm(ascent)
-        worst = jax.tree.map(lambda p, g: p + size * g, params, ascent)
-        return _descend(params, grad(worst, batch))
-
-    return by_optimizer("optax.contrib.sam", lambda key: optimizer, expected)
-
-
-def held(noise_label: str, noise: Any) -> Contender:
-    """`smoothout` that holds the rise."""
-    contender = wrapped(noise_label, noise, loss_rise=0.1)
-    return dataclasses.replace(contender, label=f"{contender.label}, rise held")
-
-
-def wrapped(noise_label: str, noise: Any, **options: Any) -> Contender:
-    """`smoothout` around SGD."""
-
-    def expected(loss, state, batch):
-        perturbed, _ = state
-        grads = jax.jit(jax.grad(loss))(perturbed, batch)
-        return _descend(clean_params(state), grads)
-
-    return by_optimizer(
-        f"smoothout around SGD, {noise_label}, M = 1",
-        lambda key: smoothout(optax.sgd(LEARNING_RATE), noise, key=key, **options),
-        expected,
-    )
-
-
-def by_optimizer(label: str, optimizer: Callable, expected: Callable) -> Contender:
-    """The training loop of Optax.
-
-    Args:
-        label: the row.
-        optimizer: function of a key to the transformation.
-        expected: as for `Contender`.
-    """
+def by_optimizer(label: str, optimizer: Callable) -> Contender:
+    """The training loop of Optax, with a function of a key to the optimizer."""
 
     def init(params, key):
         return params, optimizer(key).init(params)
@@ -257,51 +117,45 @@ def by_optimizer(label: str, optimizer: Callable, expected: Callable) -> Contend
 
         return take
 
-    return Contender(label, init, step, expected)
+    return Contender(label, init, step)
 
 
-def clean_params(state: State) -> Any:
-    """The clean parameters of any contender's state."""
-    params, rest = state
-    if isinstance(rest, SmoothoutState):
-        return smoothout_eval_params(rest, params)
-    return params
+def sam() -> Contender:
+    """`optax.contrib.sam` around SGD: two gradients."""
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    optimizer = optax.contrib.sam(optax.sgd(LEARNING_RATE), ascent, opaque_mode=True)
+    return by_optimizer("optax.contrib.sam", lambda key: optimizer)
 
 
-def contenders() -> dict[str, Contender]:
-    """All that are compared, the baseline first."""
-    uniform_noise = uniform(RADIUS)
-    relative = uniform(RELATIVE_RADIUS, relative_to="filter", filter_axis=-1)
-    return {
-        "plain": plain(),
-        "sam": sam(),
-        "naive": naive(),
-        "uniform": averaged("uniform", uniform_noise),
-        "filter": averaged("relative to filter", relative),
-        "smoothout": wrapped("uniform", uniform_noise),
-        "held": held("relative to filter", relative),
-        "split": averaged("uniform", uniform_noise, 4, split=True),
-        "whole": averaged("uniform", uniform_noise, 4),
-        "vmap_split": vmapped(4, split=True),
-        "vmap_whole": vmapped(4, split=False),
-    }
-
-
-def _by_leaf(draw, key, params):
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, map(draw, keys, leaves))
-
-
-def _levels(integers):
-    return RADIUS * ((2 * integers.astype(jnp.float32) + 1) / 256 - 1)
-
-
-def _batch(split: bool) -> str:
-    return "batch split" if split else "whole batch each"
-
-
-def _descend(params, grads):
-    return jax.tree.map(
-        lambda p, g: (p - LEARNING_RATE * g).astype(p.dtype), params, grads
+def wrapped(label: str, noise: Any, loss_rise: float | None = None) -> Contender:
+    """`smoothout` around SGD."""
+    return by_optimizer(
+        f"smoothout around SGD, {label}",
+        lambda key: smoothout(
+            optax.sgd(LEARNING_RATE), noise, key=key, loss_rise=loss_rise
+        ),
     )
+
+
+NOISE = uniform(RADIUS)
+RELATIVE = uniform(RELATIVE_RADIUS, relative_to="filter", filter_axis=-1)
+# All that are compared, the baseline first.
+CONTENDERS = {
+    "plain": plain(),
+    "sam": sam(),
+    "naive": naive(),
+    "uniform": averaged("uniform", NOISE),
+    "filter": averaged("relative to filter", RELATIVE),
+    "smoothout": wrapped("uniform, M = 1", NOISE),
+    "held": wrapped("relative to filter, M = 1, rise held", RELATIVE, loss_rise=0.1),
+    "split": averaged("uniform", NOISE, 4, split=True),
+    "whole": averaged("uniform", NOISE, 4),
+}
+# How noise is added to parameters.
+WAYS = {
+    "params + 1": lambda key, params: jax.tree.map(lambda leaf: leaf + 1, params),
+    "uniform, 8 bits": perturb_by(NOISE),
+    "uniform, 16 bits": perturb_by(uniform(RADIUS, bits=16)),
+    "uniform, 32 bits": perturb_by(uniform(RADIUS, bits=32)),
+    "relative to filter, 8 bits": perturb_by(RELATIVE),
+}

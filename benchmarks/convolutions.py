@@ -1,13 +1,11 @@
-"""What `smoothout_jax.experiments.convolutions` brings in loops on CPU.
+"""Convolutions in loops on CPU, by JAX and by `smoothout_jax.experiments.convolutions`.
 
-`python -m benchmarks.convolutions` times steps of training with the convolutions of JAX
-and with `convolve`, and single convolutions of few channels; `python -m
-pages.convolutions` makes the page.
+`python -m benchmarks.convolutions` times steps of training with both, and single
+convolutions of few channels.
 """
 
 import functools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,17 +13,19 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from benchmarks.options import parser
-from benchmarks.timing import interleaved
+from benchmarks.harness import command, count, interleaved
 from smoothout_jax.experiments.convolutions import convolve
 from smoothout_jax.experiments.networks import CNet, ResNet
-from smoothout_jax.experiments.reporting.provenance import provenance
 
 BATCH = 100
 STEPS = 10
-NETWORKS: dict[str, Callable[..., Any]] = {
-    "C net of 12 channels": functools.partial(CNet, 12),
-    "ResNet-8 of 8 channels": functools.partial(ResNet, 8, channels=8),
+OPTIONS = {
+    "num_classes": 10,
+    "norm": functools.partial(nn.GroupNorm, num_groups=4),
+}
+NETWORKS = {
+    "C net of 12 channels": CNet(12, **OPTIONS),
+    "ResNet-8 of 8 channels": ResNet(8, channels=8, **OPTIONS),
 }
 # Size of the images, their channels, size of the kernel, outputs.
 LAYERS = (
@@ -45,9 +45,7 @@ def steps(network: Any) -> dict[str, Callable[[], Any]]:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(params, _=None):
-        return optax.apply_updates(
-            params, optax.tree.scale(-0.01, jax.grad(loss)(params))
-        ), None
+        return optax.tree.add_scale(params, -0.01, jax.grad(loss)(params)), None
 
     one = jax.jit(lambda params: step(params)[0]).lower(params).compile()
     loop = jax.jit(lambda params: lax.scan(step, params, length=STEPS)[0])
@@ -72,39 +70,26 @@ def layer(size: int, channels: int, width: int, outputs: int) -> dict[str, Any]:
         fn = jax.jit(
             lambda *args: conv(*args, (1, 1), "SAME", dimension_numbers=numbers)
         )
-        program = fn.lower(images, kernel).compile()
-        return lambda: program(images, kernel)
+        return functools.partial(fn.lower(images, kernel).compile(), images, kernel)
 
     return {"JAX": compiled(lax.conv_general_dilated), "convolve": compiled(convolve)}
 
 
-def measure(make: Callable[..., Any], rounds: int) -> dict[str, list[float]]:
-    """Seconds of one step of a network, with JAX's gradients and with `convolve`'s."""
-    network = make(num_classes=10, norm=functools.partial(nn.GroupNorm, num_groups=4))
-    ours = steps(network.clone(convolve=convolve))
-    runs = steps(network) | {f"{name}, convolve": run for name, run in ours.items()}
-    seconds = interleaved(runs, rounds)
-    return {name: (values / STEPS).tolist() for name, values in seconds.items()}
-
-
-def main() -> None:
-    """Runs the command."""
-    command = parser("benchmarks.convolutions", __doc__, "convolutions.json")
-    command.add_argument("--rounds", type=int, default=5, help="runs timed of each")
-    options = command.parse_args()
-    networks = {name: measure(make, options.rounds) for name, make in NETWORKS.items()}
-    layers = [
-        {"layer": each}
-        | {
-            name: seconds.tolist()
-            for name, seconds in interleaved(layer(*each), 4 * options.rounds).items()
+def measure(rounds: int) -> Iterator[dict[str, Any]]:
+    """Seconds of one step of each network, and of each layer."""
+    networks, layers = {}, []
+    for name, network in NETWORKS.items():
+        ours = steps(network.clone(convolve=convolve))
+        runs = steps(network) | {f"{how}, convolve": run for how, run in ours.items()}
+        networks[name] = {
+            how: [total / STEPS for total in seconds]
+            for how, seconds in interleaved(runs, rounds).items()
         }
-        for each in LAYERS
-    ]
-    results = provenance() | {"batch": BATCH, "networks": networks, "layers": layers}
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    for each in LAYERS:
+        layers.append({"layer": each} | interleaved(layer(*each), 4 * rounds))
+    yield {"batch": BATCH, "networks": networks, "layers": layers}
 
 
 if __name__ == "__main__":
-    main()
+    rounds = {"type": count, "default": 5, "help": "runs to time of each"}
+    command("convolutions", __doc__, measure, rounds=rounds)

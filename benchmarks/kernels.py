@@ -1,16 +1,15 @@
 """Kernels that a step starts on a GPU, counted without one.
 
-`python -m benchmarks.kernels` lets XLA compile for an H100 that is not there, by its
-description. It needs JAX's plugin for CUDA, but no driver: `pip install "jax[cuda13]"`,
-and `JAX_PLATFORMS=cpu` in the environment.
-What is counted is the update of an optimizer, in a loop, of the weights of a ResNet-18;
-small networks on a GPU take about as long as their kernels are many.
+`python -m benchmarks.kernels` has XLA compile for an absent H100, from its description.
+It needs JAX's plugin for CUDA, but no driver: `pip install "jax[cuda13]"`, and
+`JAX_PLATFORMS=cpu` in the environment. It counts the kernels of an optimizer's update
+of a ResNet-18 in a loop: on a GPU, they decide how long a small network takes.
 """
 
 import functools
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,37 +20,12 @@ from flax import linen as nn
 from jax.experimental import topologies
 
 from benchmarks.contenders import RADIUS, RELATIVE_RADIUS
-from benchmarks.options import parser
+from benchmarks.harness import command
 from smoothout_jax import exclude, flax_filters, smoothout, uniform
 from smoothout_jax.experiments.networks import ResNet
-from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.rivals import msam
 
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000
-  device_memory_size: 84942979072
-  l2_cache_size: 52428800
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  threads_per_warp: 32
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+H100 = (Path(__file__).parent / "h100.txt").read_text()
 # Instructions that start nothing.
 FREE = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast"}
 SGD = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
@@ -61,28 +35,25 @@ RELATIVE = uniform(
     filter_axis=flax_filters,
     mask=exclude("BatchNorm"),
 )
-OPTIMIZERS: dict[str, Callable[[], Any]] = {
-    "SGD": lambda: SGD,
-    "MSAM": lambda: msam(SGD, 1.0),
-    "smoothout, uniform": lambda: smoothout(SGD, uniform(RADIUS), key=0),
-    "smoothout, relative to filter": lambda: smoothout(SGD, RELATIVE, key=0),
-    "smoothout, relative to filter, rise held": lambda: smoothout(
+OPTIMIZERS = {
+    "SGD": SGD,
+    "MSAM": msam(SGD, 1.0),
+    "smoothout, uniform": smoothout(SGD, uniform(RADIUS), key=0),
+    "smoothout, relative to filter": smoothout(SGD, RELATIVE, key=0),
+    "smoothout, relative to filter, rise held": smoothout(
         SGD, RELATIVE, key=0, loss_rise=0.1
     ),
 }
 
 
 def kernels(text: str) -> int:
-    """Counts the kernels of a turn of the one loop in a compiled program.
+    """Counts the kernels of an iteration of the one loop in a compiled program.
 
     Args:
         text: the program, as XLA writes it.
 
-    Returns:
-        Their number.
-
     Raises:
-        ValueError: if the loop has branches, so that its turns differ.
+        ValueError: if the loop has branches, so that its iterations differ.
     """
     computations, lines = {}, []
     for line in text.splitlines():
@@ -98,7 +69,7 @@ def kernels(text: str) -> int:
         for line in computations[body]
     ]
     if "conditional" in operations:
-        raise ValueError("the loop has branches, so its turns differ in kernels")
+        raise ValueError("the loop has branches, so its iterations differ in kernels")
     return sum(operation not in FREE for operation in operations)
 
 
@@ -129,24 +100,17 @@ def compiled(optimizer: Any, params: Any) -> str:
     return lowered.compile({"xla_gpu_autotune_level": 0}).as_text()
 
 
-def measure() -> dict[str, int]:
+def measure() -> Iterator[dict[str, dict[str, int]]]:
     """The kernels of every optimizer."""
     norm = functools.partial(nn.BatchNorm, use_running_average=False)
     network = ResNet(18, norm=norm, channels=64, stages=4)
     images = jnp.zeros((2, 32, 32, 3))
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
-    return {
-        name: kernels(compiled(make(), params)) for name, make in OPTIMIZERS.items()
+    counts = {
+        name: kernels(compiled(make, params)) for name, make in OPTIMIZERS.items()
     }
-
-
-def main() -> None:
-    """Runs the command."""
-    output = parser("benchmarks.kernels", __doc__, "kernels.json").parse_args().output
-    results = provenance() | {"kernels": measure()}
-    output.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"wrote {output}")
+    yield {"kernels": counts}
 
 
 if __name__ == "__main__":
-    main()
+    command("kernels", __doc__, measure)

@@ -1,9 +1,8 @@
 """The networks that are timed, each with a loss and fresh batches."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ import optax
 from smoothout_jax.experiments.networks import MLP, ResNet, Transformer
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A network to train.
 
     Attributes:
@@ -21,14 +19,12 @@ class Problem:
         loss: function `loss(params, batch)`.
         init: function of a key to the parameters.
         batch: function of a key to a batch.
-        tolerance: error of a step that passes for rounding, as a part of the step.
     """
 
     label: str
     loss: Callable[[Any, Any], jax.Array]
     init: Callable[[jax.Array], Any]
     batch: Callable[[jax.Array], Any]
-    tolerance: float = 0.01
 
 
 def _problem(label, network, inputs, labels_shape, dtype, classes=10) -> Problem:
@@ -50,41 +46,36 @@ def _problem(label, network, inputs, labels_shape, dtype, classes=10) -> Problem
 
     half = jnp.dtype(dtype).itemsize < 4
     label = f"{label}, {jnp.dtype(dtype).name}" if half else label
-    return Problem(label, loss, init, batch, tolerance=0.1 if half else 0.01)
+    return Problem(label, loss, init, batch)
 
 
-def _images(*shape: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jax.random.normal(key, shape)
+def _on_images(label, network, shape, dtype) -> Problem:
+    def images(key):
+        return jax.random.normal(key, shape)
+
+    return _problem(f"{label}, batch {shape[0]}", network, images, shape[:1], dtype)
 
 
 def mlp(batch_size: int = 128, width: int = 512, dtype: Any = jnp.float32) -> Problem:
     """An MLP of five hidden layers on 784 inputs: 1.46 M parameters by default."""
-    label = f"MLP 5 × {width}, batch {batch_size}"
-    return _problem(
-        label, MLP((width,) * 5), _images(batch_size, 784), (batch_size,), dtype
-    )
+    label, shape = f"MLP 5 × {width}", (batch_size, 784)
+    return _on_images(label, MLP((width,) * 5), shape, dtype)
 
 
 def resnet(depth: int, batch_size: int, dtype: Any = jnp.float32) -> Problem:
     """A residual network with GroupNorm on images of 28 × 28."""
-    label = f"ResNet-{depth}, batch {batch_size}"
-    images = _images(batch_size, 28, 28, 1)
-    return _problem(label, ResNet(depth), images, (batch_size,), dtype)
+    shape = (batch_size, 28, 28, 1)
+    return _on_images(f"ResNet-{depth}", ResNet(depth), shape, dtype)
 
 
-def transformer(
-    batch_size: int = 8,
-    length: int = 512,
-    dtype: Any = jnp.float32,
-    **sizes: int,
-) -> Problem:
+def transformer(dtype: Any = jnp.float32) -> Problem:
     """A decoder of GPT-2 small's size on random tokens."""
-    network, shape = Transformer(**sizes), (batch_size, length)
+    network, shape = Transformer(), (8, 512)
 
     def tokens(key):
         return jax.random.randint(key, shape, 0, network.vocabulary)
 
-    label = f"transformer of width {network.width}, batch {batch_size} × {length}"
+    label = f"transformer of width {network.width}, batch 8 × 512"
     return _problem(label, network, tokens, shape, dtype, network.vocabulary)
 
 

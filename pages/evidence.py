@@ -1,24 +1,41 @@
 """The committed results of `smoothout evidence`, case by case."""
 
-import json
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 
-from pages.source import DOCS
+from pages.source import DOCS, figures
+from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FITS
+from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.tables import markdown
 
+BATCHES, WRONG_LABELS, GAP = "batches", "wrong-labels", "gap"
+# The experiment that chooses the rise, and what it adds to the names of the cases.
+RISES, CHOSEN = "wrong-labels-rise", ", rise chosen"
+# An earlier plan, with five radii and fewer learning rates to try. Cases that `batches`
+# repeats are left out.
+RISE = "loss-rise"
 # What each experiment asks.
 QUESTIONS = {
-    "batches": "Does it help, from small to large batches?",
-    "wrong-labels": "What if labels are wrong?",
-    "wrong-labels-rise": "Which rise, if labels are wrong?",
+    BATCHES: "Does it help, from small to large batches?",
+    WRONG_LABELS: "What if labels are wrong?",
+    RISES: "Which rise, if labels are wrong?",
     "recipes": "Does it add to what you do already?",
     "parts": "What is it made of?",
     "rivals": "And its rivals?",
     "networks": "Other networks",
+}
+# The experiments whose cases make up the groups.
+MAIN = (BATCHES, WRONG_LABELS, "networks", RISE)
+# Cases by what the prediction says of them.
+GROUPS = {
+    "fits": "SGD fits its training images",
+    "wrong": "Some training labels are wrong",
+    "short": "SGD does not fit its training images",
 }
 DATA = {
     "digits": "Digits",
@@ -31,20 +48,13 @@ DATA = {
 NETWORKS = {
     "mlp": "MLP", "f1": "F1", "cnet": "C net", "resnet": "ResNet", "vit": "ViT",
 }  # fmt: skip
-# Cases by what the prediction says of them.
-GROUPS = {
-    "fits": "SGD fits its training images",
-    "wrong": "Some training labels are wrong",
-    "short": "SGD does not fit its training images",
+OURS, SWEPT = "adasmoothout", "adasmoothout-fixed"
+SHOWN = (OURS, SWEPT, "smoothout-fixed", "msam", "sam")
+LABELS = {
+    OURS: "AdaSmoothOut, no radius chosen",
+    CHOSEN: f"AdaSmoothOut{CHOSEN}",
+    GAP: "half the gap, none chosen",
 }
-
-
-BATCHES = "batches"
-# The experiment that chooses the rise, and what it adds to the names of the cases.
-RISES, CHOSEN = "wrong-labels-rise", ", rise chosen"
-# The experiment whose cases are shown beside those of `batches`, where these are not
-# among them. It had five radii and fewer learning rates to try.
-RISE = "loss-rise"
 
 
 class Result(NamedTuple):
@@ -74,26 +84,21 @@ class Result(NamedTuple):
     def label(self) -> str:
         """Data, images, network, batch size and steps, and what else is special."""
         data, images, network, batch, steps, *rest = self.name.split(", ")
-        images = f"{int(images.split()[0]):,}"
-        batch = batch.removeprefix("batch ")
-        parts = f"{DATA[data]} {images}", NETWORKS[network], f"batch {batch}"
+        images, steps = (f"{int(each.split()[0]):,}" for each in (images, steps))
         mark = " †" if self.experiment == RISE else ""
-        steps = f"{int(steps.split()[0]):,} steps{mark}"
-        return ", ".join([*parts, steps, *rest])
+        parts = f"{DATA[data]} {images}", NETWORKS[network], batch, f"{steps} steps"
+        return ", ".join(parts) + mark + "".join(f", {each}" for each in rest)
 
     @property
-    def machine(self) -> str:
-        """What trained its networks."""
-        machine = self.case["machine"]
-        if machine["backend"] == "cpu":
-            return f"{machine['cores']} cores"
-        return f"one {machine['device']}"
+    def rate(self) -> float:
+        """SGD's best learning rate."""
+        return self.case["trials"]["sgd"]["chosen"]
 
     @property
     def fits(self) -> bool:
         """Whether SGD fits its images in the trials, at its best learning rate."""
         trial = self.case["trials"]["sgd"]
-        if self.experiment == RISE:  # which did not keep that
+        if self.experiment == RISE:  # its trials did not record this
             return self.summary["sgd"]["train_accuracy"][0] >= 100 * FITS
         reached = trial["train_accuracies"][trial["strengths"].index(trial["chosen"])]
         return float(np.mean(reached)) >= FITS
@@ -105,9 +110,9 @@ class Result(NamedTuple):
             return "wrong"
         return "fits" if self.fits else "short"
 
-    def accuracies(self, method: str, equal: str = "equal_updates") -> np.ndarray:
+    def accuracies(self, method: str) -> np.ndarray:
         """Test accuracies in percent, by seed."""
-        outcome = self.case[equal]["outcomes"][method]["test_accuracy"]
+        outcome = self.case["equal_updates"]["outcomes"][method]["test_accuracy"]
         return 100 * np.array(outcome, float)
 
     def difference(self, method: str, equal: str = "equal_updates") -> tuple | None:
@@ -122,6 +127,30 @@ class Result(NamedTuple):
         if not np.ptp(differences):
             return 1.0
         return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+class Tally(NamedTuple):
+    """Mean difference to SGD over cases, and how many were won and lost."""
+
+    mean: float
+    better: int
+    undecided: int
+    worse: int
+
+    def __str__(self) -> str:
+        cases = sum(self[1:])
+        return (
+            f"{self.mean:+.1f}: better in {self.better} of {cases} cases, undecided in"
+            f" {self.undecided}, worse in {self.worse}"
+        )
+
+
+def tally(results: list[Result], method: str = OURS) -> Tally:
+    """The tally of a method in cases where it was compared."""
+    found = np.array([each.difference(method) for each in results])
+    mean, low, high = found.T
+    better, worse = int((low > 0).sum()), int((high < 0).sum())
+    return Tally(mean.mean(), better, len(found) - better - worse, worse)
 
 
 def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
@@ -139,30 +168,69 @@ def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
     return rejected
 
 
-def read(form: str = "cpu") -> list[Result]:
-    """Reads the committed results of all cases, in the order of the experiments."""
-    results: list[Result] = []
-    for experiment in (*QUESTIONS, RISE):
-        folder = "rise" if experiment == RISE else "results"
-        path = DOCS / folder / f"{experiment}-{form}.json"
-        if path.exists():
-            batches = [each.name for each in results if each.experiment == BATCHES]
-            there = batches if experiment == RISE else []
-            cases = json.loads(path.read_text())["cases"]
-            results += [
-                Result(experiment, case.name, cases[case.name])
-                for case in EXPERIMENTS[experiment][form]
-                if case.name in cases and case.name not in there
-            ]
-    return results
+def certain(results: list[Result], method: str) -> set[tuple[str, str]]:
+    """Experiments and names of the cases certain after Holm's correction."""
+    there = [each for each in results if each.difference(method)]
+    rejected = holm([each.p_value(method) for each in there])
+    return {each[:2] for each, is_sure in zip(there, rejected, strict=True) if is_sure}
 
 
-def missing(form: str = "cpu") -> list[str]:
-    """The cases of the plans that have no results yet."""
-    there = {(each.experiment, each.name) for each in read(form)}
+@functools.cache
+def read() -> tuple[Result, ...]:
+    """The committed results of all cases, in the order of the experiments."""
+    results = [each for name in QUESTIONS for each in of_experiment(name)]
+    batches = {each.name for each in results if each.experiment == BATCHES}
+    return *results, *(e for e in of_experiment(RISE) if e.name not in batches)
+
+
+def of_experiment(name: str) -> list[Result]:
+    """The committed results of an experiment, in the order of its plan."""
+    folder = "rise" if name == RISE else "results"
+    path = f"{folder}/{name}-cpu.json"
+    cases = figures(path)["cases"] if (DOCS / path).exists() else {}
+    plan = EXPERIMENTS[name]["cpu"]
+    return [Result(name, c.name, cases[c.name]) for c in plan if c.name in cases]
+
+
+def missing(experiments: Iterable[str]) -> list[str]:
+    """The planned cases that have no results yet."""
     return [
-        f"{experiment}: {case.name}"
-        for experiment in QUESTIONS
-        for case in EXPERIMENTS[experiment][form]
-        if (experiment, case.name) not in there
+        f"{name}: {case.name}"
+        for name in experiments
+        for case in EXPERIMENTS[name]["cpu"]
+        if case.name not in {each.name for each in of_experiment(name)}
     ]
+
+
+def grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Cases by group, without empty groups."""
+    results = list(results)
+    groups = {name: [each for each in results if each.group == name] for name in GROUPS}
+    return {name: here for name, here in groups.items() if here}
+
+
+def label_of(method: str) -> str:
+    """A method's name in tables and pictures."""
+    return LABELS.get(method) or METHODS[method].label
+
+
+def cell(result: Result, method: str, equal: str = "equal_updates") -> str:
+    """A difference to SGD with its interval, or what stands in its place."""
+    if difference := result.difference(method, equal):
+        return with_interval(difference)
+    return "diverged" if "diverged" in result.summary.get(method, {}) else ""
+
+
+def accuracy(result: Result) -> str:
+    """SGD's test accuracy with its error."""
+    return with_error(result.summary["sgd"]["test_accuracy"])
+
+
+def differences(results: list[Result], methods: Iterable[str] = SHOWN) -> str:
+    """A table of SGD's accuracy, and of differences to it."""
+    methods = [n for n in methods if any(n in each.summary for each in results)]
+    rows = [
+        (each.label, accuracy(each), *(cell(each, name) for name in methods))
+        for each in results
+    ]
+    return markdown(("case", "SGD, %", *map(label_of, methods)), rows)

@@ -1,8 +1,4 @@
-"""The picture of how noise follows the gap, on digits with right and wrong labels.
-
-`python -m pages.feedback` trains four small networks, and draws
-docs/results/feedback.png.
-"""
+"""How noise follows the gap, on digits with right and wrong labels."""
 
 import jax
 import numpy as np
@@ -11,7 +7,6 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 from pages import pictures
-from pages.source import DOCS
 from smoothout_jax import (
     smoothout,
     smoothout_eval_params,
@@ -97,13 +92,3 @@ def draw() -> Figure:
         handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=9
     )
     return figure
-
-
-def main() -> None:
-    """Writes the picture."""
-    with jax.numpy_dtype_promotion("standard"):
-        draw().savefig(DOCS / "results" / "feedback.png", dpi=pictures.DPI)
-
-
-if __name__ == "__main__":
-    main()

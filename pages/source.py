@@ -1,6 +1,7 @@
-"""Where pages and their sources lie, and when the sources were measured."""
+"""Where the documentation lies, and the committed figures in it."""
 
-from collections.abc import Mapping
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,15 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-def measured_on(results: Mapping[str, Any]) -> str:
-    """A sentence that says when and on what the figures were measured."""
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    versions = ", ".join(f"{key} {value}" for key, value in results["versions"].items())
-    return f"Measured on {results['date'][:10]}: {machine}; {versions}."
+@functools.cache
+def figures(path: str) -> Any:
+    """The figures in a JSON file of the documentation."""
+    return json.loads((DOCS / path).read_text())
+
+
+def measured_on(name: str) -> str:
+    """A sentence that says when and on what a benchmark was measured."""
+    found = figures(f"performance/{name}.json")
+    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
+    return f"Measured on {found['date'][:10]}: {machine}; {versions}."

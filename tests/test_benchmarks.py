@@ -1,38 +1,35 @@
 """The parts of a benchmark on an accelerator whose time is short."""
 
-import json
-
 import pytest
 
-from benchmarks.accelerator import parts, run
+from benchmarks.accelerator import PARTS, run
 from benchmarks.kernels import kernels
 
 
-def test_parts_are_written_as_they_end_and_none_begins_when_the_time_is_over(tmp_path):
-    path = tmp_path / "figures.json"
-    seen = []
+def test_parts_are_given_as_they_end_and_none_begins_when_the_time_is_over():
+    def works(rounds):
+        return {"seconds": [1.0] * rounds}
 
-    def works():
-        seen.append(json.loads(path.read_text())["parts"] if path.exists() else {})
-        return {"seconds": [1.0]}
-
-    def fails():
+    def fails(rounds):
         raise MemoryError("of the device")
 
-    results = run({"one": works, "two": fails, "three": works}, path, seconds=60)
-    assert seen == [{}, {"one": {"seconds": [1.0]}}]
-    assert results["failed"] == {"two": "MemoryError: of the device"}
-    assert json.loads(path.read_text()) == results
-    assert run({"one": works}, path, seconds=-1)["not_begun"] == ["one"]
+    found = run({"one": works, "two": fails, "three": works}, 1, minutes=1)
+    first = next(found)
+    assert first["parts"] == {"one": {"seconds": [1.0]}}
+    assert first["not_begun"] == ["two", "three"]
+    *_, last = found
+    assert last["failed"] == {"two": "MemoryError: of the device"}
+    assert list(last["parts"]) == ["one", "three"]
+    assert list(run({"one": works}, 1, minutes=-1)) == []
 
 
 def test_every_network_and_every_way_to_run_copies_has_a_part():
-    assert list(parts(1))[:3] == [
+    assert list(PARTS)[:3] == [
         "noise of 100 M weights",
         "mlp, float32",
         "mlp, float32, four copies",
     ]
-    assert len(parts(1)) == 12
+    assert len(PARTS) == 12
 
 
 PROGRAM = """HloModule jit_train, entry_computation_layout={(f32[3]{0})->f32[3]{0}}
@@ -64,11 +61,11 @@ ENTRY %main (p.5: (pred[], f32[3])) -> (pred[], f32[3]) {
 """
 
 
-def test_kernels_of_a_turn_of_the_loop_are_counted():
+def test_kernels_of_an_iteration_of_the_loop_are_counted():
     assert kernels(PROGRAM) == 2
 
 
-def test_a_loop_of_which_turns_differ_is_refused():
+def test_a_loop_with_branches_is_refused():
     branches = "f32[3]{0} conditional(%g.5, %g.7, %g.7), true_computation=%fused"
     with pytest.raises(ValueError, match="branches"):
         kernels(PROGRAM.replace("f32[3]{0} fusion(%g.7)", branches))

@@ -1,6 +1,5 @@
 """The README and the made pages tell the truth: their figures are committed ones."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,18 +7,9 @@ import jax
 import pytest
 
 import smoothout_jax
-from pages import (
-    convolutions,
-    costs,
-    eigenvalues,
-    gallery,
-    gap,
-    generators,
-    kernels,
-    readme,
-    rise,
-    scaling,
-)
+from pages import gallery
+from pages.__main__ import PAGES, WITH_VALUES, page, with_values
+from pages.source import figures
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,9 +28,16 @@ def test_it_is_one_screen_and_its_test_command_is_that_of_the_project():
     assert '\n    pip install -e ".[test]" && pytest\n' in README
 
 
-@pytest.mark.parametrize("name", readme.TABLES)
-def test_tables_are_those_of_the_committed_results(name):
-    assert readme.block(name) in readme.TABLES[name].page.read_text()
+@pytest.mark.parametrize("path", WITH_VALUES, ids=lambda path: path.name)
+def test_values_are_those_of_the_committed_results(path):
+    text = path.read_text()
+    assert text.count("<!-- made: ") == text.count("<!-- /made -->") > 0
+    assert with_values(text) == text
+
+
+def test_a_value_takes_its_place_between_its_marks():
+    text = "a\n<!-- made: 6 * 7:.1f -->\nold\n<!-- /made -->\nb"
+    assert with_values(text) == text.replace("old", "42.0")
 
 
 def test_the_citation_is_of_this_version():
@@ -50,35 +47,15 @@ def test_the_citation_is_of_this_version():
 
 
 def test_the_committed_results_show_the_claim():
-    summary = json.loads((ROOT / "docs/digits/results.json").read_text())["summary"]
+    summary = figures("digits/results.json")["summary"]
     sgd, ours = summary["sgd"], summary["adasmoothout"]
     assert ours["difference_to_sgd"][1] > 0
     assert ours["loss_rise"][0] < sgd["loss_rise"][0] / 3
 
 
-@pytest.mark.parametrize(
-    "module",
-    [costs, eigenvalues, convolutions, generators, kernels],
-    ids=lambda each: each.__name__,
-)
-def test_pages_of_costs_are_those_of_the_committed_benchmarks(module):
-    name = {costs: "cpu"}.get(module, module.__name__.split(".")[-1])
-    path = ROOT / "docs" / "performance" / f"{name}.json"
-    assert (
-        module.page(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
-    )
-
-
-def test_the_page_of_scaling_is_that_of_the_committed_counts():
-    assert scaling.page(scaling.committed()) == (ROOT / "docs/scaling.md").read_text()
-
-
-def test_the_page_of_the_rise_is_that_of_the_committed_results():
-    assert rise.page(rise.read()) == (ROOT / "docs/rise.md").read_text()
-
-
-def test_the_page_of_the_gap_is_that_of_the_committed_results():
-    assert gap.page(gap.read()) == (ROOT / "docs/gap.md").read_text()
+@pytest.mark.parametrize("text", PAGES, ids=lambda text: text.stem)
+def test_pages_are_those_of_the_committed_results(text):
+    assert PAGES[text].read_text() == page(text)
 
 
 def test_the_gallery_shows_the_pictures_of_the_notebooks():
@@ -94,7 +71,6 @@ def test_the_gallery_shows_the_pictures_of_the_notebooks():
         "CHANGELOG.md",
         "docs/results.md",
         "docs/reproductions.md",
-        "docs/rise.md",
         "docs/gap.md",
         "docs/choose.md",
     ],

@@ -7,8 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pages import cases, choose, results
-from pages.evidence import CHOSEN, QUESTIONS, RISE, RISES, holm, read
+from pages import choose, results
+from pages.choose import mean, total
+from pages.evidence import (
+    CHOSEN,
+    OURS,
+    QUESTIONS,
+    RISE,
+    RISES,
+    SHOWN,
+    SWEPT,
+    certain,
+    holm,
+    missing,
+    read,
+)
 from smoothout_jax.experiments.commands.trials import case_settings
 from smoothout_jax.experiments.plans import EXPERIMENTS, TRIALS
 
@@ -20,17 +33,76 @@ def committed():
     return read()
 
 
+@pytest.fixture(scope="module")
+def cases():
+    return choose.cases()
+
+
+def test_noise_helps_where_sgd_fits_and_rarely_elsewhere(cases):
+    fits, short = total("fits"), total("short")
+    assert fits.mean > 0
+    assert fits.better > fits.undecided
+    assert fits.worse == 0
+    assert short.mean <= 0
+    assert short.better < short.worse
+    sure = certain(results.main_cases(), OURS)
+    assert not any(each[:2] in sure for each in cases["short_gained"])
+
+
 @pytest.mark.parametrize(
-    ("name", "page"),
-    [("results", results.page), ("cases", cases.page), ("choose", choose.page)],
+    ("more", "less"),
+    [
+        (("large", OURS), ("small", OURS)),
+        (("common", SWEPT), ("common", OURS)),
+        (("common", OURS), ("common", "sam")),
+        (("wrong", SWEPT), ("wrong", OURS)),
+        (("rises", OURS), ("not_chosen", OURS)),
+        (("parts", "adasmoothout"), ("parts", "smoothout")),
+        *((("common", "msam"), ("common", name)) for name in SHOWN if name != "msam"),
+    ],
+    ids=str,
 )
-def test_pages_are_those_of_the_committed_results(name, page, committed):
-    assert (DOCS / f"{name}.md").read_text() == page(committed)
+def test_what_is_advised_gains_more(more, less):
+    assert mean(*more) > mean(*less)
 
 
-@pytest.mark.parametrize("claim", choose.Figures(read()).claims)
-def test_figures_bear_what_the_advice_rests_on(claim, committed):
-    assert choose.Figures(committed).claims[claim]
+def test_wrong_labels_choose_a_larger_rise_with_batch_norm(cases):
+    def median(network):
+        trials = [
+            each.case["trials"][OURS]["chosen"]
+            for each in cases["rises"]
+            if each.settings["network"] == network
+        ]
+        return np.median(trials)
+
+    assert median("f1") >= 1
+    assert 0.1 <= median("mlp") <= 0.3
+
+
+def test_pair_flips_mislead_some_sweeps(cases):
+    pairs = cases["pairs"]
+    assert any(each.difference(SWEPT)[0] < each.difference(OURS)[0] for each in pairs)
+
+
+def test_noise_adds_to_recipes_and_least_to_dropout(cases):
+    assert mean("recipes") > 0
+    assert total("recipes").worse == 0
+    gains: dict[str, list[float]] = {}
+    for each in cases["recipes"]:
+        recipe = each.name.split(", ")[-1]
+        gains.setdefault(recipe, []).append(each.difference(OURS)[0])
+    assert min(gains, key=lambda recipe: np.mean(gains[recipe])) == "dropout"
+
+
+def test_de_noising_carries_the_gain_and_the_shape_of_the_noise_does_not():
+    gains = {name: mean("parts", name) for name in choose.PARTS}
+    assert gains["no-denoising"] <= 0 < gains["smoothout"]
+    assert abs(gains["smoothout-gaussian"] - gains["smoothout"]) < 0.5
+    assert gains["two-sided"] < gains["adasmoothout"] + 0.5
+
+
+def test_rounding_costs_less_after_noise():
+    assert choose.lost(OURS) < choose.lost("sgd")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +110,7 @@ def test_figures_bear_what_the_advice_rests_on(claim, committed):
 )
 def test_what_went_against_the_prediction_is_named(group, against, committed):
     each = next(e for e in committed if e.group == group and "msam" in e.summary)
-    assert results.exceptions([each]).endswith(": no case.")
+    assert results.exceptions([each]) == "no case"
     case = copy.deepcopy(each.case)
     case["equal_updates"]["summary"]["smoothout-fixed"]["difference_to_sgd"] = against
     said = results.exceptions([each._replace(case=case)])
@@ -46,12 +118,8 @@ def test_what_went_against_the_prediction_is_named(group, against, committed):
 
 
 def test_a_chosen_rise_stands_beside_the_fixed_one(committed):
-    (page,) = [
-        part
-        for part in results.page(committed).split("## ")
-        if part.startswith("What if labels are wrong?")
-    ]
-    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| ")]
+    table = results.wrong_labels("test_accuracy").splitlines()
+    rows = [row.split(" | ") for row in table]
     chosen = {e.name: e for e in committed if e.experiment == RISES}
     assert len(chosen) == 12
     for each in committed:
@@ -119,13 +187,10 @@ def test_holm_rejects_until_the_first_that_stands():
 
 def test_cases_that_are_not_run_are_named(committed):
     there = {(each.experiment, each.name) for each in committed}
-    page = (DOCS / "results.md").read_text()
-    for experiment, forms in EXPERIMENTS.items():
-        for case in forms.get("cpu", ()):
-            named = f"- {experiment}: {case.name}\n" in page
-            assert named == (
-                experiment in QUESTIONS and (experiment, case.name) not in there
-            )
+    for experiment in QUESTIONS:
+        for case in EXPERIMENTS[experiment]["cpu"]:
+            named = f"{experiment}: {case.name}" in missing([experiment])
+            assert named == ((experiment, case.name) not in there)
 
 
 def test_every_grid_reaches_from_no_effect_to_its_largest():
