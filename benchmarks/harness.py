@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from benchmarks.contenders import Contender
 from benchmarks.problems import Problem
+from smoothout_jax._files import whole_file
 from smoothout_jax.experiments.reporting.provenance import provenance
 
 NUM_BATCHES = 4
@@ -51,7 +52,8 @@ def command(
     output.parent.mkdir(parents=True, exist_ok=True)
     origin = provenance()
     for figures in measure(**chosen):
-        output.write_text(json.dumps(origin | figures, indent=1) + "\n")
+        with whole_file(output) as unfinished:
+            unfinished.write_text(json.dumps(origin | figures, indent=1) + "\n")
     print(f"wrote {output}")
 
 

@@ -3,8 +3,6 @@
 import functools
 import re
 
-import numpy as np
-
 from pages.evidence import (
     CHOSEN,
     OURS,
@@ -63,12 +61,6 @@ def cases() -> dict[str, list[Result]]:
         "dropout": [e for e in recipes if e.name.endswith(", dropout")],
         "parts": [e for e in of_experiment("parts") if "no-denoising" in e.summary],
     }
-
-
-def lost(method: str) -> float:
-    """Accuracy that rounding to 4 bits costs, in percent."""
-    rows = [each.summary[method] for each in cases()["common"]]
-    return float(np.mean([row["lost_at_4_bits"][0] for row in rows]))
 
 
 def lora(place: str) -> str:

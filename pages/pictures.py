@@ -50,7 +50,8 @@ def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
         quantity: what is shown, for the axis.
         linear: where the axis becomes logarithmic, in percent.
     """
-    figure, axes = _in_rows(panels, f"{quantity},\nmean and 95 % interval of pairs")
+    quantity = f"{quantity},\nmean and 95 % interval of pairs"
+    figure, axes = _in_rows(panels, quantity, linear)
     for ax, rows in zip(axes, panels.values(), strict=True):
         for row, marks in enumerate(rows.values()):
             for index, mark in enumerate(marks):
@@ -66,22 +67,18 @@ def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
                     mfc="white" if mark.hollow else mark.color,
                     label=mark.label,
                 )
-    if np.isfinite(linear):
-        _percent(axes, linear)
     _legend(figure, axes)
     return figure
 
 
 def means(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
     """A dot for each case and a bar at their mean: arguments as for `intervals`."""
-    figure, axes = _in_rows(panels, quantity)
+    figure, axes = _in_rows(panels, quantity, linear)
     for ax, rows in zip(axes, panels.values(), strict=True):
         for row, (mark,) in enumerate(rows.values()):
             color, mean = mark.color, np.mean(mark.values)
             ax.plot(mark.values, [row] * len(mark.values), "o", color=color, alpha=0.5)
             ax.plot([mean, mean], [row - 0.4, row + 0.4], color=color, lw=3)
-    if np.isfinite(linear):
-        _percent(axes, linear)
     return figure
 
 
@@ -107,8 +104,8 @@ def lines(panels: Mapping[str, Sequence[tuple]], x: str, y: str) -> tuple[Figure
     return figure, axes
 
 
-def _in_rows(panels: Panels, quantity: str) -> tuple[Figure, list[Axes]]:
-    """A figure whose panels have a row for each name."""
+def _in_rows(panels: Panels, quantity: str, linear: float) -> tuple[Figure, list[Axes]]:
+    """A figure whose panels have a row for each name; `linear` as for `intervals`."""
     names = [[in_lines(name) for name in rows] for rows in panels.values()]
     heights = [sum(0.12 + 0.14 * (1 + n.count("\n")) for n in each) for each in names]
     height = sum(heights) + 0.5 * len(panels) + 0.9
@@ -123,17 +120,13 @@ def _in_rows(panels: Panels, quantity: str) -> tuple[Figure, list[Axes]]:
         ax.tick_params(labelsize=8, labelbottom=True)
         ax.grid(axis="x", alpha=0.3)
         ax.set_title(in_lines(title), loc="left", fontsize=9)
+        if np.isfinite(linear):
+            ax.set_xscale("symlog", linthresh=linear)
+            ticks = [-20, -5, -2, 0, 2, 5, 20]
+            ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+            ax.minorticks_off()
     figure.supxlabel(quantity, fontsize=9)
     return figure, list(axes.flat)
-
-
-def _percent(axes: Iterable[Axes], linear: float) -> None:
-    """Makes axes of differences linear up to some percent."""
-    for ax in axes:
-        ax.set_xscale("symlog", linthresh=linear)
-        ticks = [-20, -5, -2, 0, 2, 5, 20]
-        ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
-        ax.minorticks_off()
 
 
 def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
