@@ -19,7 +19,7 @@ from smoothout_jax import uniform
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.commands.landscape import LandscapeSettings
-from smoothout_jax.experiments.commands.trained import load_checkpoint
+from smoothout_jax.experiments.trained_networks import load_checkpoint
 from smoothout_jax.experiments.training.checkpoints import save_checkpoint
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.landscape import Landscape
@@ -179,7 +179,7 @@ def test_landscape_draws_surfaces_of_any_grid(checkpoints, tmp_path):
 
 def test_landscape_draws_the_line_between_two_networks(checkpoints, tmp_path):
     pair = checkpoints / "sgd", checkpoints / "smoothout"
-    run("landscape", pair, tmp_path, "--points 5 --spacing sine --range 0 1")
+    run("landscape", pair, tmp_path, "--points 5 --range 0 1")
     line = Landscape.load(tmp_path / "between-sgd-smoothout.npz")
     for end, path in zip((0, -1), pair, strict=True):
         kept = load_checkpoint(path)
@@ -260,10 +260,10 @@ DAMAGES = (
 LOAD = """
 import pathlib, sys
 from smoothout_jax.experiments import options
-from smoothout_jax.experiments.commands import trained
+from smoothout_jax.experiments import trained_networks
 for path in sys.argv[1:]:
     try:
-        trained.load_checkpoint(pathlib.Path(path))
+        trained_networks.load_checkpoint(pathlib.Path(path))
     except options.InputError as error:
         print(error)
 """

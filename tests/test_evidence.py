@@ -1,13 +1,12 @@
-"""The command `smoothout evidence`: its trials, its comparisons, its interruptions."""
+"""The command `smoothout evidence`: its trials, its comparisons, how it continues."""
 
 import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from command_line import ends_as_interrupted, run, spied, strict
+from command_line import run, strict
 
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands import evidence, trials
@@ -127,48 +126,48 @@ def test_results_of_another_plan_are_not_added_to(document, tmp_path, capsys):
         ),
     ],
 )
-def test_bad_options_are_told(options, message, capsys):
+def test_bad_options_are_refused(options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evidence", *options.split()])
     assert message in capsys.readouterr().err
 
 
-@pytest.fixture
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+class StoppedError(Exception):
+    """Ends a command in the middle."""
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
-def test_experiments_that_are_continued_have_the_same_bits(
-    tmp_path, monkeypatch, capsys
-):
-    """Interrupted in a trial, and in the middle of training."""
+def test_experiments_that_are_continued_have_the_same_bits(tmp_path, monkeypatch):
+    """There are a trial of MSAM, and four turns of each; the last turn is repeated."""
     (case,) = EXPERIMENTS["batches"]["smoke"]
     few = {"learning_rate": (0.1,), "msam_rho": (0.1, 0.3)}
     monkeypatch.setattr(trials, "BEYOND", 0)
+    monkeypatch.setattr(comparison, "SECONDS_BETWEEN_SAVES", 0.0)
     case = dataclasses.replace(case, methods=("sgd", "msam"), trials=few)
     monkeypatch.setitem(EXPERIMENTS["batches"], "smoke", (case,))
-    words = ["evidence", "batches", "--form", "smoke"]
-    # A trial of MSAM, and four turns of each.
-    for call, number in ((1, 1), (4, 4), (None, 5)):
-        with monkeypatch.context() as patched:
-            calls = spied(patched, comparison.Trainer, "advance", call)
-            if call:
-                ends_as_interrupted(capsys, words, tmp_path / "parts")
-                minutes = strict((tmp_path / "parts/unfinished.json").read_text())
-            else:
-                run(*words, output=tmp_path / "parts")
-        assert len(calls) == number
+    words, calls = ["evidence", "batches", "--form", "smoke"], []
+    advance = Trainer.advance
+
+    def stopping(trainer, start, stop):
+        calls.append((start, stop))
+        if len(calls) in (3, 5):
+            raise StoppedError
+        return advance(trainer, start, stop)
+
+    monkeypatch.setattr(Trainer, "advance", stopping)
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            run(*words, output=tmp_path / "parts")
+    kept = strict((tmp_path / "parts/unfinished.json").read_text())
+    run(*words, output=tmp_path / "parts")
+    turns = [(0, 1), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3), (3, 4), (3, 4)]
+    assert calls == [(0, 4), *turns[:2], turns[1], *turns[2:3], turns[2], *turns[3:]]
     run(*words, output=tmp_path / "whole")
     parts, whole = (
         strict((tmp_path / name / "batches-smoke.json").read_text())["cases"][case.name]
         for name in ("parts", "whole")
     )
-    assert 60 * parts["minutes"] > minutes["seconds"] > 0
+    assert 60 * parts["minutes"] > kept["seconds"] > 0
     assert parts["trials"] == whole["trials"]
     assert parts["equal_updates"]["outcomes"] == whole["equal_updates"]["outcomes"]
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [

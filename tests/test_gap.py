@@ -12,7 +12,6 @@ import pytest
 from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
 from jax.sharding import AxisType
-from sklearn.datasets import load_digits
 
 from smoothout_jax import (
     heldout_gap,
@@ -110,22 +109,24 @@ def test_without_a_gap_there_is_no_noise_and_it_comes_back():
     assert np.isfinite(float(loss(params)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["train_loss", "heldout_loss"])
-@pytest.mark.parametrize("chance", [{}, {"chance_loss": 2.3}], ids=["", "chance"])
-def test_a_loss_that_is_not_finite_does_not_count(name, bad, chance):
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"train_loss": np.nan},
+        {"train_loss": np.inf, "chance_loss": 2.3},
+        {"train_loss": -np.inf},
+        {"heldout_loss": np.nan, "chance_loss": 2.3},
+        {"heldout_loss": np.inf},
+        {"heldout_loss": np.inf, "chance_loss": 2.3},
+        {"heldout_loss": -np.inf},
+        {"chance_loss": np.nan},
+        {"chance_loss": -np.inf},
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_not_finite_is_ignored(bad):
     state = report(GAP.init(PARAMS))
-    chex.assert_trees_all_equal(report(state, **{name: bad}, **chance), state)
-
-
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_a_loss_of_guessing_that_is_none_does_not_count(bad):
-    state = report(GAP.init(PARAMS))
-    chex.assert_trees_all_equal(report(state, chance_loss=bad), state)
-
-
-def in_train_state(optimizer):
-    return TrainState.create(apply_fn=None, params=PARAMS, tx=optimizer)
+    chex.assert_trees_all_equal(report(state, **bad), state)
 
 
 def in_nnx(optimizer):
@@ -139,13 +140,12 @@ def in_equinox(optimizer):
 
 
 PLACES = {
-    "alone": lambda: GAP.init(PARAMS),
     "chain": lambda: optax.chain(optax.clip(1.0), GAP).init(PARAMS),
     "masked": lambda: optax.masked(GAP, {"kernel": True, "bias": False}).init(PARAMS),
     "inject_hyperparams": lambda: optax.inject_hyperparams(
         lambda rate: optax.chain(GAP, optax.scale(rate))
     )(rate=1.0).init(PARAMS),
-    "TrainState": lambda: in_train_state(GAP),
+    "TrainState": lambda: TrainState.create(apply_fn=None, params=PARAMS, tx=GAP),
     "nnx.Optimizer": lambda: in_nnx(GAP),
     "its state": lambda: in_nnx(GAP).opt_state,
     "Equinox": lambda: in_equinox(GAP),
@@ -168,23 +168,6 @@ def test_a_report_finds_its_state_wherever_it_is(place, how):
         for new, old in zip(*map(jax.tree.leaves, (after, before)), strict=True)
     ]
     assert sum(changed) == 2  # the gap and the least loss on held-out data
-
-
-def test_an_optimizer_of_nnx_trains_on_with_its_reports():
-    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, GAP, wrt=nnx.Param)
-
-    @nnx.jit
-    def train(model, optimizer):
-        grads = nnx.grad(lambda model: loss(nnx.state(model, nnx.Param)))(model)
-        optimizer.update(model, grads)
-        optimizer.opt_state = report(optimizer.opt_state)
-
-    optimizer.opt_state = learned(optimizer.opt_state)
-    for _ in range(3):
-        train(model, optimizer)
-    target = smoothout_metrics(optimizer)["loss_rise_target"]
-    assert float(target) == pytest.approx(0.4 * (1 - 0.8**3))
 
 
 def test_every_rise_of_a_state_gets_the_report():
@@ -270,18 +253,9 @@ def test_copies_hold_a_share_of_the_gap(copies):
     np.testing.assert_allclose(metrics["loss_rise_estimate"], 0.2, rtol=0.1)
 
 
-# The optimizer without further arguments
-
-
-class Network(linen.Module):
-    @linen.compact
-    def __call__(self, x):
-        x = linen.relu(linen.Dense(64)(x))
-        return linen.Dense(10)(x)
-
-
 def test_without_arguments_noise_is_relative_to_filters_and_follows_the_gap():
-    params = Network().init(jax.random.key(0), jnp.ones((1, 8)))
+    network = linen.Sequential([linen.Dense(64), linen.relu, linen.Dense(10)])
+    params = network.init(jax.random.key(0), jnp.ones((1, 8)))
     spelled = smoothout(
         SGD,
         uniform(1.0, relative_to="filter", filter_axis=-1),
@@ -303,57 +277,6 @@ def test_without_arguments_noise_is_relative_to_filters_and_follows_the_gap():
     }  # fmt: skip
 
 
-def test_the_gap_keeps_a_network_from_memorising_wrong_labels():
-    images, labels = load_digits(return_X_y=True)
-    images, right = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
-    draw = np.random.default_rng(0)
-    wrong = draw.random(600) < 0.4
-    labels = jnp.where(wrong, draw.integers(0, 10, 600), right[:600])
-    network = Network()
-
-    def cross_entropy(params, x, y):
-        logits = network.apply(params, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-    def train(optimizer, reports):
-        def update(carry, _):
-            params, state = carry
-            grads = jax.grad(cross_entropy)(params, images[:400], labels[:400])
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        def epoch(carry, _):
-            (params, state), _ = jax.lax.scan(update, carry, length=10)
-            if reports:
-                clean = smoothout_eval_params(state, params)
-                state = smoothout_report(
-                    state,
-                    train_loss=cross_entropy(clean, images[:400], labels[:400]),
-                    heldout_loss=cross_entropy(clean, images[400:600], labels[400:600]),
-                    chance_loss=jnp.log(10),
-                )
-            return (params, state), None
-
-        params = network.init(jax.random.key(1), images[:1])
-        carry = params, optimizer.init(params)
-        (params, state), _ = jax.lax.scan(epoch, carry, length=60)
-        clean = smoothout_eval_params(state, params) if reports else params
-        logits = network.apply(clean, images[600:])
-        return jnp.mean(logits.argmax(1) == right[600:]), state
-
-    sgd = optax.sgd(0.1, momentum=0.9)
-    plain, _ = jax.jit(lambda: train(sgd, reports=False))()
-    noisy, state = jax.jit(lambda: train(smoothout(sgd, key=0), reports=True))()
-    assert noisy > plain + 0.05
-    metrics = smoothout_metrics(state)
-    np.testing.assert_allclose(
-        metrics["loss_rise_estimate"], 0.5 * metrics["loss_gap"], rtol=0.3
-    )
-
-
-# What is refused
-
-
 def test_a_report_to_no_gap_says_what_to_do():
     for state in (
         optax.adam(1e-3).init(PARAMS),
@@ -366,28 +289,24 @@ def test_a_report_to_no_gap_says_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("losses", "error", "message"),
+    ("losses", "message"),
     [
-        (
-            {"train_loss": "0.1"},
-            TypeError,
-            "train_loss must be a real number, got '0.1'",
-        ),
-        ({"train_loss": None}, TypeError, "train_loss must be a real number, got None"),
-        ({"heldout_loss": 1j}, TypeError, "heldout_loss must be a real number"),
-        ({"heldout_loss": [1.0]}, TypeError, "heldout_loss must be a real number"),
-        ({"chance_loss": True}, TypeError, "chance_loss must be a real number"),
-        ({"train_loss": jnp.ones(3)}, ValueError, r"train_loss must be .*\(3,\)"),
+        ({"train_loss": "0.1"}, "train_loss must be a real number, got '0.1'"),
+        ({"train_loss": None}, "train_loss must be a real number, got None"),
+        ({"heldout_loss": 1j}, "heldout_loss must be a real number"),
+        ({"heldout_loss": [1.0]}, "heldout_loss must be a real number"),
+        ({"chance_loss": True}, "chance_loss must be a real number"),
+        ({"train_loss": jnp.ones(3)}, r"train_loss must be .*\(3,\)"),
     ],
 )
-def test_what_is_no_loss_is_refused(losses, error, message):
-    with pytest.raises(error, match=message):
+def test_an_invalid_loss_is_refused(losses, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         report(GAP.init(PARAMS), **losses)
 
 
 @pytest.mark.parametrize("name", ["share", "start"])
-@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, "half"])
-def test_what_is_no_share_is_refused(name, value):
+@pytest.mark.parametrize("value", [-0.1, np.nan, "half"])
+def test_an_invalid_share_is_refused(name, value):
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
         heldout_gap(**{name: value})
 

@@ -16,8 +16,8 @@ import pytest
 
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands.train import TrainSettings
-from smoothout_jax.experiments.commands.trained import load_checkpoint
 from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.trained_networks import load_checkpoint
 from smoothout_jax.experiments.training.checkpoints import steps_of
 from smoothout_jax.experiments.training.placement import Placement
 from smoothout_jax.experiments.training.task import Task
@@ -177,7 +177,7 @@ def test_parameters_and_examples_are_laid_over_the_mesh():
         network="f1", hidden_sizes=(16,), train_size=90, batch_size=40
     )
     task = Task(settings, Placement("data=4,model=2"))
-    images, labels = task.training_data
+    images, labels = task.arrays["train"]
     assert images.shape == (92, 8, 8, 1)
     assert images.addressable_shards[0].data.shape == (23, 8, 8, 1)
     assert labels.sharding.spec == jax.P("data")

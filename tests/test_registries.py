@@ -12,12 +12,12 @@ from flax import linen as nn
 
 import smoothout_jax
 from smoothout_jax.experiments import cli
-from smoothout_jax.experiments.commands.trained import load_checkpoint
 from smoothout_jax.experiments.data.datasets import DATA_SETS, Source
 from smoothout_jax.experiments.data.readers import Split
 from smoothout_jax.experiments.methods.table import METHODS, Method
 from smoothout_jax.experiments.models import MODELS, Model
 from smoothout_jax.experiments.options import InputError
+from smoothout_jax.experiments.trained_networks import load_checkpoint
 from smoothout_jax.experiments.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -116,9 +116,9 @@ ROOT = Path(smoothout_jax.__file__).parent
 # From the top of the staircase to its foot; what is on one step may not import upward.
 STEPS = (
     ("cli",),
-    ("commands",),
+    ("commands", "trained_networks"),
     ("reporting", "training"),
-    ("settings", "measures", "plans"),
+    ("settings", "plans"),
     ("methods",),
     ("regime", "models"),
     ("averaging", "convolutions", "data", "networks"),

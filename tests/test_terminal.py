@@ -37,7 +37,7 @@ def test_tables_of_any_number_of_columns_fit_a_terminal(number):
     assert text.count("In %") == 1
     assert "In %" in text.splitlines()[-1]
     tables = text.count("split AdaSmoothOut")
-    assert tables == text.count("params/Dense_0") == math.ceil(number / 4)
+    assert tables == text.count("params/Dense_0") == math.ceil(number / 3)
 
 
 def test_where_nobody_watches_progress_is_told_in_lines(monkeypatch, capsys):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smoothout_jax.experiments.commands import compare, evidence, trials
+from smoothout_jax.experiments.commands import evidence, trials
 from smoothout_jax.experiments.commands.unfinished import Unfinished
-from smoothout_jax.experiments.plans import EXPERIMENTS, TRIALS, Case, widened
+from smoothout_jax.experiments.plans import EXPERIMENTS, Case, widened
 
 CASE = Case(
     data="digits",
@@ -49,24 +49,6 @@ def test_trials_go_on_beyond_an_end(setting, strengths, low, expected):
     assert widened(setting, strengths, low) == expected
 
 
-@pytest.mark.parametrize("setting", TRIALS)
-@pytest.mark.parametrize("low", [False, True])
-def test_what_is_beyond_an_end_is_a_strength_too(setting, low):
-    strengths = TRIALS[setting]
-    for _ in range(trials.BEYOND):
-        beyond = widened(setting, strengths, low)
-        if beyond is None:
-            assert (setting, low) == ("shift", True)
-            return
-        assert isinstance(beyond, type(strengths[0]))
-        assert beyond > 0
-        strengths = tuple(sorted((*strengths, beyond)))
-        assert strengths[0 if low else -1] == beyond
-        assert len(set(strengths)) == len(strengths)
-        if setting in ("momentum", "ema_decay", "dropout", "label_smoothing"):
-            assert beyond < 1
-
-
 class FakeTask:
     """Settings, whose networks are what `FakeTrainer` made of them."""
 
@@ -92,6 +74,7 @@ def accuracies(monkeypatch):
             steps = 4
 
             def __init__(self, method, task, seeds, strengths=None):
+                self.task = task
                 self._found = [
                     (function(method.label, task.settings, strength, seed), seed)
                     for strength, seed in zip(
@@ -113,64 +96,41 @@ def accuracies(monkeypatch):
     return install
 
 
-def tried(method, case=CASE, plain=None, **changed):
+def tried(method, plain=None, case=CASE, **options):
     """The trials of one method alone."""
     settings = trials.case_settings(case, Path(), held_out=True)
-    task = FakeTask(dataclasses.replace(settings, **changed))
-    return trials._Trials(method, case, task, plain).run()
+    return trials.try_method(method, case, FakeTask(settings), plain, **options)
 
 
 def plain_at(accuracy):
     return {"accuracies": [[0.1, 0.1], [accuracy, accuracy]]}
 
 
-def test_trials_go_on_above_while_the_best_is_there(accuracies):
-    accuracies(lambda method, settings, strength, seed: 1 - abs(strength - 0.8))
-    found = tried("sam")
-    assert found["strengths"] == [0.1, 0.2, 0.4, 0.8, 1.6]
-    assert found["chosen"] == 0.8
-
-
-def test_trials_go_on_at_most_two_beyond(accuracies):
-    accuracies(lambda method, settings, strength, seed: strength / 10)
-    found = tried("sam")
-    assert found["strengths"] == [0.1, 0.2, 0.4, 0.8, 1.6]
-    assert found["chosen"] == 1.6
-    assert found["accuracies"] == [[each / 10] * 2 for each in found["strengths"]]
-    assert found["train_accuracies"][-1] == [0.08, 0.08]
-
-
-def test_trials_stay_within_where_the_best_is(accuracies):
-    accuracies(lambda method, settings, strength, seed: 1 - abs(strength - 0.2))
-    found = tried("sam")
-    assert (found["strengths"], found["chosen"]) == ([0.1, 0.2, 0.4], 0.2)
-
-
 @pytest.mark.parametrize(
-    ("sgd", "expected"),
-    [(0.85, [0.025, 0.05, 0.1, 0.2, 0.4]), (0.9, [0.1, 0.2, 0.4])],
+    ("method", "accuracy", "sgd", "expected", "chosen"),
+    [
+        # Above, while the best is there, but at most two beyond.
+        ("sam", lambda x: 1 - abs(x - 0.8), 0, [0.1, 0.2, 0.4, 0.8, 1.6], 0.8),
+        ("sam", lambda x: x / 10, 0, [0.1, 0.2, 0.4, 0.8, 1.6], 1.6),
+        ("sam", lambda x: 1 - abs(x - 0.2), 0, [0.1, 0.2, 0.4], 0.2),
+        # Below, only if it is better than SGD; learning rates in any case.
+        ("sam", lambda x: 1 - x, 0.85, [0.025, 0.05, 0.1, 0.2, 0.4], 0.025),
+        ("sam", lambda x: 1 - x, 0.9, [0.1, 0.2, 0.4], 0.1),
+        ("sgd", lambda x: 0.5 - x / 10, None, [1e-4, 1e-3, 0.01, 0.1, 1.0], 1e-4),
+        # Of equal ones, the weakest, but the largest learning rate.
+        ("sam", lambda x: 0.5 + 0.1 * (x > 0.1), 0.5, [0.1, 0.2, 0.4], 0.2),
+        ("sgd", lambda x: 0.6 - 0.1 * (x > 0.1), None, [0.01, 0.1, 1.0], 0.1),
+    ],
 )
-def test_trials_go_on_below_only_if_better_than_sgd(sgd, expected, accuracies):
-    accuracies(lambda method, settings, strength, seed: 1 - strength)
-    found = tried("sam", plain=plain_at(sgd))
+def test_trials_go_on_beyond_an_end_where_the_best_is(
+    method, accuracy, sgd, expected, chosen, accuracies
+):
+    accuracies(lambda method, settings, strength, seed: accuracy(strength))
+    found = tried(method, plain=None if sgd is None else plain_at(sgd))
     assert found["strengths"] == expected
-    assert found["chosen"] == expected[0]
-
-
-def test_learning_rates_go_on_below(accuracies):
-    """There is nothing that they must be better than."""
-    accuracies(lambda method, settings, strength, seed: 0.5 - strength / 10)
-    assert tried("sgd")["strengths"] == [0.0001, 0.001, 0.01, 0.1, 1.0]
-
-
-def test_of_equal_strengths_the_weakest_is_chosen(accuracies):
-    accuracies(lambda method, settings, strength, seed: 0.5 + 0.1 * (strength > 0.1))
-    assert tried("sam", plain=plain_at(0.5))["chosen"] == 0.2
-
-
-def test_of_equal_learning_rates_the_largest_is_chosen(accuracies):
-    accuracies(lambda method, settings, strength, seed: 0.6 - 0.1 * (strength > 0.1))
-    assert tried("sgd")["chosen"] == 0.1
+    assert found["chosen"] == chosen
+    assert found["accuracies"] == [[accuracy(each)] * 2 for each in expected]
+    assert found["train_accuracies"][0] == [accuracy(expected[0]) / 2] * 2
 
 
 def test_a_strength_that_diverges_from_a_seed_is_not_chosen(accuracies):
@@ -193,12 +153,8 @@ def test_each_strength_is_tried_from_the_seeds_of_trials(accuracies):
 @pytest.mark.parametrize("needed", [True, False])
 def test_where_the_rise_is_held_there_is_one_strength(needed, accuracies):
     seen = accuracies(lambda method, settings, strength, seed: 0.7)
-    case = dataclasses.replace(
-        CASE, holds_rise=True, methods=("sgd", "adasmoothout", "adasmoothout-fixed")
-    )
-    settings = trials.case_settings(case, Path(), held_out=True)
-    held = trials._Trials("adasmoothout", case, FakeTask(settings))
-    found = held.run(needed=needed)
+    case = dataclasses.replace(CASE, holds_rise=True)
+    found = tried("adasmoothout", case=case, needed=needed)
     assert (found["strengths"], found["chosen"]) == ([0.15], 0.15)
     assert found["accuracies"] == ([[0.7, 0.7]] if needed else [])
     assert len(seen) == needed
@@ -206,11 +162,9 @@ def test_where_the_rise_is_held_there_is_one_strength(needed, accuracies):
 
 def test_rises_are_tried_where_they_are_planned(accuracies):
     accuracies(lambda method, settings, rise, seed: 0.9 - abs(np.log(rise / 1.1)))
-    case = dataclasses.replace(
-        CASE, holds_rise=True, trials=CASE.trials | {"loss_rise": (0.1, 0.3, 1.0)}
-    )
-    settings = trials.case_settings(case, Path(), held_out=True)
-    found = trials._Trials("adasmoothout", case, FakeTask(settings)).run()
+    planned = CASE.trials | {"loss_rise": (0.1, 0.3, 1.0)}
+    case = dataclasses.replace(CASE, holds_rise=True, trials=planned)
+    found = tried("adasmoothout", case=case)
     assert found["strengths"] == [0.1, 0.3, 1.0, 3.3]
     assert found["chosen"] == 1.0
 
@@ -252,20 +206,8 @@ def test_methods_try_sgd_s_best_learning_rate_and_the_default(accuracies, kept):
         assert settings.validation_size == 20
 
 
-def test_the_default_learning_rate_is_tried_once(accuracies, kept):
-    accuracies(by_rate(best=0.1))
-    found = trials.try_strengths(CASE, Path(), kept)
-    assert [len(found[name]["at_each_learning_rate"]) for name in ("sam", "msam")] == [
-        1,
-        1,
-    ]
-
-
 def test_of_two_equal_learning_rates_methods_take_sgd_s(accuracies, kept):
-    def accuracy(method, settings, strength, seed):
-        return strength if method == "SGD" else 0.5
-
-    accuracies(accuracy)
+    accuracies(lambda method, _, strength, seed: strength if method == "SGD" else 0.5)
     found = trials.try_strengths(CASE, Path(), kept)
     assert found["sam"]["learning_rate"] == found["sgd"]["chosen"] == 100.0
 
@@ -323,16 +265,15 @@ def test_a_recipe_is_tried_by_sgd_and_shared_by_all(accuracies, kept):
     assert others == [(1.0, 1e-2), (0.1, 1e-2)] * 2
 
 
-def test_a_recipe_s_trials_go_on_below_only_if_it_helps(accuracies, kept):
+def test_a_recipe_is_tried_below_its_grid_only_if_it_helps(accuracies, kept):
     def accuracy(method, settings, strength, seed):
         if method == "SGD" and strength is None:
             return 0.9 - settings.weight_decay
         return by_rate(best=1.0)(method, settings, strength, seed)
 
     accuracies(accuracy)
-    found = trials.try_strengths(RECIPE_CASE, Path(), kept)
-    assert found["recipe"]["strengths"] == [1e-3, 1e-2]
-    assert found["recipe"]["chosen"] == 1e-3
+    found = trials.try_strengths(RECIPE_CASE, Path(), kept)["recipe"]
+    assert (found["strengths"], found["chosen"]) == ([1e-3, 1e-2], 1e-3)
 
 
 def test_methods_must_be_better_than_sgd_with_the_recipe(accuracies, kept):
@@ -372,41 +313,6 @@ def test_methods_are_compared_with_the_rates_strengths_and_recipe_chosen(
         assert each.validation_size == 0
     assert halved.equal_gradients
     assert halved.methods == ("sgd", "sam")
-
-
-def test_comparisons_take_a_learning_rate_for_each_method(monkeypatch):
-    class TrainingError(Exception):
-        """Ends the comparison where training would begin."""
-
-    found = {}
-
-    class FakeTrainer:
-        def __init__(self, method, task, seeds, strengths, steps):
-            del seeds, steps
-            rate = task.settings.learning_rate
-            found[method.label] = rate, strengths, task.data
-
-    def train(trainers, kept):
-        raise TrainingError
-
-    monkeypatch.setattr(compare, "train_in_turns", train)
-    monkeypatch.setattr(compare, "Trainer", FakeTrainer)
-    monkeypatch.setattr(compare, "Task", FakeComparedTask)
-    monkeypatch.setattr(compare, "whole", lambda settings: "the data")
-    settings = compare.CompareSettings(
-        methods=("sam", "msam"), learning_rate=0.5, seeds=2
-    )
-    with pytest.raises(TrainingError):
-        compare.compare(settings, {"sam": 0.7}, {"sam": 0.1})
-    assert found == {
-        "SGD": (0.5, None, "the data"),
-        "SAM": (0.1, [0.7, 0.7], "the data"),
-        "MSAM": (0.5, None, "the data"),
-    }
-
-
-class FakeComparedTask(FakeTask):
-    steps = 4
 
 
 def test_images_that_a_comparison_watches_are_those_of_its_trials():

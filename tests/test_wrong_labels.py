@@ -22,15 +22,17 @@ def labelled(*counts, test=(0,)):
     ("fraction", "expected"), [(0.3, [3, 6, 9, 12]), (0.95, [10, 19, 28, 38])]
 )
 def test_as_many_labels_of_each_class_become_wrong(kind, fraction, expected):
-    """Which also means that none becomes the class it was."""
+    """The same each time; so none becomes the class it was."""
     data = labelled(10, 20, 30, 40)
-    changed = with_wrong_labels(data, fraction, kind)
+    changed, again = (with_wrong_labels(data, fraction, kind) for _ in range(2))
     wrong = changed.train_labels != data.train_labels
     np.testing.assert_array_equal(np.bincount(data.train_labels[wrong]), expected)
     assert set(changed.train_labels) <= {0, 1, 2, 3}
     assert changed.train_labels.dtype == np.int32
     np.testing.assert_array_equal(changed.true_labels, data.train_labels)
     np.testing.assert_array_equal(changed.train_images, data.train_images)
+    np.testing.assert_array_equal(changed.train_labels, again.train_labels)
+    assert with_wrong_labels(data, 0.0, kind) is data
 
 
 def test_symmetric_wrong_labels_are_any_other_class_alike():
@@ -58,13 +60,6 @@ def test_classes_are_counted_with_those_of_the_test_images():
     data = labelled(10, 10, test=(0, 1, 2))
     changed = with_wrong_labels(data, 0.5, "pair").train_labels
     assert set(changed[data.train_labels == 1]) == {1, 2}
-
-
-def test_wrong_labels_are_the_same_each_time():
-    data = labelled(50, 50, 50)
-    first, again = (with_wrong_labels(data, 0.4, "symmetric")[1] for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    assert with_wrong_labels(data, 0.0, "pair") is data
 
 
 SPLIT = {"train_size": 400, "validation_size": 100, "watch_size": 100}
@@ -102,14 +97,10 @@ def test_held_out_and_watched_labels_are_wrong_in_the_same_proportion(
     ):
         wrong = labels != true_of(images, true_label)
         assert wrong.mean() == pytest.approx(0.4, abs=0.08)
-    parts = split.train_labels, split.test_labels, split.watched.labels
-    assert [len(each) for each in parts] == [200, 100, 100]
-
-
-def test_true_labels_go_with_their_images(split, true_label):
     expected = true_of(split.train_images, true_label)
     np.testing.assert_array_equal(split.true_labels, expected)
-    assert (split.train_labels != expected).mean() == pytest.approx(0.4, abs=0.08)
+    parts = split.train_labels, split.test_labels, split.watched.labels
+    assert [len(each) for each in parts] == [200, 100, 100]
 
 
 def test_test_labels_stay_right(whole):
@@ -138,13 +129,7 @@ def test_watched_images_are_taken_out_of_the_training_images(whole):
     ]
     assert [len(part) for part in parts] == [200, 100, 100]
     assert set.union(*parts) == images(whole.train_images)
-    alone = prepare(DataSettings(train_size=400, watch_size=100))
-    np.testing.assert_array_equal(alone.test_images, whole.test_images)
-    watched, trained = images(alone.watched.images), images(alone.train_images)
-    assert watched | trained == images(whole.train_images)
-    assert not watched & trained
-    assert not watched & images(whole.test_images)
-    assert np.ptp(np.bincount(alone.watched.labels)) <= 2
+    assert np.ptp(np.bincount(data.watched.labels)) <= 2
 
 
 def test_watched_labels_go_with_their_images(whole, true_label):
@@ -165,14 +150,8 @@ def test_images_held_out_must_leave_some(name):
         ("--label-noise 1", "label_noise must be in [0, 1), got 1.0"),
         ("--label-noise -0.1", "label_noise must be in [0, 1), got -0.1"),
         ("--label-noise nan", "label_noise must be in [0, 1), got nan"),
-        ("--label-noise-kind some", "argument --label-noise-kind: invalid choice"),
         ("--watch-size -1", "watch_size must be at least 0, got -1"),
         ("--watch-size 5", "watch_size=5 must leave at least 10 of 500 training"),
-        ("--watch-size 495", "watch_size=495 must leave at least 10 of 500 training"),
-        (
-            "--validation-size 450 --watch-size 45",
-            "watch_size=45 must leave at least 10 of 50 training images",
-        ),
         (
             "--validation-size 200 --watch-size 250",
             "batch_size=100 is larger than train_size=500 less validation_size=200 less"
@@ -181,12 +160,8 @@ def test_images_held_out_must_leave_some(name):
         ("--label-smoothing 1", "label_smoothing must be in [0, 1), got 1.0"),
         ("--ema-decay 1", "ema_decay must be in [0, 1), got 1.0"),
         ("--dropout 1", "dropout must be in [0, 1), got 1.0"),
-        ("--dropout nan", "dropout must be in [0, 1), got nan"),
-        (
-            "--network resnet --dropout 0.1",
-            "dropout does not apply to resnet",
-        ),
+        ("--network resnet --dropout 0.1", "dropout does not apply to resnet"),
     ],
 )
-def test_bad_values_are_told_by_name(options, message, monkeypatch, capsys):
+def test_bad_values_are_refused_by_name(options, message, monkeypatch, capsys):
     assert message in untrained(monkeypatch, capsys, "train", *options.split())

@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
@@ -17,7 +17,6 @@ from smoothout_jax.experiments.networks import (
     Norm,
     ResNet,
     ViT,
-    WideResNet,
 )
 from smoothout_jax.experiments.options import InputError, Settings, option
 
@@ -55,16 +54,7 @@ class Model(NamedTuple):
     least: int = 1
 
     def check_images(self, name: str, shape: tuple[int, ...], data: str) -> None:
-        """Requires a shape of images, (…, channels), that the network accepts.
-
-        Args:
-            name: the network's name.
-            shape: shape of one image.
-            data: name of the data set.
-
-        Raises:
-            InputError: if it does not accept it.
-        """
+        """Requires a shape of images, (…, channels), that the network accepts."""
         dimensions = len(shape) - 1
         if self.dimensions is not None and dimensions not in self.dimensions:
             accepted = " or ".join(map(str, self.dimensions))
@@ -83,14 +73,18 @@ class Model(NamedTuple):
 MODELS = {
     "mlp": Model(
         "a multilayer perceptron",
-        lambda settings, classes, norm, drop: MLP(settings.sizes, classes, drop=drop),
+        lambda settings, classes, norm, drop: MLP(
+            settings.chosen("hidden_sizes"), classes, drop=drop
+        ),
         drops=True,
         convolves=False,
         hidden_sizes=(100, 100),
     ),
     "f1": Model(
         "the paper's F1, with BatchNorm",
-        lambda settings, classes, norm, drop: MLP(settings.sizes, classes, norm, drop),
+        lambda settings, classes, norm, drop: MLP(
+            settings.chosen("hidden_sizes"), classes, norm, drop
+        ),
         drops=True,
         convolves=False,
         hidden_sizes=(512,) * 5,
@@ -98,7 +92,7 @@ MODELS = {
     "cnet": Model(
         "the shallow convolutional C net",
         lambda settings, classes, norm, drop: CNet(
-            settings.channels, classes, norm, drop
+            settings.chosen("width"), classes, norm, drop
         ),
         drops=True,
         width=64,
@@ -108,7 +102,7 @@ MODELS = {
     "resnet": Model(
         "a residual network",
         lambda settings, classes, norm, drop: ResNet(
-            settings.layers, classes, norm, settings.channels
+            settings.chosen("depth"), classes, norm, settings.chosen("width")
         ),
         depth=44,
         depth_form="6n + 2",
@@ -118,27 +112,17 @@ MODELS = {
     "resnet18": Model(
         "ResNet-18, for small images",
         lambda settings, classes, norm, drop: ResNet(
-            settings.layers, classes, norm, settings.channels, stages=4
+            settings.chosen("depth"), classes, norm, settings.chosen("width"), stages=4
         ),
         depth=18,
         depth_form="8n + 2",
         width=64,
         dimensions=(2,),
     ),
-    "wide-resnet": Model(
-        "a wide residual network",
-        lambda settings, classes, norm, drop: WideResNet(
-            settings.layers, settings.channels, classes, norm
-        ),
-        depth=28,
-        depth_form="6n + 4",
-        width=160,
-        dimensions=(2,),
-    ),
     "vit": Model(
         "a vision transformer, of sequences too",
         lambda settings, classes, norm, drop: ViT(
-            settings.layers, settings.channels, classes
+            settings.chosen("depth"), settings.chosen("width"), classes
         ),
         convolves=False,
         depth=6,
@@ -150,7 +134,7 @@ MODELS = {
 
 
 def _defaults(name: str) -> str:
-    """The defaults of a size, by network, as help texts tell them."""
+    """The defaults of a size, by network, for a help text."""
     texts = []
     for network, model in MODELS.items():
         size = getattr(model, name)
@@ -164,11 +148,7 @@ def _defaults(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
-    """Settings that choose the network.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings that choose the network."""
 
     network: str = option(
         "mlp",
@@ -186,7 +166,6 @@ class ModelSettings(Settings):
         "channels of the first stage, or size of the embedding; by default"
         f" {_defaults('width')}",
     )
-
     dropout: float = option(
         0.0,
         "probability with which a hidden unit is dropped in a step of training; in"
@@ -202,10 +181,9 @@ class ModelSettings(Settings):
             raise ValueError(f"dropout does not apply to {self.network}")
         for size in self.hidden_sizes:
             _checks.count(hidden_sizes=size)
-        model = self.model
         for name in ("hidden_sizes", "depth", "width"):
-            if getattr(self, name) and not getattr(model, name):
-                instead = ": give hidden_sizes" if model.hidden_sizes else ""
+            if getattr(self, name) and not getattr(self.model, name):
+                instead = ": give hidden_sizes" if self.model.hidden_sizes else ""
                 raise ValueError(f"{name} does not apply to {self.network}{instead}")
 
     @property
@@ -213,17 +191,6 @@ class ModelSettings(Settings):
         """The network's row in the table."""
         return MODELS[self.network]
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Widths of the hidden layers, by default the network's."""
-        return self.hidden_sizes or self.model.hidden_sizes
-
-    @property
-    def layers(self) -> int:
-        """Number of layers, by default the network's."""
-        return self.depth or self.model.depth or 0
-
-    @property
-    def channels(self) -> int:
-        """Number of channels, by default the network's."""
-        return self.width or self.model.width or 0
+    def chosen(self, name: str) -> Any:
+        """A size, by its name, or the network's default."""
+        return getattr(self, name) or getattr(self.model, name) or 0

@@ -23,9 +23,6 @@ def max_pool(images: jax.Array) -> jax.Array:
     """Max-pooling by 2 along every axis, as `nn.max_pool`, but quicker on CPU.
 
     The gradient of Flax's searches each window for its maximum once more.
-
-    Args:
-        images: (images, sizes…, channels); the last of an odd size is left out.
     """
     for axis in range(images.ndim - 2, 0, -1):
         even, before = images.shape[axis] // 2 * 2, (slice(None),) * axis
@@ -37,13 +34,8 @@ def max_pool(images: jax.Array) -> jax.Array:
 class MLP(nn.Module):
     """A multilayer perceptron with ReLU units.
 
-    With five hidden layers of 512 and BatchNorm it is F1 of the large-batch literature.
-
-    Attributes:
-        hidden_sizes: widths of the hidden layers.
-        num_classes: number of logits.
-        norm: makes the normalisation before each ReLU, if any.
-        drop: what follows each ReLU, such as dropout.
+    `norm` comes before each ReLU and `drop` follows it. With five hidden layers of 512
+    and BatchNorm it is F1 of the large-batch literature.
 
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
@@ -71,13 +63,6 @@ class CNet(nn.Module):
     Two convolutions of width 5, each with normalisation, ReLU and max-pooling by 2, and
     two hidden layers with six and three times as many units as channels.
 
-    Attributes:
-        channels: channels of the convolutions.
-        num_classes: number of logits.
-        norm: makes a normalisation layer.
-        drop: what follows the ReLU of each hidden layer, such as dropout.
-        convolve: the convolution, for Flax.
-
     Reference:
         Keskar et al., `On Large-Batch Training for Deep Learning
         <https://arxiv.org/abs/1609.04836>`_, 2016: C1.
@@ -102,20 +87,16 @@ class CNet(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
+def _conv(convolve: Convolve) -> Callable[..., nn.Conv]:
+    return functools.partial(nn.Conv, use_bias=False, conv_general_dilated=convolve)
+
+
 class ResNet(nn.Module):
-    """The residual network for small images, of depth 6n + 2, or 8n + 2.
+    """The residual network for small images: depth 6n + 2, or 8n + 2 in four stages.
 
     Stages of n blocks, each with twice the channels of the one before; shortcuts that
     change the shape are 1×1 convolutions. With four stages from 64 channels and a depth
     of 18 it is ResNet-18 as it is used for small images.
-
-    Attributes:
-        depth: number of weight layers, 6n + 2: 20, 32, 44, …
-        num_classes: number of logits.
-        norm: makes a normalisation layer.
-        channels: channels of the first stage.
-        stages: number of stages; with four, the depth is 8n + 2.
-        convolve: the convolution, for Flax.
 
     Reference:
         He et al., `Deep Residual Learning for Image Recognition
@@ -156,67 +137,10 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
-class WideResNet(nn.Module):
-    """The wide residual network for small images, of depth 6n + 4.
-
-    Like `ResNet`, but it normalises before each convolution, and its first convolution
-    has 16 channels.
-
-    Attributes:
-        depth: number of weight layers, 6n + 4: 16, 22, 28, …
-        channels: channels of the first stage: 16 times the widening factor.
-        num_classes: number of logits.
-        norm: makes a normalisation layer.
-        convolve: the convolution, for Flax.
-
-    Reference:
-        Zagoruyko and Komodakis, `Wide Residual Networks
-        <https://arxiv.org/abs/1605.07146>`_, 2016, without dropout.
-    """
-
-    depth: int
-    channels: int
-    num_classes: int
-    norm: Norm
-    convolve: Convolve = lax.conv_general_dilated
-
-    def __post_init__(self):
-        """Checks that the depth is 6n + 4."""
-        super().__post_init__()
-        if self.depth < 10 or self.depth % 6 != 4:
-            raise ValueError(f"depth must be 6n + 4, such as 28; got {self.depth}")
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits of images (images, height, width, channels)."""
-        conv = _conv(self.convolve)
-        x = conv(16, (3, 3))(images)
-        for stage in range(3):
-            channels = self.channels * 2**stage
-            for block in range((self.depth - 4) // 6):
-                strides = 2 if stage and not block else 1
-                y = nn.relu(self.norm()(x))
-                if not block:
-                    x = conv(channels, (1, 1), strides)(y)
-                y = nn.relu(self.norm()(conv(channels, (3, 3), strides)(y)))
-                x = x + conv(channels, (3, 3))(y)
-        x = nn.relu(self.norm()(x))
-        return nn.Dense(self.num_classes)(x.mean((1, 2)))
-
-
-def _conv(convolve: Convolve) -> Callable[..., nn.Conv]:
-    return functools.partial(nn.Conv, use_bias=False, conv_general_dilated=convolve)
-
-
 class ViT(nn.Module):
     """A small transformer: three heads, mean over positions.
 
     Tokens are patches of 4 × 4, or the positions of a sequence.
-
-    Attributes:
-        depth: number of blocks.
-        channels: size of the embedding, a multiple of 3.
-        num_classes: number of logits.
 
     Reference:
         Dosovitskiy et al., `An Image is Worth 16x16 Words
@@ -255,13 +179,6 @@ def _patches(images: jax.Array) -> jax.Array:
 
 class Transformer(nn.Module):
     """A decoder of text, of GPT-2 small's shape by default: 124 M parameters.
-
-    Attributes:
-        vocabulary: number of tokens.
-        width: size of the embedding.
-        layers: number of blocks.
-        heads: attention heads in each.
-        length: largest number of positions.
 
     Reference:
         Radford et al., `Language Models are Unsupervised Multitask Learners

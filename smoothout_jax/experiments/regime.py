@@ -11,16 +11,13 @@ from smoothout_jax import _checks
 from smoothout_jax.experiments.averaging import averaging
 from smoothout_jax.experiments.options import Settings, check_not_negative, option
 
+Traced = jax.typing.ArrayLike
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegimeSettings(Settings):
-    """Settings of the regime.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings of the regime."""
 
     steps: int | None = option(
         None, "updates of the parameters; 1000 unless epochs are given"
@@ -29,15 +26,6 @@ class RegimeSettings(Settings):
         None, "passes over the training images, instead of steps"
     )
     batch_size: int = option(100, "training images in each batch")
-    base_batch_size: int | None = option(
-        None, "batch size b that the learning rate and epochs are meant for"
-    )
-    learning_rate_rule: Literal["none", "sqrt", "linear"] = option(
-        "none", "what multiplies the learning rate at batch size B: sqrt(B/b), or B/b"
-    )
-    adapt_epochs: bool = option(
-        False, "multiply the epochs by B/b, so that every batch size takes equal steps"
-    )
     optimizer: Literal["sgd", "adam", "adamw"] = option(
         "sgd", "optimizer that every method is built on; sgd has momentum"
     )
@@ -87,51 +75,34 @@ class RegimeSettings(Settings):
             )
         if self.steps is None and self.epochs is None:
             self._set(steps=1000)
-        _checks.count(**self._given("steps", "batch_size", "base_batch_size"))
-        _checks.nonnegative(**self._given("weight_decay"))
+        _checks.count(**self._given("steps", "batch_size"))
+        _checks.nonnegative(weight_decay=self.weight_decay)
         _checks.positive(**self._given("learning_rate", "epochs", "clip_norm"))
         check_not_negative(shift=self.shift)
-        for name, value in self._given("steps").items():
-            if value >= 2**31:
-                raise ValueError(f"{name} must be below 2³¹, got {value}")
-        for name, values in (
-            ("momentum", (self.momentum,)),
-            ("warmup", (self.warmup,)),
-            ("label_smoothing", (self.label_smoothing,)),
-            ("ema_decay", self._given("ema_decay").values()),
-            ("milestones", self.milestones),
-        ):
-            for value in values:
-                if not 0 <= value < 1:
-                    raise ValueError(f"{name} must be in [0, 1), got {value}")
-        adapted = self.learning_rate_rule != "none" or self.adapt_epochs
-        if adapted and self.base_batch_size is None:
-            raise ValueError(
-                "learning_rate_rule and adapt_epochs need base_batch_size, the batch"
-                " size that the learning rate and epochs are meant for"
-            )
-        if self.adapt_epochs and self.epochs is None:
-            raise ValueError("adapt_epochs needs epochs")
+        if (self.steps or 0) >= 2**31:
+            raise ValueError(f"steps must be below 2³¹, got {self.steps}")
+        fractions = self._given("momentum", "warmup", "label_smoothing", "ema_decay")
+        for name, value in [
+            *fractions.items(),
+            *(("milestones", each) for each in self.milestones),
+        ]:
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate, adapted to the batch size by its rule."""
-        ratio = self.batch_size / (self.base_batch_size or self.batch_size)
-        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.learning_rate_rule]
-        return (self.learning_rate or 0.0) * ratio**power
+        """The learning rate, which is a number once the settings are made."""
+        return self.learning_rate or 0.0
 
     def num_steps(self, num_images: int) -> int:
         """Updates in the whole of training on `num_images` images."""
         if self.steps is not None:
             return self.steps
-        epochs = self.epochs or 1.0
-        if self.adapt_epochs:
-            epochs *= self.batch_size / (self.base_batch_size or 1)
-        return max(1, round(epochs * (num_images // self.batch_size)))
+        return max(1, round((self.epochs or 1.0) * (num_images // self.batch_size)))
 
 
 def learning_rate_schedule(
-    settings: RegimeSettings, peak: jax.typing.ArrayLike, steps: int
+    settings: RegimeSettings, peak: Traced, steps: int
 ) -> optax.Schedule:
     """The learning rate as a function of the step; its peak may be traced."""
     if settings.schedule == "cosine":
@@ -148,13 +119,7 @@ def learning_rate_schedule(
 def make_optimizer(
     settings: RegimeSettings, steps: int, **changed: Any
 ) -> optax.GradientTransformation:
-    """The optimizer that every method is built on: gradient rule, then update rule.
-
-    Args:
-        settings: the settings.
-        steps: updates in the whole of training.
-        **changed: arguments of `update_rule`.
-    """
+    """The optimizer that every method is built on; `changed` as of `update_rule`."""
     return optax.chain(gradient_rule(settings), update_rule(settings, steps, **changed))
 
 
@@ -171,9 +136,9 @@ def update_rule(
     settings: RegimeSettings,
     steps: int,
     *,
-    peak: jax.typing.ArrayLike | None = None,
-    momentum: jax.typing.ArrayLike | None = None,
-    ema_decay: jax.typing.ArrayLike | None = None,
+    peak: Traced | None = None,
+    momentum: Traced | None = None,
+    ema_decay: Traced | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """The step along that gradient, with the weight decay of adamw, and the averaging.
@@ -181,10 +146,9 @@ def update_rule(
     Args:
         settings: the settings.
         steps: updates in the whole of training.
-        peak: the peak learning rate; this and the next two may be traced, and are by
-            default those of the settings.
-        momentum: the momentum.
-        ema_decay: the decay of the mean of the weights.
+        peak: the peak learning rate, if not that of the settings.
+        momentum: the momentum, likewise.
+        ema_decay: the decay of the mean of the weights, likewise.
         nesterov: whether the momentum is Nesterov's.
     """
     peak = settings.peak_learning_rate if peak is None else peak
@@ -207,13 +171,7 @@ def update_rule(
 
 
 def augment(settings: RegimeSettings, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Moves each image by some pixels, padding with zeros, and mirrors some.
-
-    Args:
-        settings: the settings `shift` and `flip`.
-        key: PRNG key.
-        images: (images, height, width, channels).
-    """
+    """Moves each image by some pixels, padding with zeros, and mirrors some."""
     if not (settings.shift or settings.flip):
         return images
     shift_key, flip_key = jax.random.split(key)

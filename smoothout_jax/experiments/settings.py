@@ -20,12 +20,6 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
 
-    statistics: Literal["re-estimated", "running"] = option(
-        "re-estimated",
-        "BatchNorm statistics that networks are evaluated with: re-estimated at the"
-        " clean weights, or the running ones of training",
-    )
-
     precision: Literal["float32", "bfloat16"] = option(
         "float32",
         "what gradients are computed in; weights and what is evaluated are float32",

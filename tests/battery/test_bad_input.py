@@ -104,7 +104,6 @@ def test_idx_test_images_of_another_size_are_told(tmp_path, capsys):
 SIZES = {
     "cnet": {"width": 2},
     "resnet": {"depth": 8, "width": 2},
-    "wide-resnet": {"depth": 10, "width": 2},
     "vit": {"depth": 1, "width": 6},
     "f1": {"hidden_sizes": (4,)},
 }

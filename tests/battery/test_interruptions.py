@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from command_line import (
     checked,
-    ends_as_interrupted,
     refused,
     run,
     spied,
@@ -25,7 +24,6 @@ from command_line import (
     words_of,
 )
 
-from smoothout_jax import landscape
 from smoothout_jax.experiments import folders
 from smoothout_jax.experiments.commands import COMMANDS, sharpness
 from smoothout_jax.experiments.training import comparison
@@ -245,7 +243,7 @@ def test_an_interrupted_comparison_is_continued(interrupted, tmp_path, monkeypat
 @pytest.mark.slow
 def test_interrupted_measures_are_continued(interrupted, checkpoint, data, monkeypatch):
     folder, told = interrupted
-    assert "1 of 2 networks are measured" in told["sharpness", "work"][0]
+    assert "networks that were measured are kept" in told["sharpness", "work"][0]
     calls = spied(monkeypatch, sharpness, "_measure")
     output = folder / "sharpness-work"
     run(*words_of("sharpness", checkpoint, data), output=output)
@@ -256,43 +254,11 @@ def test_interrupted_measures_are_continued(interrupted, checkpoint, data, monke
 
 
 @pytest.mark.slow
-def test_interrupted_landscapes_and_evidence_are_continued(
-    interrupted, checkpoint, data, monkeypatch
-):
+def test_interrupted_evidence_is_continued(interrupted):
     folder, told = interrupted
-    assert "the points that were done are kept" in told["landscape", "work"][0]
-    output = folder / "landscape-work"
-    with np.load(output / "surface-sgd.npz") as arrays:
-        assert 0 < arrays["done"].sum() < 41**2
-    assert "the trials of 1 methods" in told["evidence", "work"][0]
+    assert "trials that are done are kept" in told["evidence", "work"][0]
     output = folder / "evidence-work"
     assert strict((output / "unfinished.json").read_text())["results"]["sgd"]
-
-
-def test_landscapes_that_are_continued_have_the_same_bits(
-    checkpoint, data, tmp_path, monkeypatch, capsys
-):
-    """Interrupted in the middle, and in the middle of the rest."""
-    words = ["landscape", checkpoint, "--points", 4, "--data-dir", data]
-    run(*words, output=tmp_path / "whole")
-    whole = dict(np.load(tmp_path / "whole" / "surface-sgd.npz"))
-    assert whole["done"].size == 16
-    counts = []
-    for call, done in ((5, 4), (8, 10), (None, 16)):
-        with monkeypatch.context() as patched:
-            calls = spied(patched, landscape._Evaluator, "__call__", call)
-            if call:
-                ends_as_interrupted(capsys, words, tmp_path / "parts")
-            else:
-                run(*words, output=tmp_path / "parts")
-        parts = dict(np.load(tmp_path / "parts" / "surface-sgd.npz"))
-        assert parts["done"].sum() == done
-        counts.append(len(calls))
-    # The first point is evaluated each time, to tell another landscape.
-    assert counts == [5, 8, 7]
-    assert parts.keys() == whole.keys()
-    for name, array in whole.items():
-        np.testing.assert_array_equal(parts[name], array)
 
 
 # A command that fails, and is interrupted while it does, twice.

@@ -8,36 +8,34 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from smoothout_jax import _checks
-from smoothout_jax._extras import progress
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
-from smoothout_jax.experiments.commands.compared import (
-    DIRECTIONS,
-    Results,
-    summary,
-    write,
-)
-from smoothout_jax.experiments.commands.table import table
 from smoothout_jax.experiments.data.datasets import held_out_for_gap, whole
 from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
 from smoothout_jax.experiments.options import option
+from smoothout_jax.experiments.reporting.comparison import (
+    DIRECTIONS,
+    Results,
+    table,
+    write,
+)
 from smoothout_jax.experiments.settings import SharedSettings
-from smoothout_jax.experiments.training.comparison import Measurement, train_in_turns
-from smoothout_jax.experiments.training.guessing import Guessing
+from smoothout_jax.experiments.training.comparison import train_in_turns
 from smoothout_jax.experiments.training.kept import KeptTraining
+from smoothout_jax.experiments.training.outcome import Guessing, measure_outcomes
+from smoothout_jax.experiments.training.state import stack
 from smoothout_jax.experiments.training.task import Task
-from smoothout_jax.experiments.training.trainer import Trainer, stack
+from smoothout_jax.experiments.training.trainer import Trainer
 
-__all__ = ["CompareSettings", "Results", "compare", "run", "summary", "table", "write"]
+ADVICE = (
+    "interrupted: the last minute or so of training is lost; to continue, run the same"
+    " command again"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareSettings(SharedSettings):
-    """Settings of `smoothout compare`.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings of `smoothout compare`."""
 
     command: ClassVar[str] = "compare"
 
@@ -98,11 +96,7 @@ class CompareSettings(SharedSettings):
     @property
     def title(self) -> str:
         """Data, network, batch size, length and seeds."""
-        length = (
-            f"{self.steps} steps"
-            if self.steps is not None
-            else f"{self.epochs:g} epochs"
-        )
+        length = f"{self.steps} steps" if self.steps else f"{self.epochs:g} epochs"
         return (
             f"{self.data}, {self.network}, batches of {self.batch_size}, {length},"
             f" {self.seeds} seeds"
@@ -124,46 +118,45 @@ def compare(
 ) -> Results:
     """Trains every method from every seed, and measures what they reached.
 
-    Args:
-        settings: the settings.
-        strengths: strengths of methods, by name, instead of those of the settings.
-        learning_rates: their learning rates, likewise.
-        curves: whether to measure the loss along lines too, which takes longest.
+    `strengths` and `learning_rates`, by method, override those of the settings.
+    `curves` adds the loss along random lines, which takes longest to measure.
     """
     strengths, rates = strengths or {}, learning_rates or {}
     data = whole(settings)
     heldout = held_out_for_gap(data, settings)
 
     @functools.cache
-    def task_at(rate: float, whole: bool) -> Task:
+    def task_at(rate: float, all_images: bool) -> Task:
         changed = dataclasses.replace(settings, learning_rate=rate)
-        return Task(changed, data=data if whole else heldout)
+        return Task(changed, data=data if all_images else heldout)
 
-    def trainer(name: str, whole: bool, strengths: Any, steps: int) -> Trainer:
-        task = task_at(rates.get(name, settings.learning_rate), whole)
+    def trainer(name: str, all_images: bool, strengths: Any) -> Trainer:
+        task = task_at(rates.get(name, settings.learning_rate), all_images)
+        slower = METHODS[name].gradients if settings.equal_gradients else 1
+        whole_length = task_at(settings.learning_rate, settings.retrain).steps
+        steps = max(1, whole_length // slower)
         return Trainer(METHODS[name], task, settings.all_seeds, strengths, steps)
 
-    task, trainers = task_at(settings.learning_rate, settings.retrain), {}
+    trainers = {}
     for name in settings.methods:
-        steps = _num_steps(settings, task, name)
         given = [strengths[name]] * settings.seeds if name in strengths else None
         if settings.retrain and METHODS[name].follows_gap(settings):
-            first = trainer(name, False, given, steps)
-            given = train_in_turns({name: first})[name].loss_rise_target
-        trainers[name] = trainer(name, settings.retrain, given, steps)
+            first = trainer(name, False, given)
+            given = train_in_turns({name: first})[name].noise["loss_rise_target"]
+        trainers[name] = trainer(name, settings.retrain, given)
     asked = [settings.to_json(), dict(strengths), dict(rates)]
     kept = KeptTraining(settings.output, json.loads(json.dumps(asked)))
-    interruptions.advise(lambda: _interrupted(settings.output, bool(kept)))
+    interruptions.advise(ADVICE)
     training = train_in_turns(trainers, kept)
     networks = {name: trainer.networks() for name, trainer in trainers.items()}
-    measure = Measurement(
+    task = task_at(settings.learning_rate, settings.retrain)
+    outcomes = measure_outcomes(
         task,
-        settings.noise_radius,
-        settings.noise_samples,
-        DIRECTIONS if curves else 0,
+        networks,
+        noise_radius=settings.noise_radius,
+        noise_samples=settings.noise_samples,
+        directions=DIRECTIONS if curves else 0,
     )
-    with progress("measuring", total=len(networks) * settings.seeds) as bar:
-        outcomes = {name: measure(each, bar) for name, each in networks.items()}
     return Results(
         settings=settings,
         networks={name: stack(each) for name, each in networks.items()},
@@ -171,18 +164,3 @@ def compare(
         training=training,
         guessing=Guessing.on(task),
     )
-
-
-def _interrupted(output: Path, kept: bool) -> str:
-    if not kept:
-        return "interrupted: nothing was done yet"
-    return (
-        f"interrupted: training is kept in {output}, as far as it got; to continue, run"
-        " the same command again"
-    )
-
-
-def _num_steps(settings: CompareSettings, task: Task, method: str) -> int:
-    if not settings.equal_gradients:
-        return task.steps
-    return max(1, task.steps // METHODS[method].gradients)

@@ -6,20 +6,15 @@ they chose, on the test images, which played no part in the choice.
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Group
+
 from smoothout_jax import _checks
-from smoothout_jax._files import whole_file
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
-from smoothout_jax.experiments.commands.compare import (
-    Results,
-    compare,
-    summary,
-)
-from smoothout_jax.experiments.commands.table import fault_of
+from smoothout_jax.experiments.commands.compare import compare
 from smoothout_jax.experiments.commands.trials import (
     RECIPE,
     case_settings,
@@ -29,21 +24,28 @@ from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.plans import EXPERIMENTS, Case
-from smoothout_jax.experiments.reporting.formats import json_text, with_error
+from smoothout_jax.experiments.reporting.comparison import (
+    Results,
+    difference_to_sgd,
+    fault_of,
+    summary,
+)
+from smoothout_jax.experiments.reporting.files import write_json
+from smoothout_jax.experiments.reporting.formats import with_error
 from smoothout_jax.experiments.reporting.provenance import provenance
 from smoothout_jax.experiments.reporting.tables import terminal_tables
 from smoothout_jax.experiments.training.kept import remove_kept
 
 EQUAL = "equal_updates"
+ADVICE = (
+    "interrupted: cases and trials that are done are kept; to continue, run the same"
+    " command again"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvidenceSettings(Settings):
-    """Settings of `smoothout evidence`.
-
-    Raises:
-        ValueError: if the experiment, its form or a case does not exist.
-    """
+    """Settings of `smoothout evidence`."""
 
     experiment: str = argument(
         f"one of {', '.join(EXPERIMENTS)}", "EXPERIMENT", choices=EXPERIMENTS
@@ -82,50 +84,33 @@ def run(settings: EvidenceSettings) -> Report:
     """Runs `smoothout evidence`: the table to print, and the path written."""
     path = settings.output / f"{settings.experiment}-{settings.form}.json"
     document = _read(path, settings)
-    chosen = [
-        case
-        for case in settings.plan
-        if not settings.cases or case.name in settings.cases
-    ]
-    for case in chosen:
-        if case.name in document["cases"]:
+    interruptions.advise(ADVICE)
+    for case in settings.plan:
+        chosen = not settings.cases or case.name in settings.cases
+        if case.name in document["cases"] or not chosen:
             continue
         trials = Unfinished(settings.output / "unfinished.json", case.to_json())
-        interruptions.advise(partial(_interrupted, document, chosen, trials))
-        with trials.timed():
-            document["cases"][case.name] = examine(
-                case, settings.data_dir, trials, settings.output
-            )
-        with whole_file(path) as unfinished:
-            unfinished.write_text(json_text(document))
+        found = examine(case, settings.data_dir, trials, settings.output)
+        document["cases"][case.name] = found
+        write_json(path, document)
         trials.remove()
         remove_kept(settings.output)
-    diverged, unlearned = (
-        _told(document, fault) for fault in ("diverged", "did not learn")
-    )
-    return Report(_tables(document), [path], diverged, unlearned)
-
-
-def _interrupted(document: dict[str, Any], chosen: list[Case], trials: Unfinished):
-    done = sum(case.name in document["cases"] for case in chosen)
-    if not done and not trials:
-        return "interrupted: nothing was done yet"
-    return (
-        f"interrupted: {done} of {len(chosen)} cases and the trials of"
-        f" {sum(name in METHODS for name in trials)} methods of the next are done; to"
-        " continue, run the same command again"
+    return Report(
+        _table(document),
+        [path],
+        _named(document, "diverged"),
+        _named(document, "did not learn"),
     )
 
 
-def _told(document: dict[str, Any], fault: str) -> str:
+def _named(document: dict[str, Any], fault: str) -> str:
     """Which methods have a fault; empty if none has."""
-    told = [
+    return "; ".join(
         f"{METHODS[name].label} {fault} in {case}"
         for case, found in document["cases"].items()
         for name, row in found[EQUAL]["summary"].items()
         if fault_of(row) == fault
-    ]
-    return "; ".join(told)
+    )
 
 
 def examine(
@@ -133,11 +118,7 @@ def examine(
 ) -> dict[str, Any]:
     """Tries strengths and compares the methods; the results, as JSON holds them.
 
-    Args:
-        case: the case.
-        data_dir: the folder of the data sets.
-        kept: what is done of it, the trials by method; the rest is added.
-        output: the folder where unfinished training is kept.
+    Trials that are in `kept`, and training that is kept in `output`, are continued.
     """
     trials = try_strengths(case, data_dir, kept)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
@@ -167,12 +148,10 @@ def examine(
 
 
 def _to_json(results: Results) -> dict[str, Any]:
+    outcomes = results.outcomes.items()
     return {
         "summary": summary(results),
-        "outcomes": {
-            name: {key: values.tolist() for key, values in outcome.scalars.items()}
-            for name, outcome in results.outcomes.items()
-        },
+        "outcomes": {name: outcome.scalars for name, outcome in outcomes},
     }
 
 
@@ -204,33 +183,28 @@ def _read(path: Path, settings: EvidenceSettings) -> dict[str, Any]:
     return document | {"plan": plan}
 
 
-def _tables(document: dict[str, Any]) -> Any:
+def _table(document: dict[str, Any]) -> Group:
+    """Accuracy of SGD, and the differences to it: a row for each case."""
+    found = {name: case[EQUAL]["summary"] for name, case in document["cases"].items()}
+    methods = [name for name in METHODS if any(name in rows for rows in found.values())]
     return terminal_tables(
         f"{document['experiment']}, {document['form']} form: test accuracy (%) minus"
         " SGD's",
-        _cells(document["cases"]),
-        header=("", *document["cases"]),
+        [
+            [case, *(_cell(rows, name) for name in methods)]
+            for case, rows in found.items()
+        ],
+        header=("", *(METHODS[name].label for name in methods)),
+        at_once=4,
     )
 
 
-def _cells(cases: dict[str, Any]) -> list[list[str]]:
-    """Accuracy of SGD, then the differences to it: a row for each method."""
-    return [
-        [METHODS[name].label, *(_cell(case, name) for case in cases.values())]
-        for name in METHODS
-        if any(name in case["trials"] for case in cases.values())
-    ]
-
-
-def _cell(case: dict[str, Any], name: str) -> str:
-    summary = case["equal_updates"]["summary"]
-    if name not in summary:
+def _cell(rows: dict[str, Any], name: str) -> str:
+    if name not in rows:
         return ""
-    if fault := fault_of(summary[name]):
+    if fault := fault_of(rows[name]):
         return fault
     if name == "sgd":
-        return with_error(summary[name]["test_accuracy"])
-    if fault_of(summary["sgd"]):
-        return ""
-    difference = summary[name]["difference_to_sgd"]
-    return "" if difference is None else f"{difference[0]:+.2f}"
+        return with_error(rows[name]["test_accuracy"])
+    difference = difference_to_sgd(rows, name)
+    return f"{difference[0]:+.2f}" if difference else ""

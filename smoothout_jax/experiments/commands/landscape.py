@@ -16,15 +16,14 @@ from smoothout_jax import exclude, flax_filters
 from smoothout_jax._axes import add_colorbar, scale_of_colors, with_unit
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
-from smoothout_jax.experiments.commands.trained import (
+from smoothout_jax.experiments.options import InputError, check_not_negative, option
+from smoothout_jax.experiments.reporting.figures import save_figure
+from smoothout_jax.experiments.trained_networks import (
     Checkpoint,
     Tasks,
     TrainedSettings,
     colors,
 )
-from smoothout_jax.experiments.options import InputError, check_not_negative, option
-from smoothout_jax.experiments.progress import Forecast
-from smoothout_jax.experiments.reporting.figures import save_figure
 from smoothout_jax.experiments.training.task import UNITS
 from smoothout_jax.landscape import (
     direction_between,
@@ -38,15 +37,15 @@ from smoothout_jax.sharpness import hessian_eigenvalues
 
 # Above the minimum of the training loss, in nats: where widths are compared.
 RISE = 0.1
+ADVICE = (
+    "interrupted: the points that were done are kept; to continue, run the same command"
+    " again"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LandscapeSettings(TrainedSettings):
-    """Settings of `smoothout landscape`.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings of `smoothout landscape`."""
 
     kind: Literal["auto", "surface", "curve", "between"] = option(
         "auto",
@@ -57,9 +56,6 @@ class LandscapeSettings(TrainedSettings):
         "random",
         "random directions, or the leading eigenvectors of the Hessian of the training"
         " loss",
-    )
-    relative_to: Literal["filter", "layer", "weight", "none"] = option(
-        "filter", "what random directions are normalised to"
     )
     exclude: tuple[str, ...] = option(
         (), "regular expressions of parameters to keep fixed, such as bias", "PATTERN"
@@ -80,7 +76,6 @@ class LandscapeSettings(TrainedSettings):
         " -0.5 1.5 between two networks",
         "END",
     )
-    spacing: Literal["linear", "sine"] = option("linear", "spacing of the points")
     output: Path = option(
         Path("smoothout-landscape"),
         "folder for the pictures and arrays",
@@ -130,9 +125,9 @@ class LandscapeSettings(TrainedSettings):
 
 
 def run(settings: LandscapeSettings) -> Report:
-    """Runs `smoothout landscape`: nothing to print, and the paths written."""
-    interruptions.advise(lambda: _interrupted(settings.output))
+    """Runs `smoothout landscape`: the paths written."""
     checkpoints = settings.load()
+    interruptions.advise(ADVICE)
     for checkpoint in checkpoints.values():
         seeds = checkpoint.settings.all_seeds
         if settings.seed is not None and settings.seed not in seeds:
@@ -144,21 +139,10 @@ def run(settings: LandscapeSettings) -> Report:
     return Report(None, draw[settings.kind](settings, checkpoints))
 
 
-def _interrupted(output: Path) -> str:
-    if not any(output.glob("*.npz")):
-        return "interrupted: nothing was done yet"
-    return (
-        f"interrupted: the points that were done are kept in {output}; to continue, run"
-        " the same command again"
-    )
-
-
 def _surface(
-    settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]
+    settings: LandscapeSettings, checkpoints: dict[str, Checkpoint]
 ) -> list[Path]:
-    counts = settings.points
-    points = _points(settings, counts[0]), _points(settings, counts[-1])
-    landscapes, paths = _around(settings, checkpoints, 2, loss_surface, points)
+    landscapes, paths = _around(settings, checkpoints)
     contours = plot_side_by_side(
         landscapes, quantity="train loss", units=UNITS, rise=RISE
     )
@@ -172,31 +156,20 @@ def _surface(
 def _curve(
     settings: LandscapeSettings, checkpoints: dict[str, Checkpoint]
 ) -> list[Path]:
-    points = _points(settings, settings.points[0])
-    landscapes, paths = _around(settings, checkpoints, 1, loss_curve, points)
+    landscapes, paths = _around(settings, checkpoints)
     ax = plot_curve(landscapes, units=UNITS, colors=colors(checkpoints))
     return [*paths, *save_figure(ax.figure, settings.output / "curve")]
 
 
-def _around(settings, checkpoints, num_directions: int, function, points):
+def _around(settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]):
     """Evaluates the landscape around each network; by label, and the files written."""
-    landscapes, paths, tasks, forecast = {}, [], Tasks(), Forecast("drawing")
-    size = math.prod(map(len, points if num_directions > 1 else [points]))
-    for number, (label, checkpoint) in enumerate(checkpoints.items(), start=1):
+    landscapes, paths, tasks = {}, [], Tasks()
+    for label, checkpoint in checkpoints.items():
         task = tasks.of(checkpoint)
-        params, stats = _network(settings, checkpoint)
-        directions = _directions(settings, task, params, stats, num_directions)
+        network = _network(settings, checkpoint)
         paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
-        with forecast.watching(size * (len(checkpoints) - number)):
-            landscapes[label] = _evaluate(
-                function,
-                settings,
-                task,
-                (params, stats),
-                directions if num_directions > 1 else directions[0],
-                points,
-                paths[-1],
-            )
+        directions = _directions(settings, task, *network)
+        landscapes[label] = _evaluate(settings, task, network, directions, paths[-1])
     return landscapes, paths
 
 
@@ -218,16 +191,7 @@ def _between(
             " --statistics re-estimated"
         )
     path = settings.output / f"between-{_slug(one_label)}-{_slug(other_label)}.npz"
-    with Forecast("drawing").watching():
-        landscape = _evaluate(
-            loss_curve,
-            settings,
-            task,
-            (params, stats),
-            direction,
-            _points(settings, settings.points[0]),
-            path,
-        )
+    landscape = _evaluate(settings, task, (params, stats), [direction], path)
     ax = plot_curve(landscape, units=UNITS)
     ax.set_xlabel(f"from {one_label} (0) to {other_label} (1)")
     return [path, *save_figure(ax.figure, settings.output / "between")]
@@ -239,8 +203,10 @@ def _network(settings, checkpoint) -> tuple[Any, Any]:
     return checkpoint.network(seeds[0] if settings.seed is None else settings.seed)
 
 
-def _evaluate(function: Any, settings, task, network, direction, points, path):
+def _evaluate(settings: LandscapeSettings, task, network, directions, path: Path):
     """Evaluates loss and accuracy, with BatchNorm statistics as the settings ask."""
+    counts = settings.points[0], settings.points[-1]
+    points = tuple(line_points(*settings.limits, number) for number in counts)
     params, stats = network
     quantities, options = task.quantities_with(stats), {}
     if task.batch_norm:
@@ -248,12 +214,13 @@ def _evaluate(function: Any, settings, task, network, direction, points, path):
         if settings.statistics == "re-estimated":
             quantities = task.quantities
             options["statistics"] = task.batch_statistics
+    plane = len(directions) > 1
     try:
-        landscape = function(
+        landscape = (loss_surface if plane else loss_curve)(
             quantities,
             params,
-            direction,
-            points,
+            directions if plane else directions[0],
+            points if plane else points[0],  # pyright: ignore[reportArgumentType]
             batches=task.sets,
             path=path,
             **options,
@@ -271,37 +238,23 @@ def _evaluate(function: Any, settings, task, network, direction, points, path):
     return landscape
 
 
-def _points(settings: LandscapeSettings, number: int):
-    low, high = settings.limits
-    return line_points(low, high, number, spacing=settings.spacing)
-
-
-def _directions(settings, task, params, stats, number: int) -> list[Any]:
+def _directions(settings: LandscapeSettings, task, params, stats) -> list[Any]:
+    number = 2 if settings.kind == "surface" else 1
     if settings.directions == "eigenvectors":
-        return _eigenvectors(task, params, stats, number)
-    keys = jax.random.split(jax.random.key(settings.direction_seed), number)
-    relative_to = None if settings.relative_to == "none" else settings.relative_to
+        loss, batches = task.loss_with(stats), task.sets["train"]
+        pairs = hessian_eigenvalues(
+            loss, params, num_eigenvalues=number, batches=batches
+        )
+        return [pairs.vector(index) for index in range(number)]
     mask = exclude(*settings.exclude) if settings.exclude else None
     if mask is not None and not any(jax.tree.leaves(mask(params))):
         raise InputError(
             f"exclude {' '.join(settings.exclude)} leaves no parameter to move"
         )
     return [
-        filter_normalized_direction(
-            key, params, relative_to=relative_to, filter_axis=flax_filters, mask=mask
-        )
-        for key in keys
+        filter_normalized_direction(key, params, filter_axis=flax_filters, mask=mask)
+        for key in jax.random.split(jax.random.key(settings.direction_seed), number)
     ]
-
-
-def _eigenvectors(task, params, stats, number: int) -> list[Any]:
-    pairs = hessian_eigenvalues(
-        task.loss_with(stats),
-        params,
-        num_eigenvalues=number,
-        batches=task.sets["train"],
-    )
-    return [pairs.vector(index) for index in range(number)]
 
 
 def _solid(landscapes) -> Figure:

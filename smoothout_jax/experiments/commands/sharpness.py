@@ -1,8 +1,11 @@
-"""`smoothout sharpness`: measures how flat the minima of checkpoints are."""
+"""`smoothout sharpness`: measures how flat the minima of checkpoints are.
 
-import csv
+`MEASURES` is the table of measures: a new measure is a new row.
+"""
+
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,45 +14,120 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from smoothout_jax import _checks, flax_filters, uniform
 from smoothout_jax._extras import progress
-from smoothout_jax._files import whole_file
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
-from smoothout_jax.experiments.commands.trained import (
+from smoothout_jax.experiments.commands.unfinished import Unfinished
+from smoothout_jax.experiments.options import InputError, option
+from smoothout_jax.experiments.reporting.figures import save_figure
+from smoothout_jax.experiments.reporting.files import write_csv, write_json
+from smoothout_jax.experiments.reporting.formats import to_first_digit
+from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.reporting.statistics import mean_and_error
+from smoothout_jax.experiments.reporting.tables import terminal_tables
+from smoothout_jax.experiments.trained_networks import (
     Checkpoint,
     Tasks,
     TrainedSettings,
     colors,
 )
-from smoothout_jax.experiments.commands.unfinished import Unfinished
-from smoothout_jax.experiments.measures import MEASURES, MeasureSettings
-from smoothout_jax.experiments.options import InputError, option
-from smoothout_jax.experiments.progress import Forecast
-from smoothout_jax.experiments.reporting.figures import save_figure
-from smoothout_jax.experiments.reporting.formats import json_text, to_first_digit
-from smoothout_jax.experiments.reporting.provenance import provenance
-from smoothout_jax.experiments.reporting.statistics import mean_and_error
-from smoothout_jax.experiments.reporting.tables import terminal_tables
+from smoothout_jax.noise import Noise
 from smoothout_jax.plots import plot_density
 from smoothout_jax.sharpness import (
+    expected_sharpness,
     hessian_density,
     hessian_eigenvalues,
+    hessian_trace,
+    keskar_sharpness,
     per_layer,
+    sam_sharpness,
 )
 
 WHOLE = "whole"
 # Iterations of Lanczos for the density.
 DEPTH = 64
+ADVICE = (
+    "interrupted: the networks that were measured are kept; to continue, run the same"
+    " command again"
+)
+
+
+class Measure(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        label: its name and unit in printed tables.
+        measure: function of (loss, params, *, batches) to a value and its standard
+            error; for λmax, the norm of the residual.
+        options: function of the settings to its further arguments.
+    """
+
+    label: str
+    measure: Callable[..., Any]
+    options: Callable[[Any], dict[str, Any]]
+
+
+@functools.cache  # one noise for all networks, so that it is compiled once
+def _noise(radius: float) -> Noise:
+    return uniform(radius, relative_to="filter", filter_axis=flax_filters)
+
+
+def _eigenvalue(loss, params, *, batches):
+    pairs = hessian_eigenvalues(loss, params, batches=batches)
+    return float(pairs.values[0]), float(pairs.residuals[0])
+
+
+MEASURES = {
+    "expected": Measure(
+        "noise (nats)",
+        expected_sharpness,
+        lambda settings: {
+            "noise": _noise(settings.noise_radius),
+            "key": jax.random.key(0),
+            "num_samples": settings.noise_samples,
+        },
+    ),
+    "keskar": Measure(
+        "Keskar (%)",
+        keskar_sharpness,
+        lambda settings: {
+            "epsilon": settings.epsilon,
+            "num_samples": settings.repetitions,
+        },
+    ),
+    "sam": Measure(
+        "SAM (nats)",
+        sam_sharpness,
+        lambda settings: {"rho": settings.rho, "num_samples": settings.repetitions},
+    ),
+    "eigenvalue": Measure("Hessian's λmax", _eigenvalue, lambda settings: {}),
+    "trace": Measure(
+        "its trace",
+        hessian_trace,
+        lambda settings: {"key": jax.random.key(0), "num_samples": settings.probes},
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SharpnessSettings(MeasureSettings, TrainedSettings):
-    """Settings of `smoothout sharpness`.
+class SharpnessSettings(TrainedSettings):
+    """Settings of `smoothout sharpness`."""
 
-    Raises:
-        TypeError, ValueError: if a value is out of its range.
-    """
-
+    measures: tuple[str, ...] = option(
+        tuple(MEASURES),
+        f"measures of sharpness, of the training loss: {', '.join(MEASURES)}",
+        "MEASURE",
+        choices=MEASURES,
+    )
+    noise_radius: float = option(
+        0.5, "expected sharpness: radius of uniform noise relative to filters"
+    )
+    noise_samples: int = option(100, "expected sharpness: samples of the noise")
+    epsilon: float = option(5e-4, "Keskar's sharpness: size ε of the box")
+    rho: float = option(0.3, "SAM's sharpness: radius ρ of the ball")
+    repetitions: int = option(5, "Keskar's and SAM's sharpness: random starts")
+    probes: int = option(100, "trace of the Hessian: random vectors")
     per_layer: bool = option(False, "measure each layer too")
     output: Path = option(
         Path("smoothout-sharpness"),
@@ -57,6 +135,15 @@ class SharpnessSettings(MeasureSettings, TrainedSettings):
         "FOLDER",
         machine=True,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        chosen = tuple(name for name in MEASURES if name in self.measures)
+        self._set(measures=chosen)
+        counts = "noise_samples", "repetitions", "probes"
+        _checks.count(**{name: getattr(self, name) for name in counts})
+        sizes = "noise_radius", "epsilon", "rho"
+        _checks.positive(**{name: getattr(self, name) for name in sizes})
 
 
 class Row(NamedTuple):
@@ -67,8 +154,7 @@ class Row(NamedTuple):
         seed: which of its networks.
         layer: path of the layer, or `WHOLE`.
         test_error: fraction of the test images that are classified wrongly.
-        measures: values and standard errors by name (of λmax, the norm of the
-            residual).
+        measures: values and standard errors by name.
     """
 
     network: str
@@ -85,16 +171,27 @@ def run(settings: SharpnessSettings) -> Report:
         settings.output / "unfinished.json",
         [settings.to_json(), [each.digest for each in checkpoints.values()]],
     )
+    interruptions.advise(ADVICE)
     rows = measure(settings, checkpoints, tasks, kept)
-    writers = {"sharpness.csv": _write_csv, "sharpness.json": _write_json}
-    paths = []
-    for name, write in writers.items():
-        paths.append(settings.output / name)
-        with whole_file(paths[-1]) as unfinished:
-            write(settings, rows, unfinished)
+    document = provenance() | {
+        "settings": settings.to_json(),
+        "rows": [row._asdict() for row in rows],
+    }
+    paths = [
+        write_csv(settings.output / "sharpness.csv", [_flat(row) for row in rows]),
+        write_json(settings.output / "sharpness.json", document),
+    ]
     paths += save_figure(_density(checkpoints, tasks), settings.output / "density")
     kept.remove()
-    return Report(tables(settings, rows), paths)
+    header, *lines = cells(settings.measures, rows)
+    caption = (
+        "On the first 2,000 training images. Mean ± standard error over the networks of"
+        " a method; of a single one, the measure's own. Noise, SAM: rise of the loss"
+        " under noise, and at the worst point of a ball. τ: Kendall's rank correlation"
+        " with the test error over all networks."
+    )
+    title = "Sharpness of the training loss"
+    return Report(terminal_tables(title, lines, header=header, caption=caption), paths)
 
 
 def measure(
@@ -103,29 +200,24 @@ def measure(
     tasks: Tasks,
     kept: Unfinished,
 ) -> list[Row]:
-    """Measures every network of the checkpoints, but for those that were before.
+    """Measures every network of the checkpoints that was not measured before.
 
     Raises:
         InputError: if a network is not that of its data, or a measure is not finite.
     """
-    # One set of measures for all, so that they are compiled once.
-    measures = {name: MEASURES[name].measure(settings) for name in settings.measures}
     networks = [
         (label, checkpoint, seed)
         for label, checkpoint in checkpoints.items()
         for seed in checkpoint.settings.all_seeds
     ]
-    interruptions.advise(lambda: _interrupted(len(kept), len(networks)))
-    forecast = Forecast("measuring")
     for label, checkpoint, seed in progress("networks", networks):
         key = f"{label} {seed}"
         if key not in kept:
             network, task = checkpoint.network(seed), tasks.of(checkpoint)
             try:
-                kept[key] = _measure(settings, measures, task, network)
+                kept[key] = _measure(settings, task, *network)
             except ValueError as error:
                 raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
-            forecast.update(len(kept), len(networks))
     return [
         Row(label, seed, layer, error, {k: _pair(*v) for k, v in measured.items()})
         for label, _, seed in networks
@@ -138,23 +230,18 @@ def _pair(value: float, error: float | None) -> tuple[float, float]:
     return value, np.nan if error is None else error
 
 
-def _interrupted(done: int, total: int) -> str:
-    if not done:
-        return "interrupted: nothing was measured yet"
-    return (
-        f"interrupted: {done} of {total} networks are measured; to continue, run the"
-        " same command again"
-    )
-
-
-def _measure(settings, measures, task, network) -> list[tuple]:
+def _measure(settings, task, params, stats) -> list[tuple]:
     """Layer, test error and measures of a network, and of its layers."""
-    params, stats = network
-    error = 1 - task.evaluate(params, stats)["test accuracy"]
-    arguments = task.loss_with(stats), params, task.sets["train"]
-    parts = {WHOLE: {name: measure(*arguments) for name, measure in measures.items()}}
-    if settings.per_layer:
-        parts |= _by_layer(measures, *arguments)
+    test_error = 1 - task.evaluate(params, stats)["test accuracy"]
+    loss, batches = task.loss_with(stats), task.sets["train"]
+    parts: dict[str, dict[str, Any]] = {WHOLE: {}}
+    for name in settings.measures:
+        measure, options = MEASURES[name].measure, MEASURES[name].options(settings)
+        options["batches"] = batches
+        parts[WHOLE][name] = measure(loss, params, **options)[:2]
+        if settings.per_layer:
+            for layer, found in per_layer(measure, loss, params, **options).items():
+                parts.setdefault(layer, {})[name] = found[:2]
     for values in parts.values():
         for name, (value, _) in values.items():
             if not np.isfinite(value):
@@ -162,30 +249,7 @@ def _measure(settings, measures, task, network) -> list[tuple]:
                     f"the measure {name} is {value}: the loss is not finite so far from"
                     " the network"
                 )
-    return [(part, error, values) for part, values in parts.items()]
-
-
-def _by_layer(measures, loss, params, batches) -> dict[str, Any]:
-    values = {
-        name: per_layer(measure, loss, params, batches=batches)
-        for name, measure in measures.items()
-    }
-    layers = next(iter(values.values()))
-    return {layer: {name: values[name][layer] for name in values} for layer in layers}
-
-
-def tables(settings: SharpnessSettings, rows: list[Row]) -> Any:
-    """The tables that the command prints, none wider than a terminal."""
-    header, *lines = cells(settings.measures, rows)
-    return terminal_tables(
-        "Sharpness of the training loss",
-        lines,
-        header=header,
-        caption="On the first 2,000 training images. Mean ± standard error over the"
-        " networks of a method; of a single one, the measure's own. Noise, SAM: rise of"
-        " the loss under noise, and at the worst point of a ball. τ: Kendall's rank"
-        " correlation with the test error over all networks.",
-    )
+    return [(part, test_error, values) for part, values in parts.items()]
 
 
 def cells(measures: Sequence[str], rows: list[Row]) -> list[list[str]]:
@@ -195,38 +259,34 @@ def cells(measures: Sequence[str], rows: list[Row]) -> list[list[str]]:
     for layer in dict.fromkeys(row.layer for row in rows):
         here = [row for row in rows if row.layer == layer]
         if layer == WHOLE:
-            errors = _by_network(here, lambda row: (100 * row.test_error, np.nan))
-            lines.append(["test error (%)", *errors, ""])
+            errors = [(100 * row.test_error, np.nan) for row in here]
+            lines.append(["test error (%)", *_by_network(here, errors), ""])
         else:
             lines.append([layer])
         for name in measures:
-            values = _by_network(here, lambda row, name=name: row.measures[name])
-            lines.append([MEASURES[name].label, *values, _correlation(here, name)])
+            pairs = [row.measures[name] for row in here]
+            correlation = ""
+            if len(here) >= 3:
+                test_errors = [row.test_error for row in here]
+                values = [value for value, _ in pairs]
+                found: Any = scipy.stats.kendalltau(values, test_errors)
+                correlation = f"{found.statistic:+.2f}"
+            label = MEASURES[name].label
+            lines.append([label, *_by_network(here, pairs), correlation])
     return lines
 
 
-def _by_network(
-    rows: Iterable[Row], pair: Callable[[Row], tuple[float, float]]
-) -> list[str]:
+def _by_network(rows: list[Row], pairs: list[tuple[float, float]]) -> list[str]:
     """Mean and error of the values of each network's rows."""
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        pairs.setdefault(row.network, []).append(pair(row))
+    grouped: dict[str, list[tuple[float, float]]] = {}
+    for row, pair in zip(rows, pairs, strict=True):
+        grouped.setdefault(row.network, []).append(pair)
     return [
         to_first_digit(
             *(mean_and_error(np.array(each)[:, 0]) if len(each) > 1 else each[0])
         )
-        for each in pairs.values()
+        for each in grouped.values()
     ]
-
-
-def _correlation(rows: list[Row], name: str) -> str:
-    if len(rows) < 3:
-        return ""
-    result: Any = scipy.stats.kendalltau(
-        [row.measures[name][0] for row in rows], [row.test_error for row in rows]
-    )
-    return f"{result.statistic:+.2f}"
 
 
 def _density(checkpoints: dict[str, Checkpoint], tasks: Tasks) -> Figure:
@@ -256,19 +316,9 @@ def _density(checkpoints: dict[str, Checkpoint], tasks: Tasks) -> Figure:
     return plot_density(densities, colors=colors(checkpoints)).figure
 
 
-def _write_csv(settings: SharpnessSettings, rows: list[Row], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        columns = [f"{m}{end}" for m in settings.measures for end in ("", "_error")]
-        writer.writerow(["network", "seed", "layer", "test_error", *columns])
-        for row in rows:
-            measured = [number for pair in row.measures.values() for number in pair]
-            writer.writerow([*row[:4], *measured])
-
-
-def _write_json(settings: SharpnessSettings, rows: list[Row], path: Path) -> None:
-    document = provenance() | {
-        "settings": settings.to_json(),
-        "rows": [row._asdict() for row in rows],
-    }
-    path.write_text(json_text(document))
+def _flat(row: Row) -> dict[str, Any]:
+    """A row of the CSV file."""
+    values = row._asdict()
+    for name, (value, error) in values.pop("measures").items():
+        values |= {name: value, f"{name}_error": error}
+    return values

@@ -9,23 +9,17 @@ than SGD: weaker still, a method is SGD.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smoothout_jax._extras import progress
-from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
-from smoothout_jax.experiments.plans import (
-    FIRST_TRIAL_SEED,
-    TRIALS,
-    Case,
-    widened,
-)
+from smoothout_jax.experiments.plans import FIRST_TRIAL_SEED, TRIALS, Case, widened
 from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.regime import LEARNING_RATES
 from smoothout_jax.experiments.training.task import Task
@@ -36,6 +30,9 @@ RECIPE = "recipe"
 BEYOND = 2
 # Any will do: where the size of the noise is given, it is fixed, and the trials choose.
 _FIXED_SIZES: dict[str, Any] = {"radius": 0.1, "relative_radius": 0.5, "std": 0.05}
+
+# What was reached from each seed, by the strength, for a list of strengths.
+Attempt = Callable[[Sequence[Any]], dict[Any, list[dict[str, float]]]]
 
 
 def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSettings:
@@ -64,35 +61,31 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
 
 
 def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any]:
-    """What each method tried and chose, by method.
+    """What each method tried and chose, by name; for the recipe, under `RECIPE`.
 
-    Args:
-        case: the case.
-        data_dir: the folder of the data sets.
-        kept: the trials done already; the rest is added.
-
-    Returns:
-        The trials of the methods, and those of the recipe under `RECIPE`.
+    Trials that are in `kept` are not repeated; the others are added to it.
     """
     settings = case_settings(case, data_dir, held_out=True)
     began = time.monotonic()
     if "sgd" not in kept:
-        kept["sgd"] = _Trials("sgd", case, Task(settings)).run(needed=False)
+        kept["sgd"] = try_method("sgd", case, Task(settings), needed=False)
         _announce(case, settings, time.monotonic() - began)
     best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
-    if case.recipe and RECIPE not in kept:
-        kept[RECIPE] = _RecipeTrials("sgd", case, Task(best), kept["sgd"]).run()
+    plain = kept["sgd"]
     if case.recipe:
-        best = dataclasses.replace(best, **{case.recipe: kept[RECIPE]["chosen"]})
-    plain = kept[RECIPE if case.recipe else "sgd"]
+        if RECIPE not in kept:
+            kept[RECIPE] = _try_recipe(case, Task(best), plain)
+        plain = kept[RECIPE]
+        best = dataclasses.replace(best, **{case.recipe: plain["chosen"]})
     others = [name for name in settings.methods if name not in kept]
     rates = _rates(best.learning_rate, LEARNING_RATES[best.optimizer], kept["sgd"])
-    tasks = _tasks(best, rates) if others else []
+    tasks: list[Task] = []
+    for rate in rates if others else ():
+        changed = dataclasses.replace(best, learning_rate=rate)
+        tasks.append(Task(changed, data=tasks[0].data if tasks else None))
     for name in progress("trials", others):
-        found = [
-            _Trials(name, case, task, plain).run(needed=len(tasks) > 1)
-            for task in tasks
-        ]
+        needed = len(tasks) > 1
+        found = [try_method(name, case, task, plain, needed=needed) for task in tasks]
         kept[name] = max(found, key=_best) | {"at_each_learning_rate": found}
     names = "sgd", *([RECIPE] if case.recipe else []), *settings.methods
     return {name: kept[name] for name in names}
@@ -129,127 +122,105 @@ def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
     announce(case.name, seconds * (recipe + tried + compared) / trials("sgd"))
 
 
-def _tasks(settings: CompareSettings, rates: tuple[float, ...]) -> list[Task]:
-    """The task at each learning rate, with the data loaded once."""
-    tasks = [Task(dataclasses.replace(settings, learning_rate=rates[0]))]
-    for rate in rates[1:]:
-        changed = dataclasses.replace(settings, learning_rate=rate)
-        tasks.append(Task(changed, data=tasks[0].data))
-    return tasks
-
-
 def _best(trial: dict[str, Any]) -> float:
     """The highest mean accuracy of a trial; below all others if there is none."""
-    if not trial["accuracies"]:
-        return -1.0
     # Trials that were kept have `None` where training diverged.
-    accuracies = np.asarray(trial["accuracies"], float)
-    return float(np.nan_to_num(accuracies.mean(1), nan=-1.0).max())
+    accuracies = [np.asarray(each, float) for each in trial["accuracies"]]
+    return max((_mean(each) for each in accuracies), default=-1.0)
 
 
-class _Trials:
-    """The trials of a method in a case.
+def _mean(accuracies: Any) -> float:
+    """The mean over the seeds; below all others if training diverged from one."""
+    return float(np.nan_to_num(np.mean(accuracies), nan=-1.0))
 
-    Args:
-        method: the method's name.
-        case: the case.
-        task: the task, with the held-out images in the place of the test images.
-        plain: what SGD reached, if that is known.
+
+def try_method(
+    name: str, case: Case, task: Task, plain: Any = None, *, needed: bool = True
+) -> dict[str, Any]:
+    """The strengths that a method tried, what they reached, and the one it chose.
+
+    The task has the held-out images in the place of the test images; `plain` are SGD's
+    trials. A single strength is tried only if its accuracy is `needed`.
     """
+    method, seeds = METHODS[name], _seeds(case)
 
-    def __init__(self, method: str, case: Case, task: Any, plain: Any = None):
-        self._method, self._case, self._task = METHODS[method], case, task
-        self._plain = -1.0 if plain is None else _best(plain)
-        self._reached: dict[Any, list[dict[str, float]]] = {}
-
-    @property
-    def _strength(self) -> tuple[str, Any]:
-        return self._method.strength_of(self._task.settings)
-
-    def run(self, *, needed: bool = True) -> dict[str, Any]:
-        """The strengths tried, the accuracies reached, and the strength chosen.
-
-        Args:
-            needed: whether to try a strength that is the only one.
-        """
-        grid = _grid(self._case, *self._strength)
-        if len(grid) > 1:
-            self._try(grid)
-            self._widen(self._strength[0])
-        elif needed:
-            self._try(grid)
-        strengths = sorted(self._reached)
-        return {
-            "learning_rate": self._task.settings.learning_rate,
-            "strengths": strengths or grid,
-            "accuracies": [self._of(each, "test accuracy") for each in strengths],
-            "train_accuracies": [
-                self._of(each, "train accuracy") for each in strengths
-            ],
-            "chosen": self._chosen if strengths else grid[0],
-        }
-
-    def _widen(self, setting: str) -> None:
-        """Tries more beyond the ends, as long as the best is there."""
-        for low in (False, True):
-            for _ in range(BEYOND):
-                strengths = sorted(self._reached)
-                at_end = self._chosen == strengths[0 if low else -1]
-                if not at_end or (low and self._mean(self._chosen) <= self._plain):
-                    break
-                beyond = widened(setting, tuple(strengths), low)
-                if beyond is not None:
-                    self._try((beyond,))
-
-    def _of(self, strength: Any, quantity: str) -> list[float]:
-        """A quantity reached at a strength, by seed."""
-        return [each[quantity] for each in self._reached[strength]]
-
-    @property
-    def _chosen(self) -> Any:
-        """Of equally good strengths the weakest, but the largest learning rate."""
-        largest = self._strength[0] == "learning_rate"
-        return max(sorted(self._reached, reverse=largest), key=self._mean)
-
-    def _mean(self, strength: Any) -> float:
-        """Mean accuracy reached at a strength; below all others if any is lost."""
-        mean = np.mean(self._of(strength, "test accuracy"))
-        return float(np.nan_to_num(mean, nan=-1.0))
-
-    def _try(self, strengths: Sequence[Any]) -> None:
-        seeds = self._seeds
+    def attempt(strengths):
         trainer = Trainer(
-            self._method,
-            self._task,
+            method,
+            task,
             [seed for _ in strengths for seed in seeds],
             [strength for strength in strengths for _ in seeds],
         )
-        trainer.advance(0, trainer.steps)
-        reached = [self._task.evaluate(*each) for each in trainer.networks()]
-        for index, strength in enumerate(strengths):
-            start = index * len(seeds)
-            self._reached[strength] = reached[start : start + len(seeds)]
+        reached = _reached(trainer)
+        return {
+            strength: reached[index * len(seeds) : (index + 1) * len(seeds)]
+            for index, strength in enumerate(strengths)
+        }
 
-    @property
-    def _seeds(self) -> range:
-        return range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + self._case.trial_seeds)
+    setting, default = method.strength_of(task.settings)
+    grid = _grid(case, setting, default)
+    found = _search(setting, grid, attempt, plain, needed)
+    return {"learning_rate": task.settings.learning_rate} | found
 
 
-class _RecipeTrials(_Trials):
-    """The trials of a recipe, of which every strength is a task of its own."""
+def _try_recipe(case: Case, task: Task, plain: Any) -> dict[str, Any]:
+    """The same for a recipe, on SGD; each of its strengths needs a task of its own."""
 
-    @property
-    def _strength(self) -> tuple[str, Any]:
-        return self._case.recipe, None
-
-    def _try(self, strengths: Sequence[Any]) -> None:
+    def attempt(strengths):
+        reached = {}
         for strength in strengths:
-            interruptions.check()
-            changed = {self._case.recipe: strength}
-            settings = dataclasses.replace(self._task.settings, **changed)
-            task = Task(settings, data=self._task.data)
-            trainer = Trainer(self._method, task, self._seeds)
-            trainer.advance(0, trainer.steps)
-            self._reached[strength] = [
-                task.evaluate(*each) for each in trainer.networks()
-            ]
+            changed = {case.recipe: strength}
+            settings = dataclasses.replace(task.settings, **changed)
+            own = Task(settings, data=task.data)
+            reached[strength] = _reached(Trainer(METHODS["sgd"], own, _seeds(case)))
+        return reached
+
+    found = _search(case.recipe, _grid(case, case.recipe, None), attempt, plain)
+    return {"learning_rate": task.settings.learning_rate} | found
+
+
+def _seeds(case: Case) -> range:
+    return range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + case.trial_seeds)
+
+
+def _reached(trainer: Trainer) -> list[dict[str, float]]:
+    """What each run of a trainer reaches."""
+    trainer.advance(0, trainer.steps)
+    return [trainer.task.evaluate(*each) for each in trainer.networks()]
+
+
+def _search(
+    setting: str, grid: list[Any], attempt: Attempt, plain: Any, needed: bool = True
+) -> dict[str, Any]:
+    """Tries a grid, and more beyond its ends, as long as the best is there."""
+    least = -1.0 if plain is None else _best(plain)
+    reached: dict[Any, list[dict[str, float]]] = {}
+
+    def found(quantity: str) -> list[list[float]]:
+        return [[row[quantity] for row in reached[each]] for each in sorted(reached)]
+
+    def choose() -> tuple[float, Any]:
+        """Of equally good strengths the weakest, but the largest learning rate."""
+        pairs = list(
+            zip(map(_mean, found("test accuracy")), sorted(reached), strict=True)
+        )
+        if setting == "learning_rate":
+            pairs.reverse()
+        return max(pairs, key=lambda pair: pair[0])
+
+    if needed or len(grid) > 1:
+        reached |= attempt(grid)
+    for low in (False, True) if len(grid) > 1 else ():
+        for _ in range(BEYOND):
+            strengths, (mean, chosen) = sorted(reached), choose()
+            if chosen != strengths[0 if low else -1] or (low and mean <= least):
+                break
+            beyond = widened(setting, tuple(strengths), low)
+            if beyond is not None:
+                reached |= attempt((beyond,))
+    return {
+        "strengths": sorted(reached) or grid,
+        "accuracies": found("test accuracy"),
+        "train_accuracies": found("train accuracy"),
+        "chosen": choose()[1] if reached else grid[0],
+    }

@@ -65,19 +65,8 @@ class Context:
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
         """Uniform noise."""
         return uniform(
-            size, relative_to=relative_to, filter_axis=flax_filters, mask=self._spared
+            size, relative_to=relative_to, filter_axis=flax_filters, mask=self._mask
         )
-
-    @property
-    def _spared(self) -> Mask:
-        """The mask of parameters that get noise: all, or all but BatchNorm's.
-
-        Noise that follows the gap goes everywhere, as by default in the library.
-        """
-        everywhere = self.settings.noise_in_batch_norm
-        everywhere |= self.method.follows_gap(self.settings)
-        spares = self.batch_norm and not everywhere
-        return exclude("BatchNorm") if spares else None
 
     def relative(self, size: Size) -> Noise:
         """Uniform noise relative to each filter."""
@@ -89,12 +78,14 @@ class Context:
 
     def normal(self, size: Size) -> Noise:
         """Gaussian noise of one standard deviation in every weight."""
-        return gaussian(size, mask=self._spared)
+        return gaussian(size, mask=self._mask)
 
-    def silence(self, size: Size) -> Noise:
-        """No noise."""
-        del size
-        return uniform(0.0)
+    @property
+    def _mask(self) -> Mask:
+        """Excludes BatchNorm, unless noise follows the gap, as in the library."""
+        everywhere = self.settings.noise_in_batch_norm
+        everywhere |= self.method.follows_gap(self.settings)
+        return exclude("BatchNorm") if self.batch_norm and not everywhere else None
 
 
 def _whole_vectors(params: Any) -> Any:
@@ -105,10 +96,6 @@ def _whole_vectors(params: Any) -> Any:
         () if leaf.ndim == 1 else its for leaf, its in zip(leaves, axes, strict=True)
     ]
     return jax.tree.unflatten(structure, own)
-
-
-def _optimizer(context, strength, key):
-    return context.optimizer()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +128,9 @@ class Method:
     color: str
     help: str
     strength: str
-    transform: Callable[..., optax.GradientTransformation] = _optimizer
+    transform: Callable[..., optax.GradientTransformation] = (
+        lambda context, strength, key: context.optimizer()
+    )
     noise: Callable[[Context, Size], Noise] | None = None
     schedule: Callable[[MethodSettings, Strength, int], Any] = radius_schedule
     fixed: bool = False
@@ -186,3 +175,16 @@ class Method:
         """The largest size of its noise, where the rise decides about it."""
         size = getattr(settings, self.strength)
         return LARGEST[self.strength] if size is None else size
+
+    def what_to_lower(self, settings: MethodSettings) -> str:
+        """Advice for training that failed, as `lower the learning_rate (0.1)`."""
+        name, value = self.strength_of(settings)
+        other = "" if name == "learning_rate" else f" or {name} ({value:g})"
+        return f"lower the learning_rate ({settings.peak_learning_rate:g}){other}"
+
+    def how_to_learn(self, settings: MethodSettings, loss: float, guess: float) -> str:
+        """Why it did not learn, and advice."""
+        return (
+            f"its training loss, {loss:.4g} nats, is not below that of guessing,"
+            f" {guess:.4g}: train for longer, or {self.what_to_lower(settings)}"
+        )

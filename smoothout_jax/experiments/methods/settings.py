@@ -24,18 +24,14 @@ Strength = Any
 # How many times its first value a noise that rises along a cosine reaches.
 GROWTH = 20
 # The largest noise, where the rise decides how strong it is.
-LARGEST = {"radius": 0.3, "relative_radius": 1.0, "std": 0.1}
+LARGEST = {"radius": 0.3, "relative_radius": 1.0}
 # The noise of the methods that know no other way, unless its size is given.
 FIXED = {"radius": 0.1, "relative_radius": 0.2, "std": 0.02, "ema_decay": 0.99}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSettings(RegimeSettings):
-    """Settings of the methods, and of the regime that they share.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings of the methods, and of the regime that they share."""
 
     loss_rise: float | Literal["gap"] | None = option(
         None,
@@ -69,17 +65,16 @@ class MethodSettings(RegimeSettings):
         " is 0 in the first half (late)",
     )
     noise_in_batch_norm: bool = option(
-        False, "let uniform noise into the scales and biases of BatchNorm too"
+        False, "add uniform noise to the scales and biases of BatchNorm too"
     )
     rho: float = option(0.3, "radius ρ of SAM's ball")
     msam_rho: float = option(0.3, "length ρ of MSAM's step along the momentum")
     copies: int = option(4, "copies between which the split methods divide the batch")
     std: float | None = option(
         None,
-        "fixed standard deviation of the Gaussian noise at the end of training, over"
-        " the norm of each filter, or of a whole bias, to which it rises from a"
-        " twentieth along a cosine, as the rise it may cost does; with --loss-rise,"
-        f" the largest (by default {LARGEST['std']})",
+        "standard deviation of LPF-SGD's and RWP's noise, over the norm of each filter;"
+        " LPF-SGD's rises to it from a twentieth along a cosine (by default"
+        f" {FIXED['std']})",
     )
 
     def __post_init__(self):
@@ -95,16 +90,12 @@ class MethodSettings(RegimeSettings):
             msam_rho=self.msam_rho,
             **sizes,
         )
-        self._check_gap()
-
-    def _check_gap(self) -> None:
-        """Requires that no setting is given that the rise to hold leaves aside."""
-        gap = self.loss_rise == "gap"
-        names = ("rise_epochs", "radius_schedule") if gap else ("gap_share",)
-        for name in names:
+        follows_gap = self.loss_rise == "gap"
+        unused = ("rise_epochs", "radius_schedule") if follows_gap else ("gap_share",)
+        for name in unused:
             value = getattr(self, name)
             if value != getattr(type(self), name):
-                needs = "does not apply to" if gap else "needs"
+                needs = "does not apply to" if follows_gap else "needs"
                 raise ValueError(f"{name}={value} {needs} loss_rise=gap")
 
 

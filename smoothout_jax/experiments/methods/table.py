@@ -9,6 +9,8 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from smoothout_jax import smoothout, smoothout_eval_params
@@ -19,7 +21,6 @@ from smoothout_jax.experiments.methods.settings import (
     radius_schedule,
     rising_schedule,
 )
-from smoothout_jax.experiments.methods.staying_noise import staying_noise
 from smoothout_jax.experiments.regime import gradient_rule, update_rule
 from smoothout_jax.rivals import msam, msam_eval_params
 
@@ -55,8 +56,19 @@ def _msam(context, strength, key):
 
 
 def _no_denoising(context, strength, key):
+    """The authors' ablation: noise is added after each update, and stays."""
     noise, _ = context.noise_and_rise(strength)
-    return optax.chain(context.optimizer(), staying_noise(noise, key))
+
+    def update(updates, step, params=None):
+        updated = optax.tree.add(params, updates)
+        added = noise(jax.random.fold_in(key, step), updated, step)
+        return optax.tree.add(updates, added), optax.safe_increment(step)
+
+    staying = optax.GradientTransformation(
+        lambda params: jnp.zeros([], jnp.int32),
+        update,  # pyright: ignore[reportArgumentType]
+    )
+    return optax.chain(context.optimizer(), staying)
 
 
 # SmoothOut around the optimizer, and AdaSmoothOut, which differs in its noise.
@@ -91,18 +103,7 @@ _MIX = Method(
     copies=lambda settings: {"clean_weight": 0.5, "aux": "clean"},
     parts=lambda settings: 2,
 )
-_GAUSSIAN = Method(
-    label="rising Gaussian",
-    color="#7f3c8d",
-    help="LPF-SGD, split, with noise that rises, in BatchNorm too",
-    strength="std",
-    noise=Context.gaussian,
-    schedule=rising_schedule,
-    **_SPLIT,
-)
-
-# Colours of Okabe and Ito, and tints of them: readers of every colour vision can tell
-# them apart.
+# Colours of Okabe and Ito and tints of them, which colour-blind readers distinguish.
 METHODS = {
     "sgd": Method(
         label="SGD",
@@ -171,13 +172,15 @@ METHODS = {
         gradients=2,
     ),
     "mix": _MIX,
-    "gaussian": _GAUSSIAN,
-    "lpf-sgd": dataclasses.replace(
-        _GAUSSIAN,
+    "lpf-sgd": Method(
         label="LPF-SGD",
         color="#b391cc",
-        help="the same at a fixed strength",
+        help="low-pass filtering: split Gaussian noise that rises, in BatchNorm too",
+        strength="std",
+        noise=Context.gaussian,
+        schedule=rising_schedule,
         fixed=True,
+        **_SPLIT,
     ),
     "rwp": dataclasses.replace(
         _MIX,
@@ -223,16 +226,6 @@ METHODS = {
         noise=Context.uniform,
         fixed=True,
         transform=_no_denoising,
-    ),
-    "sgd-split": Method(
-        label="split SGD",
-        color="#555555",
-        help="the optimizer in ghost batches",
-        strength="learning_rate",
-        transform=_sgd,
-        noise=Context.silence,
-        fixed=True,
-        **_SPLIT,
     ),
 }
 METHODS_HELP = "; ".join(f"{name}: {row.help}" for name, row in METHODS.items())

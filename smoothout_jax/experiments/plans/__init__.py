@@ -14,14 +14,7 @@ from smoothout_jax.experiments.plans.case import (
     cases,
     widened,
 )
-from smoothout_jax.experiments.plans.gap import (
-    GAP,
-    GAP_OTHERS,
-    GAP_SHARES,
-    GAP_TWENTIETH,
-)
 from smoothout_jax.experiments.plans.published import LPF_SGD
-from smoothout_jax.experiments.plans.rise import LOSS_RISE_CASES
 
 __all__ = ["EXPERIMENTS", "FIRST_TRIAL_SEED", "FITS", "TRIALS", "Case", "widened"]
 
@@ -44,9 +37,9 @@ EXPERIMENTS = {
     "rivals": {"cpu": questions.RIVALS},
     "networks": {"cpu": questions.NETWORKS},
     "lpf-sgd": LPF_SGD,
-    "gap": {"cpu": GAP},
-    "gap-others": {"cpu": GAP_OTHERS},
-    "gap-share": {"cpu": GAP_SHARES},
-    "gap-twentieth": {"cpu": GAP_TWENTIETH},
-    "loss-rise": {"cpu": LOSS_RISE_CASES},
+    "gap": {"cpu": questions.GAP},
+    "gap-others": {"cpu": questions.GAP_OTHERS},
+    "gap-share": {"cpu": questions.GAP_SHARES},
+    "gap-twentieth": {"cpu": questions.GAP_TWENTIETH},
+    "loss-rise": {"cpu": questions.LOSS_RISE_CASES},
 }

@@ -111,15 +111,32 @@ def cases(
     )
 
 
+def named(
+    *groups: tuple[Case, ...],
+    suffix: str = "",
+    holds_rise: bool = True,
+    training: dict[str, Any] | None = None,
+    **changed: Any,
+) -> tuple[Case, ...]:
+    """Cases with names that are unique within an experiment, and with changes."""
+    return tuple(
+        dataclasses.replace(
+            case,
+            label=f"{case.data}, {case.training['train_size']} images, {case.name},"
+            f" {case.training['steps']} steps{suffix}",
+            holds_rise=holds_rise,
+            training=case.training | (training or {}),
+            **changed,
+        )
+        for group in groups
+        for case in group
+    )
+
+
 def widened(setting: str, strengths: tuple[float, ...], low: bool) -> float | None:
-    """The strength beyond an end of those tried; `None` if there is none.
+    """The strength beyond the lower or the upper end of those tried, if there is one.
 
     Sizes continue their last ratio; probabilities and decays, that of their odds.
-
-    Args:
-        setting: the setting.
-        strengths: what was tried, in order.
-        low: whether it is the lower end.
     """
     last, before = strengths[:2] if low else strengths[:-3:-1]
     if setting == "shift":

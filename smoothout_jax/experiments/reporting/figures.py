@@ -12,15 +12,16 @@ from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting.statistics import mean_and_interval
 
 DPI = 150
+# What the panels of `noises` show, from the top, where it is given.
+PANELS = {
+    "radius": "size of the noise",
+    "loss_rise": "loss rise (nats)",
+    "loss_gap": "loss gap (nats)",
+}
 
 
 def accuracies(values: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draws the accuracy of each seed, and the mean with its 95 % interval.
-
-    Args:
-        values: test accuracies in percent, (seeds,), by the method's name.
-        title: the title.
-    """
+    """Draws the test accuracy (%) of each seed, and the mean with its 95 % interval."""
     figure = _figure()
     axes = figure.subplots()
     for row, (name, accuracy) in enumerate(values.items()):
@@ -28,17 +29,9 @@ def accuracies(values: Mapping[str, np.ndarray], title: str) -> Figure:
         spread = np.linspace(-0.18, 0.18, len(accuracy))
         mean, low, high = mean_and_interval(accuracy)
         axes.plot(row + spread, accuracy, "o", ms=4, alpha=0.4, color=color)
-        axes.errorbar(
-            row,
-            mean,
-            [[mean - low], [high - mean]],
-            fmt="D",
-            ms=7,
-            lw=2,
-            capsize=5,
-            color=color,
-            mec="white",
-        )
+        error = [[mean - low], [high - mean]]
+        style = {"fmt": "D", "ms": 7, "lw": 2, "capsize": 5, "mec": "white"}
+        axes.errorbar(row, mean, error, color=color, **style)
         axes.annotate(f"{mean:.2f}", (row + 0.24, mean), va="center", color=color)
     axes.set_xticks(range(len(values)), [METHODS[name].label for name in values])
     axes.set_xlim(-0.5, len(values) - 0.3)
@@ -51,35 +44,17 @@ def accuracies(values: Mapping[str, np.ndarray], title: str) -> Figure:
 def loss_curves(
     distances: np.ndarray, values: Mapping[str, np.ndarray], title: str
 ) -> Figure:
-    """Draws losses along lines: the median over the seeds, and their quartiles.
-
-    Args:
-        distances: the points, in norms of each filter.
-        values: losses in nats, (seeds, points), by the method's name.
-        title: the title.
-    """
+    """Draws losses along lines, (seeds, points): their median and quartiles."""
     figure = _figure()
     axes = figure.subplots()
     for name, losses in values.items():
-        color = METHODS[name].color
-        low, high = np.quantile(losses, [0.25, 0.75], axis=0)
-        axes.fill_between(distances, low, high, color=color, alpha=0.15, lw=0)
-        median = np.median(losses, axis=0)
-        axes.plot(distances, median, color=color, lw=2, label=METHODS[name].label)
+        _quartiles(axes, name, distances, losses)
     axes.set_xlabel("distance from the minimum / norm of each filter")
     axes.set_ylabel("training loss (nats)")
     axes.set_title(title, fontsize=11)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure
-
-
-# What the panels of `noises` show, from the top, where it is given.
-_PANELS = {
-    "radius": "size of the noise",
-    "loss_rise": "loss rise (nats)",
-    "loss_gap": "loss gap (nats)",
-}
 
 
 def noises(
@@ -93,21 +68,18 @@ def noises(
             line beside it.
         title: the title.
     """
-    shown = [key for key in _PANELS if any(key in each for _, each in values.values())]
+    shown = [key for key in PANELS if any(key in each for _, each in values.values())]
     figure = _figure(4 + 1.3 * (len(shown) - 2))
     panels = dict(zip(shown, figure.subplots(len(shown), sharex=True), strict=True))
     for name, (steps, each) in values.items():
-        method = METHODS[name]
         for key in panels.keys() & each.keys():
-            low, median, high = np.quantile(each[key], [0.25, 0.5, 0.75], axis=0)
-            axes = panels[key]
-            axes.fill_between(steps, low, high, color=method.color, alpha=0.15, lw=0)
-            axes.plot(steps, median, color=method.color, lw=2, label=method.label)
+            _quartiles(panels[key], name, steps, each[key])
         if "loss_rise_target" in each:
             target = np.median(each["loss_rise_target"], axis=0)
-            panels["loss_rise"].plot(steps, target, "--", color=method.color, lw=1.3)
+            color = METHODS[name].color
+            panels["loss_rise"].plot(steps, target, "--", color=color, lw=1.3)
     for key, axes in panels.items():
-        axes.set_ylabel(_PANELS[key])
+        axes.set_ylabel(PANELS[key])
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     if any("loss_rise_target" in each for _, each in values.values()):
@@ -122,18 +94,19 @@ def noises(
 def save_figure(
     figure: Figure, stem: Path, kinds: tuple[str, ...] = ("png", "pdf")
 ) -> list[Path]:
-    """Writes a figure, by default as PNG and as PDF.
-
-    Args:
-        figure: the figure.
-        stem: path of the files, without their suffixes.
-        kinds: the suffixes.
-    """
+    """Writes a figure, by default as PNG and as PDF; the paths."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
     for path in paths:
         with whole_file(path) as unfinished:
             figure.savefig(unfinished, format=path.suffix[1:], dpi=DPI)
     return paths
+
+
+def _quartiles(axes, name: str, x: np.ndarray, values: np.ndarray) -> None:
+    color = METHODS[name].color
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+    axes.plot(x, median, color=color, lw=2, label=METHODS[name].label)
 
 
 def _figure(height: float = 4) -> Figure:

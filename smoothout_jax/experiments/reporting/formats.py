@@ -17,6 +17,8 @@ def _finite(value: Any) -> Any:
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

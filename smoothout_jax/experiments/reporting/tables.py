@@ -1,20 +1,11 @@
 """Tables: for the terminal by Rich, and for pages in Markdown."""
 
-import shutil
 from collections.abc import Iterable, Sequence
-from textwrap import wrap
 from typing import Any
 
-import numpy as np
 from rich import box
-from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
-
-WIDTH = 80
-# Longest line of a heading.
-HEADING = 14
 
 
 def terminal_table(
@@ -24,7 +15,7 @@ def terminal_table(
     header: Sequence[str] = (),
     caption: str | None = None,
 ) -> Table:
-    """A table for the terminal.
+    """A table for the terminal, whose cells break where it is narrow.
 
     Args:
         title: its title.
@@ -43,7 +34,7 @@ def terminal_table(
     )
     for index, heading in enumerate(header):
         justify = "right" if index else "left"
-        table.add_column(heading, justify=justify, no_wrap=True)
+        table.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row, style="bold" if len(row) == 1 else None)
     return table
@@ -55,50 +46,30 @@ def terminal_tables(
     *,
     header: Sequence[str],
     caption: str | None = None,
+    at_once: int = 3,
 ) -> Group:
-    """A table for the terminal, or several of some of its columns each.
-
-    None is wider than the terminal, unless one of its columns is.
+    """A table that may be too wide, as several with some of its columns each.
 
     Args:
         title: their title.
         rows: as for `terminal_table`.
         header: headings of the columns; each table has the first one.
         caption: text below them.
+        at_once: number of columns in each table, besides the first.
     """
-    rows = [list(row) for row in rows]
-    narrow = [header[0], *("\n".join(wrap(each, HEADING)) for each in header[1:])]
-    first = max(cell_len(row[0]) for row in [header, *rows])
-    parts = _parts([1 + _width(narrow, rows, i) for i in range(1, len(header))], first)
+    rows = list(rows)
     shown: list[Any] = []
-    for part in parts:
+    for start in range(1, len(header), at_once):
+        part = slice(start, start + at_once)
+        last = start + at_once >= len(header)
         table = terminal_table(
             "" if shown else title,
-            [[row[0], *(row[i] for i in part if len(row) > i)] for row in rows],
-            header=[narrow[0], *(narrow[i] for i in part)],
-            caption=caption if len(parts) == 1 else None,
+            [[row[0], *row[part]] for row in rows],
+            header=[header[0], *header[part]],
+            caption=caption if last else None,
         )
         shown += ["", table] if shown else [table]
-    if caption and len(parts) > 1:
-        shown.append(Text(caption, "table.caption", justify="center"))
     return Group(*shown)
-
-
-def _width(header: Sequence[str], rows: Sequence[Sequence[str]], index: int) -> int:
-    """The width of a column."""
-    cells = [row[index] for row in rows if len(row) > index]
-    return max(map(cell_len, [*header[index].splitlines(), *cells, ""]))
-
-
-def _parts(widths: Sequence[int], first: int) -> list[list[int]]:
-    """Numbers of the columns of each table: as few tables, and as even, as fit."""
-    columns, terminal = range(1, 1 + len(widths)), shutil.get_terminal_size((WIDTH, 24))
-    for number in range(1, len(widths)):
-        parts = [part.tolist() for part in np.array_split(columns, number)]
-        wides = [first + sum(widths[i - 1] for i in part) for part in parts]
-        if max(wides) <= terminal.columns:
-            return parts
-    return [[i] for i in columns]
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

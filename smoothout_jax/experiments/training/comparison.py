@@ -1,58 +1,55 @@
-"""Training of several methods in turns, and measurement of what they reached."""
+"""Training of several methods in turns, so that all are timed under the same load."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
-from smoothout_jax import exclude, flax_filters, uniform
 from smoothout_jax._extras import progress
-from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.progress import announce
-from smoothout_jax.experiments.training.harm import accuracy_lost, memorised
 from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.state import Noise
-from smoothout_jax.experiments.training.task import Task
-from smoothout_jax.experiments.training.trainer import Trainer, stack
-from smoothout_jax.landscape import filter_normalized_direction, loss_curve
-from smoothout_jax.sharpness import expected_sharpness
+from smoothout_jax.experiments.training.trainer import Trainer
 
 ROUNDS = 20
 SECONDS_BETWEEN_SAVES = 60.0
 # The next save waits as many times longer as the last took longer.
 SECONDS_OF_A_SAVE = 3.0
-DISTANCES = np.linspace(-1.5, 1.5, 31)
 
 
-class Training(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Training:
     """How the training of one method went, round by round.
 
     Attributes:
         seconds: seconds of a step, (rounds,).
         steps: steps taken at the end of each round, (rounds,).
-        radius: size of the noise then, (seeds, rounds); empty where it is not held at
-            a rise of the loss.
-        loss_rise: that rise, in nats, likewise.
-        loss_rise_target: what it is held at, likewise; empty where that does not follow
-            the gap.
-        loss_gap: the gap between held-out and training loss, in nats, likewise.
+        noise: what is known of the noise then, (seeds, rounds), by the names of
+            `Noise`; empty where the rise of the loss is not held.
         watched_accuracy: fraction of the watched images that are classified correctly,
-            likewise; empty where none are watched.
-        test_accuracy: that of the test images, likewise; NaN but where that of the
+            likewise; `None` where none are watched.
+        test_accuracy: that of the test images, likewise; NaN except where that of the
             watched images is the highest so far.
     """
 
     seconds: np.ndarray
     steps: np.ndarray
-    radius: np.ndarray
-    loss_rise: np.ndarray
-    loss_rise_target: np.ndarray
-    loss_gap: np.ndarray
-    watched_accuracy: np.ndarray
-    test_accuracy: np.ndarray
+    noise: dict[str, np.ndarray]
+    watched_accuracy: Any = None
+    test_accuracy: Any = None
+
+    @classmethod
+    def of(cls, rounds: list[dict[str, Any]]) -> "Training":
+        """Joins what each round measured."""
+        columns = {
+            name: np.stack([each[name] for each in rounds], axis=-1)
+            for name in rounds[0]
+        }
+        noise = {name: columns.pop(name) for name in Noise._fields if name in columns}
+        return cls(noise=noise, **columns)
 
     @property
     def best_accuracy(self) -> np.ndarray:
@@ -61,14 +58,8 @@ class Training(NamedTuple):
         return np.take_along_axis(self.test_accuracy, best[:, None], -1)[:, 0]
 
     @property
-    def noise(self) -> dict[str, np.ndarray]:
-        """What is known of the noise, (seeds, rounds), by the names of `Noise`."""
-        found = {name: getattr(self, name) for name in Noise._fields}
-        return {name: values for name, values in found.items() if values.size}
-
-    @property
     def noise_at_end(self) -> dict[str, float]:
-        """The same at the end, means of the seeds."""
+        """What is known of the noise at the end, means of the seeds."""
         names = {"loss_rise": "held_loss_rise"}
         return {
             names.get(name, name): float(values[:, -1].mean())
@@ -79,12 +70,11 @@ class Training(NamedTuple):
 def train_in_turns(
     trainers: Mapping[str, Trainer], kept: KeptTraining | None = None
 ) -> dict[str, Training]:
-    """Trains methods in turns, so that all are timed under the same load.
+    """Trains methods in turns.
 
     Args:
         trainers: the trainers, by name.
-        kept: where training is kept each minute (more rarely if that takes more than
-            a few seconds), in the end and when it is interrupted; what is there already
+        kept: where training is kept each minute and in the end; what is there already
             is continued.
 
     Returns:
@@ -93,153 +83,31 @@ def train_in_turns(
     rounds = min(ROUNDS, *(trainer.steps for trainer in trainers.values()))
     done, earlier = kept.restore(trainers) if kept is not None else (0, {})
     seen: dict[str, list[Any]] = {name: earlier.get(name, []) for name in trainers}
-    turns = list(itertools.product(range(rounds), trainers.items()))
+    turns = list(itertools.product(range(rounds), trainers.items()))[done:]
     saved, pause = time.monotonic(), SECONDS_BETWEEN_SAVES
-    for turn, (_, trainer) in turns[done : done + len(trainers)]:
-        interruptions.check()
-        trainer.prepare(*_ends(trainer, turn, rounds))
-    with interruptions.deferred() as interrupted:
-        bar = progress("training", turns[done:], len(turns) - done)
-        for number, (turn, (name, trainer)) in enumerate(bar, done + 1):
-            start, stop = _ends(trainer, turn, rounds)
-            _, spent = trainer.advance(start, stop)
-            also = [
-                [] if v is None else v.tolist()
-                for v in (*trainer.noise(), *trainer.watched(_best(seen[name])))
-            ]
-            seen[name].append([spent / (stop - start), stop, *also])
-            if number == len(trainers):
-                whole = sum(rows[0][0] * trainers[n].steps for n, rows in seen.items())
-                announce("training", whole * (rounds - 1) / rounds)
-            now = time.monotonic()
-            last = number == len(turns)
-            if kept is not None and (interrupted() or now - saved > pause or last):
-                kept.save(trainers, number, seen)
-                saved = time.monotonic()
-                pause = SECONDS_BETWEEN_SAVES * max(
-                    1.0, (saved - now) / SECONDS_OF_A_SAVE
-                )
-            if interrupted():
-                interruptions.end()
-    return {
-        name: Training(*(np.stack(each, axis=-1) for each in zip(*rows, strict=True)))
-        for name, rows in seen.items()
-    }
+    bar = progress("training", turns, len(turns))
+    for number, (turn, (name, trainer)) in enumerate(bar, done + 1):
+        start, stop = (trainer.steps * each // rounds for each in (turn, turn + 1))
+        _, spent = trainer.advance(start, stop)
+        times = {"seconds": spent / (stop - start), "steps": stop}
+        seen[name].append(times | _measured(trainer, seen[name]))
+        if number == len(trainers):
+            whole = sum(
+                rows[0]["seconds"] * trainers[each].steps for each, rows in seen.items()
+            )
+            announce("training", whole * (rounds - 1) / rounds)
+        now = time.monotonic()
+        if kept is not None and (now - saved > pause or number == done + len(turns)):
+            kept.save(trainers, number, seen)
+            saved = time.monotonic()
+            slow = max(1.0, (saved - now) / SECONDS_OF_A_SAVE)
+            pause = SECONDS_BETWEEN_SAVES * slow
+    return {name: Training.of(rows) for name, rows in seen.items()}
 
 
-def _best(rows: list[Any]) -> Any:
-    """The highest accuracies on the watched images so far, (seeds,); at first -1."""
-    column = Training._fields.index("watched_accuracy")
-    watched = [np.nan_to_num(row[column], nan=-1) for row in rows]
-    return np.max(watched, axis=0, initial=-1)
-
-
-def _ends(trainer: Trainer, turn: int, rounds: int) -> tuple[int, int]:
-    """The first step of a turn, and the step after its last."""
-    return trainer.steps * turn // rounds, trainer.steps * (turn + 1) // rounds
-
-
-class Outcome(NamedTuple):
-    """What one method reached; the leading axis of every array counts the seeds.
-
-    All is NaN of a network whose training diverged: its loss is not finite.
-
-    Attributes:
-        test_accuracy: fraction of the test images that are classified correctly.
-        train_accuracy: that of the first training images.
-        test_loss: cross entropy, in nats.
-        train_loss: cross entropy of the first training images, in nats.
-        loss_rise: mean rise of that loss under noise, in nats.
-        memorised: fraction of the wrong labels among the first training images that
-            the network predicts; NaN if there are none.
-        lost_at_8_bits: test accuracy that rounding the weights of each filter to 8
-            bits costs, on the first test images.
-        lost_at_4_bits: that of 4 bits.
-        lost_under_noise: that of the noise.
-        loss_curve: that loss along a line through the parameters, at `DISTANCES` in
-            norms of each filter, averaged over random directions; may be empty.
-    """
-
-    test_accuracy: Any
-    train_accuracy: Any
-    test_loss: Any
-    train_loss: Any
-    loss_rise: Any
-    memorised: Any
-    lost_at_8_bits: Any
-    lost_at_4_bits: Any
-    lost_under_noise: Any
-    loss_curve: Any
-
-    @property
-    def scalars(self) -> dict[str, np.ndarray]:
-        """The measures that are one number for each seed."""
-        return {
-            name: values
-            for name, values in self._asdict().items()
-            if name != "loss_curve"
-        }
-
-
-class Measurement:
-    """Measures networks: all with the same noise, and in directions of the same keys.
-
-    Args:
-        task: the task that they were trained on.
-        noise_radius: relative radius of the noise under which the loss rises.
-        noise_samples: samples of that noise.
-        directions: number of directions that the loss curve is averaged over.
-    """
-
-    def __init__(
-        self, task: Task, noise_radius: float, noise_samples: int, directions: int
-    ):
-        self._task, self._num_samples = task, noise_samples
-        self._keys = jax.random.split(jax.random.key(1), directions)
-        self._noise = uniform(
-            noise_radius,
-            relative_to="filter",
-            filter_axis=flax_filters,
-            mask=exclude("BatchNorm") if task.batch_norm else None,
-        )
-
-    def __call__(self, networks: list[tuple[Any, Any]], bar: Any) -> Outcome:
-        """Measures the networks of one method, and advances a progress bar."""
-        return stack([self._measure(bar, *network) for network in networks])
-
-    def _measure(self, bar, params, stats) -> Outcome:
-        batches, loss = self._task.sets["train"], self._task.loss_with(stats)
-        reached = self._task.evaluate(params, stats)
-        if not np.isfinite(list(reached.values())).all():
-            bar.update()
-            curve = np.full(len(DISTANCES) if len(self._keys) else 0, np.nan)
-            return Outcome(*[np.nan] * (len(Outcome._fields) - 1), loss_curve=curve)
-        rise = expected_sharpness(
-            loss,
-            params,
-            self._noise,
-            key=jax.random.key(0),
-            num_samples=self._num_samples,
-            batches=batches,
-        )
-        curves = [
-            loss_curve(
-                loss,
-                params,
-                filter_normalized_direction(key, params, filter_axis=flax_filters),
-                DISTANCES,
-                batches=batches,
-            ).values["loss"]
-            for key in self._keys
-        ]
-        bar.update()
-        return Outcome(
-            test_accuracy=reached["test accuracy"],
-            train_accuracy=reached["train accuracy"],
-            test_loss=reached["test loss"],
-            train_loss=reached["train loss"],
-            loss_rise=rise.value,
-            memorised=memorised(self._task, params, stats),
-            **accuracy_lost(self._task, params, stats, self._noise),
-            loss_curve=np.mean(curves, axis=0) if curves else np.empty(0),
-        )
+def _measured(trainer: Trainer, before: list[Any]) -> dict[str, Any]:
+    """What is known of the noise and the watched images after a round."""
+    watched = [np.nan_to_num(row.get("watched_accuracy", -1), nan=-1) for row in before]
+    best = np.max(watched, axis=0, initial=-1)
+    measured = trainer.noise()._asdict() | trainer.watched(best)
+    return {name: each.tolist() for name, each in measured.items() if each is not None}

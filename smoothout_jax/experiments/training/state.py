@@ -60,13 +60,6 @@ class Noise(NamedTuple):
     loss_gap: np.ndarray | None = None
 
 
-class Watched(NamedTuple):
-    """Accuracies of each run, (runs,); `None` where no images are watched."""
-
-    watched_accuracy: np.ndarray | None = None
-    test_accuracy: np.ndarray | None = None
-
-
 def stack(trees: list[Any]) -> Any:
     """Stacks trees of arrays along a new leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

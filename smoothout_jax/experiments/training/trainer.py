@@ -1,13 +1,13 @@
 """The training loop: one method, from several seeds.
 
 Networks without convolutions train side by side in one compiled program, which is
-faster. Convolutions are many times slower under `vmap` (one kernel for each run): there
-runs take turns, on CPU in short loops, between which an interruption is noticed.
+faster. Convolutions are many times slower under `vmap`, so there runs take turns.
 """
 
 import functools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,28 +19,26 @@ from smoothout_jax import (
     LossRiseState,
     init_loss_rise,
     smoothout_metrics,
+    smoothout_report,
     smoothout_value_and_grad,
 )
-from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.averaging import averaged_params
 from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
 from smoothout_jax.experiments.regime import augment
-from smoothout_jax.experiments.training import gap
 from smoothout_jax.experiments.training.state import (
     Metrics,
     Noise,
     State,
-    Watched,
     stack,
     unstack,
 )
 from smoothout_jax.experiments.training.task import Task
 
-__all__ = ["State", "Trainer", "stack"]
-
-# The loops of a run: the batches of each, and after which steps losses are reported.
-Loops = list[tuple[jax.Array, jax.Array]]
+# The gap between held-out and training loss is measured once an epoch, but not sooner.
+LEAST_STEPS_OF_A_GAP = 10
+# Keys of augmentation and dropout; shuffles fold in epochs, which never get this large.
+AUGMENTATION, DROPOUT = 2**31 - 1, 2**31 - 2
 
 
 class Trainer:
@@ -55,7 +53,6 @@ class Trainer:
         steps: updates in the whole of training; by default the task's.
 
     Attributes:
-        steps: updates in the whole of training.
         compile_seconds: seconds spent compiling so far.
     """
 
@@ -67,7 +64,7 @@ class Trainer:
         strengths: Sequence[float] | None = None,
         steps: int | None = None,
     ):
-        self.method, self._task = method, task
+        self.method, self.task = method, task
         self.steps = task.steps if steps is None else steps
         if strengths is None:
             strengths = [method.strength_of(task.settings)[1]] * len(seeds)
@@ -75,53 +72,56 @@ class Trainer:
             task.settings, self.steps, method, task.steps_per_epoch, task.batch_norm
         )
         self._together = not task.convolves and task.placement.mesh is None
-        self.compile_seconds, self._compiled = 0.0, {}
+        runs: Any = np.asarray(seeds), np.asarray(strengths, np.float32)
+        runs = [runs] if self._together else list(zip(*runs, strict=True))
+        init, train = self._init, self._train
+        if self._together:
+            init, train = jax.vmap(init), jax.vmap(train, (0, None, None))
+        shapes = jax.eval_shape(init, *runs[0])
+        init = jax.jit(init, out_shardings=task.placement.shardings(shapes))
+        # One state of all runs, or one of each.
+        self._states: list[State] = [init(*run) for run in runs]
+        # The state that comes out can go in again.
+        same = jax.tree.map(lambda leaf: leaf.sharding, self._states[0])
+        self._program = jax.jit(
+            train, donate_argnums=0, out_shardings=(same, task.placement.replicated)
+        )
         self._evaluated = jax.jit(self._to_evaluate)
-        self._groups = self._begin(np.asarray(seeds), np.asarray(strengths, np.float32))
+        self.compile_seconds, self._compiled = 0.0, {}
 
     @property
     def state(self) -> State:
         """The states of all runs, along a leading axis."""
         if self._together:
-            return self._groups[0]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._groups)
+            return self._states[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self._states)
 
     def restore(self, state: State) -> None:
         """Continues from a state of all runs."""
-        groups = [state] if self._together else unstack(state)
-        places = jax.tree.map(lambda leaf: leaf.sharding, self._groups)
-        self._groups = jax.device_put(groups, places)
+        states = [state] if self._together else unstack(state)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._states)
+        self._states = jax.device_put(states, places)
 
-    def prepare(self, start: int, stop: int) -> tuple[list[Loops], Any]:
-        """Draws the batches from one step to another, and compiles their program."""
-        batches = self._draw(start, stop - start)
-        batches = [batches] if self._together else list(batches)
-        reports = self._task.placement.everywhere(gap.due(self._task, start, stop))
-        parts = self._loops(reports)
-        loops = [list(zip(self._loops(each), parts, strict=True)) for each in batches]
-        return loops, self._training_program(self._groups[0], loops[0][0])
-
-    def advance(
-        self, start: int, stop: int, stopped: Callable[[], bool] = lambda: False
-    ) -> tuple[Metrics, float]:
-        """Trains all runs from one step to another.
-
-        Args:
-            start: the step that the runs have reached.
-            stop: the step to train to.
-            stopped: says whether to end early; called between short loops.
+    def advance(self, start: int, stop: int) -> tuple[Metrics, float]:
+        """Trains all runs from the step that they have reached to another.
 
         Returns:
             Metrics, (runs, steps), and the seconds that the steps took.
         """
-        loops, program = self.prepare(start, stop)
-        jax.block_until_ready((self._groups, loops))
-        began = time.perf_counter()
-        metrics = []
-        for run, group in enumerate(zip(self._groups, loops, strict=True)):
-            self._groups[run], measured = self._run(program, *group, stopped)
+        steps = self.task.placement.everywhere(np.arange(start, stop, dtype=np.int32))
+        arguments = steps, self.task.arrays
+        if len(steps) not in self._compiled:
+            began = time.perf_counter()
+            lowered = self._program.lower(self._states[0], *arguments)
+            self._compiled[len(steps)] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - began
+        jax.block_until_ready(self._states)
+        began, metrics = time.perf_counter(), []
+        for run, state in enumerate(self._states):
+            program = self._compiled[len(steps)]
+            self._states[run], measured = program(state, *arguments)
             metrics.append(measured)
-        jax.block_until_ready(self._groups)
+        jax.block_until_ready(self._states)
         seconds = time.perf_counter() - began
         if self._together:
             return jax.tree.map(np.asarray, metrics[0]), seconds
@@ -130,22 +130,18 @@ class Trainer:
     def networks(self) -> list[tuple[Any, Any]]:
         """The parameters and statistics of each run to evaluate."""
         return [
-            (params, self._task.statistics(params, stats))
-            for params, stats in self._evaluated(self._groups)
+            (params, self.task.statistics(params, stats))
+            for params, stats in self._evaluated(self._states)
         ]
 
-    def _to_evaluate(self, groups: list[State]) -> list[tuple[Any, Any]]:
-        """The parameters of each run to evaluate, and the statistics of training."""
-        averaged = self._context.settings.ema_decay is not None
-        return [
-            (
-                averaged_params(run.opt_state)
-                if averaged
-                else self.method.eval_params(run.opt_state, run.params),
-                run.stats,
-            )
-            for run in (unstack(groups[0]) if self._together else groups)
-        ]
+    def _to_evaluate(self, states: list[State]) -> list[tuple[Any, Any]]:
+        def params_of(run):
+            if self._context.settings.ema_decay is not None:
+                return averaged_params(run.opt_state)
+            return self.method.eval_params(run.opt_state, run.params)
+
+        runs = unstack(states[0]) if self._together else states
+        return [(params_of(run), run.stats) for run in runs]
 
     def noise(self) -> Noise:
         """The size of the noise in use, and the rise of the loss, if it is held."""
@@ -159,19 +155,19 @@ class Trainer:
             names += "loss_rise_target", "loss_gap"
         return Noise(radius, *(metrics.get(name) for name in names))
 
-    def watched(self, best: Any) -> Watched:
+    def watched(self, best: Any) -> dict[str, np.ndarray]:
         """The accuracy on the watched images, and on the test images where it is best.
 
         Args:
-            best: the highest accuracy of each run on the watched images before, (runs,)
-                or one of all. Where it is not exceeded, the test images are not looked
-                at: their accuracy is NaN.
+            best: the highest accuracy of each run on the watched images before. Where
+                it is not exceeded, the accuracy on the test images is NaN: they are not
+                looked at.
         """
-        if "watched" not in self._task.sets:
-            return Watched()
+        if "watched" not in self.task.sets:
+            return {}
 
         def accuracy(network, name):
-            return self._task.evaluate(*network, only=[name])[f"{name} accuracy"]
+            return self.task.evaluate(*network, only=[name])[f"{name} accuracy"]
 
         networks = self.networks()
         watched = np.array([accuracy(network, "watched") for network in networks])
@@ -179,74 +175,11 @@ class Trainer:
             accuracy(network, "test") if better else np.nan
             for network, better in zip(networks, watched > best, strict=True)
         ]
-        return Watched(watched, np.array(tested))
-
-    def _begin(self, seeds, strengths) -> list[State]:
-        """The initial states: one of all runs that train together, or one for each."""
-        if self._together:
-            return [jax.jit(jax.vmap(self._init))(seeds, strengths)]
-        shapes = jax.eval_shape(self._init, seeds[0], strengths[0])
-        shardings = self._task.placement.shardings(shapes)
-        init = jax.jit(self._init, out_shardings=shardings)
-        return [init(*run) for run in zip(seeds, strengths, strict=True)]
-
-    def _draw(self, start, steps) -> jax.Array:
-        """Draws the batches of all runs: indices, (runs, steps, batch_size)."""
-        keys = [group.batch_key for group in self._groups]
-        keys = keys[0] if self._together else jnp.stack(keys)
-        draw = jax.vmap(lambda key, start: self._batches(key, start, steps), (0, None))
-        first = np.int32(start)
-        return self._program(steps, draw, keys, first)(keys, first)
-
-    def _training_program(self, state, loop):
-        """Compiles the program of a loop."""
-        function, task = self._scan, self._task
-        data = task.training_data, task.gap_batches
-        if self._together:
-            function = jax.vmap(function, (0, (0, None), None))
-        program = self._program(
-            loop[0].shape,
-            function,
-            *(state, loop, data),
-            donate_argnums=0,
-            # So that the state that comes out can go in again.
-            out_shardings=(
-                jax.tree.map(lambda leaf: leaf.sharding, state),
-                task.placement.replicated,
-            ),
-        )
-        return lambda state, loop: program(state, loop, data)
-
-    def _program(self, name, function, *arguments, **options):
-        if name not in self._compiled:
-            began = time.perf_counter()
-            lowered = jax.jit(function, **options).lower(*arguments)
-            self._compiled[name] = lowered.compile()
-            self.compile_seconds += time.perf_counter() - began
-        return self._compiled[name]
-
-    def _loops(self, steps: jax.Array) -> jax.Array | list[jax.Array]:
-        """Splits what steps take by the loop, all loops of the same length."""
-        longest = self._task.longest_loop
-        if longest is None:
-            return [steps]
-        length = max(n for n in range(1, longest + 1) if len(steps) % n == 0)
-        return steps.reshape(-1, length, *steps.shape[1:])
-
-    def _run(self, program, state, loops, stopped) -> Any:
-        metrics = []
-        for loop in loops:
-            interruptions.check()
-            state, measured = program(state, loop)
-            metrics.append(measured)
-            if stopped():
-                break
-        axis = 1 if self._together else 0
-        return state, jax.tree.map(lambda *m: jnp.concatenate(m, axis), *metrics)
+        return {"watched_accuracy": watched, "test_accuracy": np.array(tested)}
 
     def _init(self, seed, strength) -> State:
         params_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)
-        params, stats = self._task.init(params_key)
+        params, stats = self.task.init(params_key)
         return State(
             step=jnp.zeros([], jnp.int32),
             params=params,
@@ -269,45 +202,37 @@ class Trainer:
         transformation = self.method.transform(self._context, strength, key)
         return optax.with_extra_args_support(transformation)
 
-    def _batches(self, batch_key, start, steps):
-        task = self._task
-        return batch_indices(
-            jax.random.wrap_key_data(batch_key),
+    def _train(self, state: State, steps, arrays) -> tuple[State, Metrics]:
+        """Takes steps by their numbers, which are the same in runs side by side."""
+        task = self.task
+        batches = batch_indices(
+            jax.random.wrap_key_data(state.batch_key),
             len(task.data.train_images),
             task.settings.batch_size,
-            start,
-            steps,
+            steps[0],
+            len(steps),
         )
+        every = max(LEAST_STEPS_OF_A_GAP, task.steps_per_epoch)
+        reports = (steps + 1) % every == 0
+        step = functools.partial(self._step, arrays)
+        return jax.lax.scan(step, state, (batches, reports))
 
-    def _scan(self, state, loop, data):
-        training_data, gap_batches = data
-
-        def step(state, each):
-            batch, is_due = each
-            state, metrics = self._step(state, batch, training_data)
-            state = gap.reported(state, is_due, gap_batches, self.method, self._task)
-            return state, metrics
-
-        return jax.lax.scan(step, state, loop)
-
-    def _step(self, state: State, batch, data) -> tuple[State, Metrics]:
+    def _step(self, arrays, state: State, each) -> tuple[State, Metrics]:
+        batch, reported = each
         noise_key = jax.random.wrap_key_data(state.noise_key)
         batch_key = jax.random.wrap_key_data(state.batch_key)
-        # Shuffles fold in the number of the epoch, which never gets this large.
-        augment_key = jax.random.fold_in(batch_key, 2**31 - 1)
-        placement = self._task.placement
-        images, labels = (placement.over_data(array[batch]) for array in data)
-        images = augment(
-            self._task.settings, jax.random.fold_in(augment_key, state.step), images
+        augment_key, dropout_key = (
+            jax.random.fold_in(jax.random.fold_in(batch_key, use), state.step)
+            for use in (AUGMENTATION, DROPOUT)
         )
-
-        # Copies share what is dropped, as a second gradient does.
-        dropout_key = jax.random.fold_in(
-            jax.random.fold_in(batch_key, 2**31 - 2), state.step
+        placement = self.task.placement
+        images, labels = (
+            placement.over_data(array[batch]) for array in arrays["train"]
         )
+        images = augment(self.task.settings, augment_key, images)
 
-        def loss(params, images, labels):
-            return self._task.loss(params, state.stats, images, labels, dropout_key)
+        def loss(params, images, labels):  # copies share what is dropped
+            return self.task.loss(params, state.stats, images, labels, dropout_key)
 
         def grad_fn(params, step):  # for SAM's second gradient
             return jax.grad(loss, has_aux=True)(params, images, labels)[0]
@@ -318,13 +243,15 @@ class Trainer:
         updates, opt_state = self._transformation(state.strength, noise_key).update(
             grads, state.opt_state, state.params, grad_fn=grad_fn
         )
-        return state._replace(
+        state = state._replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             stats=stats,
             opt_state=opt_state,
             rise=rise,
-        ), Metrics(value, accuracy)
+        )
+        state = self._report(state, reported, arrays["gap"])
+        return state, Metrics(value, accuracy)
 
     def _value_and_grad(self, loss, state: State):
         """A function to value and gradients, and the next state of the rise."""
@@ -339,8 +266,29 @@ class Trainer:
             has_aux=True,
             batch_argnums=(1, 2) if method.splits else (),
             loss_rise=rise,
-            **method.copies(self._task.settings),
+            **method.copies(self.task.settings),
         )
         if rise is None:
             return lambda *arguments: (value_and_grad(*arguments), None)
         return functools.partial(value_and_grad, state.rise)
+
+    def _report(self, state: State, is_due, batches) -> State:
+        """Reports the losses whose gap the noise follows, if that is due."""
+        task, method = self.task, self.method
+        if batches is None or not method.follows_gap(task.settings):
+            return state
+
+        def measured():
+            params = method.eval_params(state.opt_state, state.params)
+            return task.losses(params, *batches)
+
+        def not_measured():  # a report that is not finite does not count
+            return (jnp.float32(jnp.nan),) * 2
+
+        train_loss, heldout_loss = jax.lax.cond(is_due, measured, not_measured)
+        return smoothout_report(
+            state,
+            train_loss=train_loss,
+            heldout_loss=heldout_loss,
+            chance_loss=math.log(task.data.num_classes),
+        )

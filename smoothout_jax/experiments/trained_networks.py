@@ -1,4 +1,4 @@
-"""Trained networks that a command reads: those of checkpoints."""
+"""Trained networks, as `smoothout sharpness` and `landscape` read them."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.commands.train import TrainSettings
-from smoothout_jax.experiments.data.datasets import Dataset, DataSettings
+from smoothout_jax.experiments.data.datasets import DataSettings
 from smoothout_jax.experiments.methods.table import METHODS, Method
 from smoothout_jax.experiments.models import ModelSettings
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
@@ -64,8 +64,8 @@ class Checkpoint:
         name: the name of the method.
         settings: the settings of their training.
         params: their parameters, a tree with a leading axis for the seeds.
-        stats: their BatchNorm statistics, with that axis too.
-        digest: what tells these networks from others.
+        stats: their BatchNorm statistics, likewise.
+        digest: a hash of these networks.
     """
 
     path: Path
@@ -104,7 +104,6 @@ class Tasks:
     """
 
     def __init__(self):
-        self._data: dict[tuple, Dataset] = {}
         self._tasks: dict[tuple, Task] = {}
 
     def of(self, checkpoint: Checkpoint) -> Task:
@@ -114,40 +113,26 @@ class Tasks:
             InputError: if the data cannot be read, or are not those of its networks.
         """
         settings = checkpoint.settings
-        data = *_values(settings, DataSettings), settings.needs_heldout
-        key = data, _values(settings, ModelSettings), settings.statistics
+        fields = *dataclasses.fields(DataSettings), *dataclasses.fields(ModelSettings)
+        values = tuple(getattr(settings, field.name) for field in fields)
+        key = *values, settings.needs_heldout
         if key not in self._tasks:
-            task = self._tasks[key] = Task(settings, data=self._data.get(data))
-            self._data[data] = task.data
-        self._check(checkpoint, self._tasks[key])
-        return self._tasks[key]
-
-    @staticmethod
-    def _check(checkpoint: Checkpoint, task: Task) -> None:
-        seeds = len(checkpoint.settings.all_seeds)
-        keys = jax.random.split(jax.random.key(0), seeds)
+            self._tasks[key] = Task(settings)
+        task = self._tasks[key]
+        keys = jax.random.split(jax.random.key(0), len(settings.all_seeds))
         expected = jax.eval_shape(jax.vmap(task.init), keys)
-        found = jax.eval_shape(lambda: (checkpoint.params, checkpoint.stats))
-        if expected != found:
+        if expected != jax.eval_shape(lambda: (checkpoint.params, checkpoint.stats)):
             raise InputError(
                 f"checkpoint {checkpoint.path} does not hold the networks of its"
-                f" settings for the data {task.settings.data} in"
-                f" {task.settings.data_dir}"
+                f" settings for the data {settings.data} in {settings.data_dir}"
             )
-
-
-def _values(settings: Any, group: type[Settings]) -> tuple:
-    """The values of the settings of a group."""
-    return tuple(getattr(settings, field.name) for field in dataclasses.fields(group))
+        return task
 
 
 def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
     """Reads the networks of a checkpoint.
 
-    Args:
-        path: the folder of the checkpoint, or that of a run of `smoothout train`, which
-            stands for its last checkpoint.
-        data_dir: the folder of the data that it was trained on.
+    The folder of a run of `smoothout train` stands for its last checkpoint.
 
     Raises:
         InputError: if there is none, or if it is damaged.
@@ -158,9 +143,16 @@ def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
     if steps := steps_of(path):
         with naming_the_one_before(path, steps[-1]):
             return _load(path_of(path, steps[-1]), data_dir)
-    if not (path / "about").is_dir():
-        raise InputError(_not_one(path))
-    return _load(path, data_dir)
+    if (path / "about").is_dir():
+        return _load(path, data_dir)
+    if (path / "params").is_dir():
+        raise InputError(f"checkpoint {path} is damaged: it has lost its folder about")
+    inside = sorted(path.glob("checkpoints/*/about")) or sorted(path.glob("*/about"))
+    if inside:
+        raise InputError(
+            f"{path} is not a checkpoint, but holds some: give {inside[0].parent}"
+        )
+    raise InputError(f"{path} is not a checkpoint of smoothout")
 
 
 def _load(path: Path, data_dir: Path) -> Checkpoint:
@@ -172,16 +164,6 @@ def _load(path: Path, data_dir: Path) -> Checkpoint:
         networks = load_networks(path)
         digest = "".join(about["digests"][name] for name in networks)
     return Checkpoint(path, about["method"], settings, **networks, digest=digest)
-
-
-def _not_one(path: Path) -> str:
-    """What a folder is that is not a checkpoint."""
-    if (path / "params").is_dir():
-        return f"checkpoint {path} is damaged: it has lost its folder about"
-    inside = sorted(path.glob("checkpoints/*/about")) or sorted(path.glob("*/about"))
-    if inside:
-        return f"{path} is not a checkpoint, but holds some: give {inside[0].parent}"
-    return f"{path} is not a checkpoint of smoothout"
 
 
 def labels(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:

@@ -1,0 +1,297 @@
+"""What `smoothout compare` found: its table, its files and its figures."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from smoothout_jax.experiments.methods.table import METHODS
+from smoothout_jax.experiments.reporting import figures
+from smoothout_jax.experiments.reporting.files import write_csv, write_json
+from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.reporting.statistics import (
+    mean_and_error,
+    paired_difference,
+)
+from smoothout_jax.experiments.reporting.tables import terminal_table
+from smoothout_jax.experiments.training.checkpoints import save_checkpoint
+from smoothout_jax.experiments.training.comparison import Training
+from smoothout_jax.experiments.training.kept import remove_kept
+from smoothout_jax.experiments.training.outcome import DISTANCES, Guessing, Outcome
+
+DIRECTIONS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of a comparison.
+
+    Attributes:
+        settings: its settings.
+        networks: parameters and BatchNorm statistics by the method's name, all seeds
+            along a leading axis.
+        outcomes: what each method reached, by its name.
+        training: how training went, by the method's name.
+        guessing: what guessing reaches on the training images.
+    """
+
+    settings: Any
+    networks: dict[str, Any]
+    outcomes: dict[str, Outcome]
+    training: dict[str, Training]
+    guessing: Guessing = Guessing()  # noqa: RUF009
+
+    @property
+    def diverged(self) -> dict[str, list[int]]:
+        """The seeds from which the training of a method diverged, by its name."""
+        return self._where(lambda outcome: ~np.isfinite(outcome.test_loss))
+
+    @property
+    def unlearned(self) -> dict[str, list[int]]:
+        """The seeds from which a method did not learn, but did not diverge either."""
+        found = self._where(
+            lambda outcome: (
+                ~self.guessing.beaten_by(outcome.train_loss, outcome.train_accuracy)
+            )
+        )
+        return {k: seeds for k, seeds in found.items() if k not in self.diverged}
+
+    def _where(self, true: Callable[[Outcome], np.ndarray]) -> dict[str, list[int]]:
+        found = {
+            name: [self.settings.all_seeds[i] for i in np.flatnonzero(true(outcome))]
+            for name, outcome in self.outcomes.items()
+        }
+        return {name: seeds for name, seeds in found.items() if seeds}
+
+    @property
+    def fault(self) -> str:
+        """Which methods diverged, and what to change; empty if none did."""
+        return "; ".join(
+            f"{METHODS[name].label} diverged from {self._listed(seeds)}:"
+            f" {METHODS[name].what_to_lower(self.settings)}"
+            for name, seeds in self.diverged.items()
+        )
+
+    @property
+    def warning(self) -> str:
+        """Which methods did not learn, and what to change; empty if all did."""
+        return "; ".join(
+            f"{METHODS[name].label} did not learn from {self._listed(seeds)}: "
+            + METHODS[name].how_to_learn(
+                self.settings,
+                float(self.outcomes[name].train_loss.max()),
+                self.guessing.loss,
+            )
+            for name, seeds in self.unlearned.items()
+        )
+
+    def _listed(self, seeds: list[int]) -> str:
+        numbers = " ".join(map(str, seeds))
+        return f"{len(seeds)} of {self.settings.seeds} seeds ({numbers})"
+
+    @property
+    def sound(self) -> dict[str, Outcome]:
+        """What the methods reached that diverged from no seed."""
+        return {k: v for k, v in self.outcomes.items() if k not in self.diverged}
+
+
+def summary(results: Results) -> dict[str, dict[str, Any]]:
+    """The figures of the table, by method; accuracies in percent, losses in nats.
+
+    A method that diverged has the seeds from which it did, and no accuracy: a mean of
+    the others would be that of another method. A method that did not learn has the
+    seeds besides. Times are those of a step, relative to SGD's in the same round.
+    """
+    found, plain = {}, results.training["sgd"].seconds
+    for name in results.outcomes:
+        row: dict[str, Any] = {"diverged": results.diverged.get(name)}
+        if name in results.sound:
+            row = _figures_of(results, name) | results.training[name].noise_at_end
+            row |= _best(results, name)
+        if name in results.unlearned:
+            row["did_not_learn"] = results.unlearned[name]
+        time = float(np.median(results.training[name].seconds / plain))
+        found[name] = row | {"relative_step_time": time}
+    return found
+
+
+def _figures_of(results: Results, name: str) -> dict[str, Any]:
+    outcome, baseline = results.outcomes[name], results.sound.get("sgd")
+    difference = None
+    if baseline is not None:
+        difference = paired_difference(
+            100 * outcome.test_accuracy, 100 * baseline.test_accuracy
+        )
+    found = {
+        "test_accuracy": mean_and_error(100 * outcome.test_accuracy),
+        "difference_to_sgd": difference,
+        "train_accuracy": mean_and_error(100 * outcome.train_accuracy),
+        "loss_rise": mean_and_error(outcome.loss_rise),
+    }
+    for name in ("memorised", "lost_at_8_bits", "lost_at_4_bits", "lost_under_noise"):
+        values = 100 * getattr(outcome, name)
+        if np.isfinite(values).all():
+            found[name] = mean_and_error(values)
+    return found
+
+
+def _best(results: Results, name: str) -> dict[str, Any]:
+    """Accuracy when that on the watched images was highest, if any are watched."""
+    if not results.settings.watch_size:
+        return {}
+    ours, plain = (100 * results.training[n].best_accuracy for n in (name, "sgd"))
+    return {
+        "best_accuracy": mean_and_error(ours),
+        "best_difference_to_sgd": paired_difference(ours, plain),
+    }
+
+
+def table(results: Results) -> Table:
+    """The table that the command prints."""
+    settings, rows = results.settings, summary(results)
+    third, caption = (
+        "rise",
+        (
+            "Rise: mean rise of the training loss (nats) under uniform noise of"
+            f" {settings.noise_radius:g} times each filter's norm."
+        ),
+    )
+    if settings.label_noise:
+        third = "memorised"
+        caption = "Memorised: wrong labels that the network repeats."
+    fourth = "best" if settings.watch_size else "radius"
+    if settings.watch_size:
+        caption += (
+            f" Best: test accuracy when that on the {settings.watch_size} watched"
+            " images was highest."
+        )
+    else:
+        caption += " Radius: size of the noise at the end, if the rise sets it."
+    return terminal_table(
+        settings.title,
+        [_cells(rows, name, third, fourth) for name in rows],
+        header=["method", "test", "difference to SGD", "train", third, fourth, "time"],
+        caption="Accuracies in percent, mean ± standard error over the seeds; paired"
+        f" difference with its 95 % interval. {caption} Time: of a step, relative to"
+        " SGD's.",
+    )
+
+
+def _cells(rows: Mapping[str, Any], name: str, third: str, fourth: str) -> list[str]:
+    row, label = rows[name], METHODS[name].label
+    time = f"{row['relative_step_time']:.2f}"
+    if fault := fault_of(row):
+        return [label, fault, "", "", "", "", time]
+    difference = "" if name == "sgd" else difference_to_sgd(rows, name)
+    written = {
+        "rise": f"{row['loss_rise'][0]:.3g}",
+        "memorised": f"{row['memorised'][0]:.1f}" if "memorised" in row else "",
+        "radius": f"{row['radius']:.2g}" if "radius" in row else "",
+        "best": f"{row['best_accuracy'][0]:.2f}" if "best_accuracy" in row else "",
+    }
+    return [
+        label,
+        with_error(row["test_accuracy"]),
+        difference and with_interval(difference),
+        f"{row['train_accuracy'][0]:.2f}",
+        written[third],
+        written[fourth],
+        time,
+    ]
+
+
+def fault_of(row: Mapping[str, Any]) -> str:
+    """What replaces the figures of a method in a table; empty if they are sound."""
+    if "diverged" in row:
+        return "diverged"
+    return "did not learn" if "did_not_learn" in row else ""
+
+
+def difference_to_sgd(rows: Mapping[str, Any], name: str) -> Any:
+    """The difference of a method to SGD; empty where SGD has no accuracy."""
+    return "" if fault_of(rows["sgd"]) else rows[name]["difference_to_sgd"]
+
+
+def write(results: Results) -> list[Path]:
+    """Writes the results, figures and networks to the output folder; the paths."""
+    settings, output = results.settings, results.settings.output
+    paths = [
+        write_json(output / "settings.json", settings.to_json()),
+        write_csv(output / "results.csv", _rows(results)),
+        write_json(output / "results.json", _document(results)),
+    ]
+    for name, figure in _figures(results).items():
+        paths += figures.save_figure(figure, output / name, ("png",))
+    for name, (params, stats) in results.networks.items():
+        about = {
+            "command": settings.command,
+            "method": name,
+            "settings": settings.to_json(),
+        }
+        path = output / "checkpoints" / name
+        save_checkpoint(path, about, params=params, stats=stats)
+    remove_kept(output)
+    return [*paths, output / "checkpoints"]
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """One row for each method and seed."""
+    return [
+        {"method": name, "seed": seed}
+        | {
+            key: float(values[seed]) if np.isfinite(values[seed]) else ""
+            for key, values in outcome.scalars.items()
+        }
+        for name, outcome in results.outcomes.items()
+        for seed in results.settings.all_seeds
+    ]
+
+
+def _document(results: Results) -> dict[str, Any]:
+    """Everything: settings, seeds, versions, machine, summary and raw figures."""
+    training, outcomes = results.training.items(), results.outcomes.items()
+    return provenance() | {
+        "settings": results.settings.to_json(),
+        "seeds": list(results.settings.all_seeds),
+        "summary": summary(results),
+        "seconds_per_step": {name: each.seconds for name, each in training},
+        "noise": {
+            name: {"steps": each.steps} | each.noise
+            for name, each in training
+            if each.noise
+        },
+        "outcomes": {name: outcome._asdict() for name, outcome in outcomes},
+        "loss_curve_distances": DISTANCES,
+    }
+
+
+def _figures(results: Results) -> dict[str, figures.Figure]:
+    settings, sound = results.settings, results.sound
+    if not sound:
+        return {}
+    found = {
+        "accuracy": figures.accuracies(
+            {name: 100 * each.test_accuracy for name, each in sound.items()},
+            f"{settings.data}, {settings.seeds} seeds: each seed, mean and 95 %"
+            " interval",
+        ),
+        "landscape": figures.loss_curves(
+            DISTANCES,
+            {name: each.loss_curve for name, each in sound.items()},
+            f"Loss along {DIRECTIONS} random directions: median and quartiles of"
+            f" {settings.seeds} seeds",
+        ),
+    }
+    held = {
+        name: (each.steps, each.noise)
+        for name, each in results.training.items()
+        if each.noise and name in sound
+    }
+    if held:
+        title = "How strong the noise was: median and quartiles of the seeds"
+        found["noise"] = figures.noises(held, title)
+    return found
