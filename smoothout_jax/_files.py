@@ -11,21 +11,19 @@ from typing import Any
 # What reading an archive of arrays raises if it is damaged, or holds others.
 DAMAGED = AttributeError, KeyError, TypeError, ValueError, EOFError
 DAMAGED += zipfile.BadZipFile, zlib.error
-# Files being written, to delete if the process ends at once.
-UNFINISHED: set[Path] = set()
+# How the names of files and folders begin that are being written or deleted.
+UNFINISHED = ".unfinished-"
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which replaces `path` once all went well."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    UNFINISHED.add(unfinished)
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
     try:
         yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-        UNFINISHED.discard(unfinished)
 
 
 def check_writable(path: Any) -> Path:

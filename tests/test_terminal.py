@@ -1,20 +1,22 @@
-"""What commands show: progress, tables that fit, and JSON that is JSON."""
+"""What commands show: help, progress, tables that fit, and JSON that is JSON."""
 
 import io
-import itertools
 import json
 import math
+import os
+import pty
+import re
 import subprocess
 import sys
-import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from smoothout_jax import _extras
-from smoothout_jax.experiments import cli, interruptions, progress
-from smoothout_jax.experiments.commands import unfinished
+from smoothout_jax.experiments import cli, progress
+from smoothout_jax.experiments.commands import COMMANDS
 from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.reporting.formats import json_text
 from smoothout_jax.experiments.reporting.tables import terminal_tables
@@ -40,80 +42,138 @@ def test_tables_of_any_number_of_columns_fit_a_terminal(number):
     assert tables == text.count("params/Dense_0") == math.ceil(number / 3)
 
 
-def test_where_nobody_watches_progress_is_told_in_lines(monkeypatch, capsys):
-    clock = itertools.count(0.0, 4.0)
-    now = SimpleNamespace(monotonic=lambda: next(clock))
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words])
+    text = capsys.readouterr().out
+    return text, re.findall(r"^  (?:-h, )?(--[\w-]+)", text, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_what_most_need_and_all_on_request(command, capsys):
+    short, common = help_of(capsys, command, "--help")
+    long, every = help_of(capsys, command, "--help-all")
+    assert len(common) <= 20
+    assert set(common) <= set(every)
+    assert {"--output", "--help", "--help-all"} <= set(common)
+    assert short.splitlines()[0] == long.splitlines()[0]
+    if command == "train":
+        assert {"--clip-norm", "--process-id", "--radius"} < set(every) - set(common)
+        assert {"data:", "network:", "training:", "run:"} <= set(short.splitlines())
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands still unless a test moves it."""
+    now = SimpleNamespace(monotonic=lambda: now.seconds, seconds=100.0)
     monkeypatch.setattr(progress, "time", now)
-    monkeypatch.setattr(progress.Lines, "_last", 0.0)
-    with progress.shown():
-        assert list(_extras.progress("training", range(6))) == list(range(6))
-        with _extras.progress("measuring", total=4) as bar:
-            bar.set_postfix_str("97.1 %")
-            for _ in range(4):
-                bar.update()
-    shown = capsys.readouterr()
-    assert not shown.err
-    assert shown.out.splitlines() == [
-        "training: 3 of 6, about 12 s left",
-        "training: 6 of 6, about 0 s left",
-        "measuring: 3 of 4, about 4 s left, 97.1 %",
-    ]
-    assert _extras.SHOWN_BY == []
+    monkeypatch.setattr(progress.Progress, "_last", 0.0)
+    return now
 
 
-def test_what_takes_long_is_told(capsys):
-    progress.announce("training", 3)
-    progress.announce("training", 42.3)
-    progress.announce("measuring", 42 * 60)
-    progress.announce("measuring", 9000)
+def test_the_rate_begins_after_what_is_compiled(clock, capsys):
+    """Twenty items, of which the first two take a minute each, the others a second."""
+    bar = progress.Progress("training", range(20), compiling=2)
+    for item in bar:
+        if item < 2:
+            bar.say(f"compiling {item}")
+        clock.seconds += 60 if item < 2 else 1
     assert capsys.readouterr().out.splitlines() == [
-        "training takes about 42 s more on this machine",
-        "measuring takes about 42 min more on this machine",
-        "measuring takes about 2.5 h more on this machine",
+        "compiling 0",
+        "training: 1 of 20",
+        "compiling 1",
+        "training: 2 of 20",
+        "training: 12 of 20, about 8 s left",
     ]
 
 
-def test_times_are_foretold_without_the_first_part(monkeypatch, capsys):
-    """During which programs are compiled; once, and after a second."""
-    now = iter([0.0, 60.0, 60.5, 62.0, 64.0])
-    clock = SimpleNamespace(monotonic=lambda: next(now))
-    monkeypatch.setattr(progress, "time", clock)
-    next(now)  # when it began
-    forecast = progress.Forecast("training")
-    for done in (10, 11, 20, 30):
-        forecast.update(done, 100)
-    assert capsys.readouterr().out == (
-        "training takes about 16 s more on this machine\n"
-    )
+def test_what_was_done_before_counts_not_to_the_rate(clock, capsys):
+    with progress.Progress("training", total=100, done=60) as bar:
+        for _ in range(3):
+            clock.seconds += 20
+            bar.postfix = "97.1 %"
+            bar.update(10)
+    assert capsys.readouterr().out.splitlines() == [
+        "training: 70 of 100, 97.1 %",
+        "training: 80 of 100, about 40 s left, 97.1 %",
+        "training: 90 of 100, about 20 s left, 97.1 %",
+    ]
 
 
-def test_times_of_bars_are_foretold(monkeypatch, capsys):
-    """Of those that follow too."""
-    now = itertools.count(0.0, 0.6)
-    clock = SimpleNamespace(monotonic=lambda: next(now))
-    monkeypatch.setattr(progress, "time", clock)
-    forecast = progress.Forecast("drawing")
-    with forecast.watching(later=20):
-        assert list(_extras.progress("points", range(10))) == list(range(10))
-    with forecast.watching():
-        assert list(_extras.progress("points", range(3))) == [0, 1, 2]
+def test_the_library_shows_its_progress_so_too(clock, capsys):
+    with progress.shown():
+        assert list(_extras.progress("probes", iter("ab"))) == ["a", "b"]
+    assert capsys.readouterr().out == "probes: 1 so far\n"
     assert _extras.SHOWN_BY == []
-    assert capsys.readouterr().out == "drawing takes about 17 s more on this machine\n"
 
 
-def test_seconds_before_an_interruption_are_counted(tmp_path, monkeypatch):
+def test_a_long_wait_is_announced(capsys):
+    for seconds in (3, 42.3, 42 * 60, 9000):
+        progress.announce("training", seconds)
+    assert capsys.readouterr().out.splitlines() == [
+        "training takes about 42 s more",
+        "training takes about 42 min more",
+        "training takes about 2.5 h more",
+    ]
+
+
+def in_a_terminal(*words):
+    """What a command shows in a terminal, and when it showed anything."""
+    ours, theirs = pty.openpty()
+    began, first, shown = time.monotonic(), None, b""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "smoothout_command", *words],
+        stdout=theirs,
+        stderr=theirs,
+        close_fds=True,
+    )
+    os.close(theirs)
+    while True:
+        try:
+            part = os.read(ours, 1024)
+        except OSError:  # Linux says so at the end
+            break
+        if not part:
+            break
+        first = first or time.monotonic() - began
+        shown += part
+    assert running.wait() == 0, shown
+    return shown.decode(), first
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_one_line_that_changes(tmp_path):
+    options = "train --steps 40 --evaluate-every 10 --hidden-sizes 4 --output"
+    shown, first = in_a_terminal(*options.split(), str(tmp_path))
+    assert first < 2
+    assert "importing JAX\r" in shown
+    assert "\r\x1b[Kcompiling the training step\r\x1b[Ktraining: 10 of 40" in shown
+    assert "\r\x1b[K\x1b[3m  " in shown  # the table follows in its place
+
+
+def test_seconds_of_earlier_processes_are_counted(tmp_path, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
-    monkeypatch.setattr(unfinished, "time", clock)
+    monkeypatch.setattr("smoothout_jax.experiments.commands.unfinished.time", clock)
     kept = Unfinished(tmp_path / "unfinished.json", {"steps": 3})
     clock.now = 107.0
     kept["a"] = 1
-    clock.now = 112.0
-    with pytest.raises(KeyboardInterrupt), kept.timed():
-        raise KeyboardInterrupt
     clock.now = 500.0  # the next day
     again = Unfinished(tmp_path / "unfinished.json", {"steps": 3})
     clock.now = 503.0
-    assert again.seconds == 15.0
+    assert again.seconds == 10.0
+
+
+def test_results_are_kept_for_the_same_whole_alone(tmp_path):
+    path = tmp_path / "unfinished.json"
+    kept = Unfinished(path, {"steps": 3})
+    kept["a"] = (1.5, math.nan)
+    assert kept["a"] == [1.5, None]
+    assert Unfinished(path, {"steps": 3}) == kept
+    assert Unfinished(path, {"steps": 4}) == {}
+    path.write_text("[]")
+    assert Unfinished(path, {"steps": 3}) == {}
+    kept.remove()
+    assert not path.exists()
 
 
 def test_json_has_no_number_that_is_not_finite():
@@ -124,57 +184,32 @@ def test_json_has_no_number_that_is_not_finite():
     }
 
 
-def test_results_are_kept_for_the_same_whole_alone(tmp_path):
-    path = tmp_path / "unfinished.json"
-    kept = Unfinished(path, {"steps": 3})
-    kept["a"] = (1.5, math.nan)
-    again = Unfinished(path, {"steps": 3})
-    assert list(again) == ["a"]
-    assert again["a"] == [1.5, None]
-    assert not len(Unfinished(path, {"steps": 4}))
-    path.write_text("[]")
-    assert not len(Unfinished(path, {"steps": 3}))
-    again.remove()
-    assert not path.exists()
-
-
-def test_loops_end_where_an_interruption_is_looked_for():
-    interruptions.reset()
-    interruptions.check()
-    with interruptions.deferred() as arrived:
-        interruptions._watch.note(2, None)
-        interruptions.check()  # a loop that ends by itself is left alone
-        assert arrived()
-    with pytest.raises(KeyboardInterrupt):
-        interruptions.check()
-    interruptions.reset()
-    assert interruptions.line() == "interrupted: nothing was done yet"
-    interruptions.advise(lambda: "interrupted at step 3")
-    assert interruptions.line() == "interrupted at step 3"
-    interruptions.reset()
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "train --stepss 3",
+            "unrecognized arguments: --stepss (did you mean --steps?)",
+        ),
+        ("train --foo=1", "unrecognized arguments: --foo=1; see smoothout train"),
+        ("", "the following arguments are required: COMMAND"),
+        ("nonsense train", "invalid choice: 'nonsense'"),
+    ],
+)
+def test_words_that_are_not_understood_are_reported(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "--help" in line
 
 
 def test_without_the_extra_the_command_says_what_to_install():
-    """In a process that cannot import any package of it."""
-    program = """
-    import sys
-    extra = {extra!r}
-    sys.modules.update(dict.fromkeys(extra))
-    from smoothout_jax.experiments import cli
-    assert cli.EXTRA == extra
-    for words in (["--version"], ["train"]):
-        try:
-            cli.main(words)
-        except SystemExit as end:
-            print("exit code", end.code)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program.format(extra=cli.EXTRA))],
-        capture_output=True,
-        text=True,
-        check=True,
+    program = "import sys; sys.modules['rich.console'] = None; sys.argv[1:] = ['train']"
+    program += "; import smoothout_command; smoothout_command.main()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert ended.returncode == 2
+    assert ended.stderr.decode() == (
+        "smoothout: error: rich is not installed; this needs the extra: pip install"
+        ' "smoothout-jax[experiments]"\n'
     )
-    assert done.stdout.splitlines()[1:] == ["exit code 0", "exit code 2"]
-    (line,) = done.stderr.splitlines()
-    assert "pip install" in line
-    assert "smoothout-jax[experiments]" in line

@@ -3,21 +3,21 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
+import difflib
+import inspect
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
+from rich.console import Console
 
 from smoothout_jax import __version__
-from smoothout_jax._extras import require
 from smoothout_jax.experiments import failures, interruptions
-from smoothout_jax.experiments.commands import COMMANDS, load
+from smoothout_jax.experiments.commands import COMMANDS, Report, load
 from smoothout_jax.experiments.folders import held, prepare_folder
 from smoothout_jax.experiments.options import (
     InputError,
@@ -27,20 +27,15 @@ from smoothout_jax.experiments.options import (
 )
 from smoothout_jax.experiments.progress import shown
 
-EXTRA = (
-    "flax",
-    "matplotlib",
-    "orbax",
-    "rich",
-    "sklearn",
-    "tensorboardX",
-    "tqdm",
-)
 SETTINGS_FILE = "settings.json"
+SUPPRESS: Any = argparse.SUPPRESS
+METAVARS = {int: "N", float: "X"}
+# The help of a command with more options leaves out the rare ones.
+MANY = 20
 
 
 class _Numbers:
-    """What tells negative numbers from options: any that `float` reads, as -1e30."""
+    """Distinguishes negative numbers from options: all that `float` reads, as -1e30."""
 
     @staticmethod
     def match(text: str) -> bool:
@@ -62,7 +57,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Reports an error, and where to look."""
-        _exit(failures.STATUS, f"{message}; see {self.prog} --help")
+        _exit(InputError.status, f"{message}; see {self.prog} --help")
+
+    def reject(self, word: str) -> NoReturn:
+        """Reports a word that is no option, with the one that is most like it."""
+        name = word.partition("=")[0]
+        like = difflib.get_close_matches(name, self._option_string_actions, 1, 0.75)
+        hint = f" (did you mean {like[0]}?)" if like else ""
+        self.error(f"unrecognized arguments: {word}{hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,29 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after `smoothout`; by default those of the command line.
 
     Raises:
-        SystemExit: with 2, after one line on the standard error, if it cannot do what
-            it was told to; with 130 if it was interrupted.
+        SystemExit: with 2, after one line on the standard error, if it fails; with 130
+            if it was interrupted.
     """
-    interruptions.reset()
+    interruptions.advise("")
     try:
-        with interruptions.giving_way():
-            _main(sys.argv[1:] if arguments is None else arguments)
+        _main(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
         _exit(error.status, str(error))
     except KeyboardInterrupt:
-        _exit(interruptions.STATUS, interruptions.line())
+        _exit(130, interruptions.line())
     except Exception as error:
         message = failures.of_the_machine(error)
         if message is None:
             raise
-        _exit(failures.STATUS, f"{message}; {interruptions.line()}")
+        _exit(InputError.status, f"{message}; {interruptions.line()}")
 
 
 def run_process() -> None:
     """Runs the command as a process of its own.
 
-    After an error or an interruption, the process ends without waiting for what JAX and
-    Orbax still do in their threads.
+    After an error, the process ends without waiting for what JAX and Orbax still do in
+    their threads.
     """
     interruptions.install()
     warnings.showwarning = _show_warning
@@ -106,7 +107,7 @@ def run_process() -> None:
     except SystemExit as end:
         status = end.code or 0
     except BrokenPipeError:  # such as of `smoothout train | head`
-        status = failures.STATUS
+        status = InputError.status
     if status and not jax.distributed.is_initialized():
         with contextlib.suppress(OSError):
             sys.stdout.flush()
@@ -115,38 +116,63 @@ def run_process() -> None:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser, subparsers = _parsers()
+    parser = Parser(
+        prog="smoothout",
+        description="Flat minima by SmoothOut: the evidence, on real data.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    parsers = {
+        name: commands.add_parser(
+            name,
+            help=each.help,
+            description=each.description,
+            add_help=False,
+        )
+        for name, each in COMMANDS.items()
+    }
     name = next((word for word in arguments if word in COMMANDS), None)
     if name is None:  # help, version, or an error
         parser.parse_args(arguments)
         return
-    _require_extra(parser)
     # Only the command that runs is imported.
     module, settings_class = load(name)
-    _add_options(subparsers[name], name, settings_class)
-    options = vars(parser.parse_args(arguments))
+    _add_options(parsers[name], name, settings_class, "--help-all" in arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parsers[name].reject(unknown[0])
+    options = vars(options)
     del options["command"]
     try:
         settings, resume = _settings(settings_class, options)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        subparsers[name].error(str(error))
-    try:
-        prepare_folder(settings.output)
-    except OSError as error:
-        raise InputError(
-            f"output: cannot write to {error.filename}: {error.strerror}"
-        ) from error
-    if settings.several_processes:
-        _run(module, settings, **resume)
-        return
-    with held(settings.output, name):
-        _run(module, settings, **resume)
+        parsers[name].error(str(error))
+    prepare_folder(settings.output)
+    # Of several processes, the first holds the folder.
+    alone = not settings.several_processes
+    with held(settings.output) if alone else contextlib.nullcontext(), shown():
+        report = module.run(settings, **resume)
+    _print(report)
+
+
+def _print(report: Report) -> None:
+    """Prints what a command reports."""
+    console = Console()
+    if report.table is not None:
+        console.print(report.table)
+    for path in report.paths:
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
+    if report.fault:
+        raise InputError("; ".join(filter(None, (report.fault, report.warning))))
+    if report.warning:
+        print(f"smoothout: warning: {report.warning}", file=sys.stderr)
 
 
 def _exit(status: int, message: str) -> NoReturn:
-    raise SystemExit(interruptions.say_at_the_end(message, status))
+    interruptions.say(message)
+    raise SystemExit(status)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -157,85 +183,80 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
         print(f"smoothout: warning: {text}", file=sys.stderr)
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the commands by name, without their options."""
-    parser = Parser(
-        prog="smoothout",
-        description="Flat minima by SmoothOut: the evidence, on real data.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    return parser, {
-        name: commands.add_parser(
-            name, help=command.help, description=command.description
-        )
-        for name, command in COMMANDS.items()
-    }
-
-
-def _require_extra(parser: argparse.ArgumentParser) -> None:
-    for module in EXTRA:
-        try:
-            require(module, "experiments")
-        except ImportError as error:
-            parser.error(str(error))
-
-
 def _add_options(
-    parser: argparse.ArgumentParser, name: str, settings_class: type[Settings]
+    parser: Parser, name: str, settings_class: type[Settings], all_shown: bool
 ) -> None:
+    """Adds the options of a command, in the groups of its settings."""
+    groups, fields = {}, dataclasses.fields(settings_class)
+    all_shown |= len(fields) <= MANY
+    for field in fields:
+        owner = next(
+            each
+            for each in settings_class.__mro__
+            if field.name in inspect.get_annotations(each)
+        )
+        shown = field.metadata["common"] or all_shown
+        if owner.group not in groups:
+            groups[owner.group] = parser.add_argument_group(owner.group)
+        _add_option(groups[owner.group], field, shown)
+    own = groups[settings_class.group]
     if COMMANDS[name].reads_settings:
-        parser.add_argument(
+        own.add_argument(
             "--settings",
             type=Path,
             metavar="FILE",
-            default=argparse.SUPPRESS,
             help="JSON file of settings, by the names of the options, such as the"
-            " settings.json that a run wrote; options on the command line override it",
+            " settings.json of a run; options on the command line override it",
         )
     if COMMANDS[name].resumes:
-        parser.add_argument(
+        own.add_argument(
             "--resume",
             action="store_true",
-            default=argparse.SUPPRESS,
+            default=SUPPRESS,
             help="continue the run in the output folder from its last checkpoint",
         )
-    for field in dataclasses.fields(settings_class):
-        _add_option(parser, field)
+    words = [f.metadata["metavar"] for f in fields if f.default is dataclasses.MISSING]
+    parser.usage = " ".join(["smoothout", name, *words, "[OPTIONS]"])
+    few = "" if all_shown else " but the rare ones"
+    own.add_argument("-h", "--help", action="help", help=f"show all options{few}")
+    own.add_argument("--help-all", action="help", help="show all options")
 
 
-def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+def _add_option(group: Any, field: dataclasses.Field, shown: bool) -> None:
     """Adds the option, or the positional argument, for a field of the settings.
 
     The parser leaves out options that are not given, so that a file of settings can
     give them.
     """
     kind = Kind.of(field)
-    # The messages of argparse tell of plain types alone.
-    plain = kind.type is not Path and not kind.words
-    type = kind.type if plain else functools.partial(_read, kind)
     help = field.metadata["help"].replace("%", "%%")
-    options: dict[str, Any] = {"metavar": field.metadata["metavar"]}
+    metavar = field.metadata["metavar"] or METAVARS.get(kind.type)
+    options: dict[str, Any] = {"metavar": metavar}
     if kind.several:
         options["nargs"] = "+"
     elif kind.choices:
         options["choices"] = tuple(kind.choices)
-    if field.default is dataclasses.MISSING:
-        parser.add_argument(field.name, type=type, help=help, **options)
-        return
-    shown = field.default
-    if isinstance(shown, tuple):
-        shown = " ".join(map(str, shown))
-    options |= {
-        "dest": field.name,
-        "default": argparse.SUPPRESS,
-        "help": help if shown in (None, "") else f"{help} (default: {shown})",
-    }
     if kind.type is bool:
         options["action"] = argparse.BooleanOptionalAction
+    # argparse words its messages by plain types.
+    elif kind.type is Path or kind.words:
+        options["type"] = lambda word: _read(kind, word)
     else:
-        options["type"] = type
-    parser.add_argument("--" + field.name.replace("_", "-"), **options)
+        options["type"] = kind.type
+    if field.default is dataclasses.MISSING:
+        group.add_argument(field.name, help=help, **options)
+        return
+    default = field.default
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    if default not in (None, ""):
+        help += f" (default: {default})"
+    group.add_argument(
+        "--" + field.name.replace("_", "-"),
+        default=SUPPRESS,
+        help=help if shown else SUPPRESS,
+        **options,
+    )
 
 
 def _read(kind: Kind, text: str) -> Any:
@@ -252,30 +273,12 @@ def _settings(
     path = options.pop("settings", None)
     resume = {"resume": True} if options.pop("resume", False) else {}
     if resume and path is None:
-        path = options.get("output", _default_output(settings_class)) / SETTINGS_FILE
+        defaults = {
+            field.name: field.default for field in dataclasses.fields(settings_class)
+        }
+        path = options.get("output", defaults["output"]) / SETTINGS_FILE
     from_file = read_settings(path, settings_class) if path is not None else {}
     return settings_class(**from_file | options), resume
-
-
-def _default_output(settings_class: type[Settings]) -> Path:
-    (field,) = (f for f in dataclasses.fields(settings_class) if f.name == "output")
-    return field.default  # pyright: ignore[reportReturnType]
-
-
-def _run(module: ModuleType, settings: Settings, **options: bool) -> None:
-    from rich.console import Console
-
-    with shown():
-        report = module.run(settings, **options)
-    console = Console()
-    if report.table is not None:
-        console.print(report.table)
-    for path in report.paths:
-        console.print(f"wrote {path}", soft_wrap=True, markup=False)
-    if report.fault:
-        raise InputError("; ".join(filter(None, (report.fault, report.warning))))
-    if report.warning:
-        print(f"smoothout: warning: {report.warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Failures of the machine, such as a full disk, as a line that says what to do."""
+"""Failures of the machine, such as a full disk, in one line."""
 
 import errno
 import logging
@@ -8,45 +8,29 @@ import threading
 
 import jax
 
-STATUS = 2
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What TensorStore, which Orbax writes with, says of them.
-FULL_TEXTS = tuple(map(os.strerror, FULL))
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 def of_the_machine(error: BaseException) -> str | None:
-    """What a failure of the machine is; `None` if it is a fault of the program."""
-    if is_full(error):
-        return f"cannot write{_where(error)}: {_reason(error)}"
+    """What failed; `None` if it is a fault of the program."""
+    texts = " ".join(f"{each}" for each in _causes(error))
+    for number in FULL:  # TensorStore, which Orbax writes with, says it in words
+        if os.strerror(number) in texts:
+            return f"cannot write{_where(error)}: {os.strerror(number)}"
     if isinstance(error, BrokenPipeError):
-        return "nobody reads the output any more"
+        return "output pipe closed"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot read or write{_where(error)}: {error.strerror}"
-    exhausted = "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+    exhausted = "RESOURCE_EXHAUSTED" in texts or "Out of memory" in texts
     if isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and exhausted
     ):
-        return (
-            "there is not enough memory: choose a smaller network or batch, or fewer"
-            " seeds"
-        )
+        return "out of memory: use a smaller network or batch, or fewer seeds"
     return None
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, is a disk or quota that is full."""
-    return any(
-        getattr(each, "errno", None) in FULL
-        or any(text in str(each) for text in FULL_TEXTS)
-        for each in _causes(error)
-    )
-
-
 def silence_threads() -> None:
-    """Hides what threads of Orbax and TensorStore log when their storage fails.
-
-    What they raise reaches the command, which reports it.
-    """
+    """Hides what threads of Orbax log when storage fails: the command reports it."""
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     threading.excepthook = lambda arguments: None
@@ -62,11 +46,3 @@ def _causes(error: BaseException | None):
 def _where(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return f" {name}" if name else ""
-
-
-def _reason(error: BaseException) -> str:
-    for each in _causes(error):
-        for text in FULL_TEXTS:
-            if text in str(each):
-                return text
-    return os.strerror(errno.ENOSPC)

@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 
@@ -150,21 +150,28 @@ def _defaults(name: str) -> str:
 class ModelSettings(Settings):
     """Settings that choose the network."""
 
+    group: ClassVar[str] = "network"
+
     network: str = option(
         "mlp",
         f"network: {'; '.join(f'{name}: {row.help}' for name, row in MODELS.items())}",
+        "NAME",
         choices=MODELS,
+        common=True,
     )
     hidden_sizes: tuple[int, ...] = option(
         (),
         f"widths of the hidden layers; by default {_defaults('hidden_sizes')}",
         "WIDTH",
     )
-    depth: int | None = option(None, f"layers; by default {_defaults('depth')}")
+    depth: int | None = option(
+        None, f"layers; by default {_defaults('depth')}", common=True
+    )
     width: int | None = option(
         None,
         "channels of the first stage, or size of the embedding; by default"
         f" {_defaults('width')}",
+        common=True,
     )
     dropout: float = option(
         0.0,

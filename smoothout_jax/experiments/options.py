@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from smoothout_jax import _checks
 
@@ -24,6 +24,7 @@ def option(
     *,
     choices: Iterable[str] = (),
     machine: bool = False,
+    common: bool = False,
 ) -> Any:
     """Declares a field of the settings that is an option of the command.
 
@@ -35,21 +36,21 @@ def option(
             be repeated here.
         machine: whether it describes the machine, and not what is trained; such
             settings are not written to JSON.
+        common: whether `--help` shows it; `--help-all` shows every option.
     """
     metadata = {
         "help": help,
         "metavar": metavar,
         "choices": choices,
         "machine": machine,
+        "common": common,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def argument(
-    help: str, metavar: str, *, choices: Iterable[str] = (), machine: bool = False
-) -> Any:
+def argument(help: str, metavar: str, **options: Any) -> Any:
     """Declares a field of the settings that is a positional argument."""
-    return option(dataclasses.MISSING, help, metavar, choices=choices, machine=machine)
+    return option(dataclasses.MISSING, help, metavar, common=True, **options)
 
 
 class Kind(NamedTuple):
@@ -91,8 +92,8 @@ class Kind(NamedTuple):
         """
         if given in self.words:
             return given
-        if self.type is Path:
-            return folder(given)
+        if self.type is Path and not given:
+            raise ValueError("a path must not be empty; use . for the current folder")
         try:
             return self.type(given)
         except ValueError as error:
@@ -105,9 +106,14 @@ class Settings:
 
     Each group checks its own fields when an instance is made.
 
+    Attributes:
+        group: the heading of its options in the help.
+
     Raises:
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
+
+    group: ClassVar[str] = "run"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -152,17 +158,6 @@ class Settings:
         return cls(**values, **machine)
 
 
-def folder(text: str) -> Path:
-    """The path of a file or folder, which has a name.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    if not text:
-        raise ValueError("a path must not be empty; give . for the current folder")
-    return Path(text)
-
-
 def check_not_negative(**values: int) -> None:
     """Requires integers of at least zero."""
     for name, value in values.items():
@@ -173,13 +168,9 @@ def check_not_negative(**values: int) -> None:
 def read_settings(path: Path, settings_class: type[Settings]) -> dict[str, Any]:
     """Reads settings from a JSON file: an object with the names of the options.
 
-    Args:
-        path: the file, such as the `settings.json` that a run wrote.
-        settings_class: the dataclass of the settings.
-
     Raises:
-        InputError: if the file does not exist, does not hold a JSON object, or has a
-            name or a value that the settings do not accept.
+        InputError: if the file cannot be read, or has a name or a value that the
+            settings do not accept.
     """
     try:
         content = json.loads(path.read_text())
@@ -196,27 +187,26 @@ def read_settings(path: Path, settings_class: type[Settings]) -> dict[str, Any]:
                 f"settings {path}: {name!r} is not a setting; accepted are"
                 f" {', '.join(fields)}"
             )
-    return {
-        name: _from_json(path, fields[name], value) for name, value in content.items()
-    }
+    try:
+        return {name: _from_json(fields[name], each) for name, each in content.items()}
+    except (OverflowError, ValueError) as error:
+        raise InputError(f"settings {path}: {error}") from error
 
 
-def _from_json(path: Path, field: dataclasses.Field, value: Any) -> Any:
+def _from_json(field: dataclasses.Field, value: Any) -> Any:
     kind = Kind.of(field)
-    values = value if kind.several and isinstance(value, list) else [value]
     if value is None and field.default is None:
         return None
+    values = value if kind.several and isinstance(value, list) else [value]
     accepted: Any = {float: (int, float), Path: str}.get(kind.type, kind.type)
     for each in values:
         wrong = isinstance(each, bool) and kind.type is not bool
         wrong |= not (isinstance(each, accepted) or each in kind.words)
         if wrong or kind.several is not (values is value):
             kinds = f"a list of {kind.name}" if kind.several else kind.name
-            raise InputError(
-                f"settings {path}: {field.name} must be {kinds}, got {value!r}"
-            )
+            raise ValueError(f"{field.name} must be {kinds}, got {value!r}")
     try:
         converted = tuple(map(kind.read, values))
-    except (OverflowError, ValueError) as error:
-        raise InputError(f"settings {path}: {field.name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{field.name}: {error}") from error
     return converted if kind.several else converted[0]

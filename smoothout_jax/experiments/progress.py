@@ -1,4 +1,4 @@
-"""Progress: a bar in a terminal, and elsewhere a line now and then."""
+"""Progress: one line that a terminal renews, and elsewhere a line now and then."""
 
 import contextlib
 import sys
@@ -7,83 +7,97 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from smoothout_jax import _extras
-from smoothout_jax._extras import require
 
-SECONDS_BETWEEN_LINES = 10.0
-# Nobody needs to know that a command will take less.
-WORTH_TELLING = 5.0
-# How long to look before telling.
-SECONDS_OF_A_FORECAST = 1.0
+# Seconds between two lines of a terminal, and elsewhere.
+IN_A_TERMINAL, ELSEWHERE = 0.2, 10.0
+# What takes less is not worth announcing.
+WORTH_ANNOUNCING = 5.0
 
 
-class Lines:
-    """Stands in for a bar of tqdm, and prints lines to the standard output.
+class Progress:
+    """How much is done, and how long the rest takes.
+
+    The first items are left out of the rate: programs are compiled during them.
 
     Args:
         description: what is under way.
         items: what to iterate over; without them, call `update`.
         total: number of items or updates, if it is known.
+        done: number of those that were done before.
+        compiling: number of items during which programs are compiled.
     """
 
-    _last = 0.0  # when any of them printed a line
+    _last = 0.0  # when any of them showed a line
 
     def __init__(
         self,
         description: str,
-        items: Iterable[Any] | None = None,
+        items: Iterable[Any] = (),
         total: int | None = None,
+        *,
+        done: int = 0,
+        compiling: int = 1,
     ):
-        self._description, self._items = description, items
-        if total is None and items is not None and hasattr(items, "__len__"):
-            total = len(items)  # pyright: ignore[reportArgumentType]
-        self._total, self._postfix = total, ""
-        self.n = self.initial = 0
-        self._began = time.monotonic()
+        if total is None and hasattr(items, "__len__"):
+            total = len(items) or None  # pyright: ignore[reportArgumentType]
+        self.description, self._items, self._total = description, items, total
+        self._done, self._compiled = done, done + compiling
+        self._timed: tuple[int, float] | None = None  # what was done, and when
+        self.postfix = ""
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[Any]:
-        for item in () if self._items is None else self._items:
-            yield item
-            self.update()
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Sets what the next line tells besides."""
-        del refresh
-        self._postfix = text
+        with self:
+            for item in self._items:
+                yield item
+                self.update()
 
     def update(self, number: int = 1) -> None:
-        """Counts items that are done, and prints a line if the last is long ago."""
-        self.n += number
+        """Counts items that are done."""
+        self._done += number
         now = time.monotonic()
-        if now - max(Lines._last, self._began) < SECONDS_BETWEEN_LINES:
-            return
-        Lines._last = now
-        parts = [f"{self._description}: {self.n}"]
-        if not self._total:
+        if self._timed is None and self._done >= self._compiled:
+            self._timed = self._done, now
+        waits = IN_A_TERMINAL if sys.stderr.isatty() else ELSEWHERE
+        if now - Progress._last >= waits:
+            Progress._last = now
+            self._show(now)
+
+    def say(self, text: str) -> None:
+        """Shows a line at once, such as that a program is being compiled."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, flush=True)
+
+    def _show(self, now: float) -> None:
+        parts = [f"{self.description}: {self._done}"]
+        if self._total is None:
             parts[0] += " so far"
         else:
-            rate = (self.n - self.initial) / (now - self._began)
-            left = duration((self._total - self.n) / rate)
             parts[0] += f" of {self._total}"
-            parts.append(f"about {left} left")
-        print(*parts, *filter(None, [self._postfix]), sep=", ", flush=True)
+            first, began = self._timed or (self._done, now)
+            if self._done > first:
+                rate = (self._done - first) / (now - began)
+                left = duration((self._total - self._done) / rate)
+                parts.append(f"about {left} left")
+        self.say(", ".join(filter(None, [*parts, self.postfix])))
 
     def close(self) -> None:
-        """Closes nothing."""
+        """Removes the line from the terminal."""
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
-    """Shows progress by lines, unless the standard error is a terminal."""
-    if sys.stderr.isatty():
-        yield
-        return
-    _extras.SHOWN_BY.append(Lines)
+    """Shows the progress of the whole library so."""
+    _extras.SHOWN_BY.append(Progress)
     try:
         yield
     finally:
@@ -92,66 +106,13 @@ def shown() -> Iterator[None]:
 
 def announce(what: str, seconds: float) -> None:
     """Says how long something will take, if it is long."""
-    if seconds < WORTH_TELLING:
-        return
-    text = f"{what} takes about {duration(seconds)} more on this machine"
-    if sys.stderr.isatty():
-        require("tqdm", "experiments").tqdm.write(text)
-    else:
-        print(text, flush=True)
-
-
-class Forecast:
-    """Says once how long something will take, from how long its parts take.
-
-    It leaves out the first part, during which programs are compiled.
-
-    Args:
-        what: what is under way.
-    """
-
-    def __init__(self, what: str):
-        self._what, self._told = what, False
-        self._first: tuple[float, int] | None = None
-
-    def update(self, done: int, total: int) -> None:
-        """Tells how many parts of all are done."""
-        now = time.monotonic()
-        began, start = self._first = self._first or (now, done)
-        if not self._told and now - began >= SECONDS_OF_A_FORECAST and done > start:
-            self._told = True
-            announce(self._what, (now - began) / (done - start) * (total - done))
-
-    @contextlib.contextmanager
-    def watching(self, later: int = 0) -> Iterator[None]:
-        """Counts the items of each bar of the block, after which `later` more follow.
-
-        The first item is counted as compiled already.
-        """
-
-        def counted(bar: Any, total: int) -> Iterator[Any]:
-            self._first = None
-            for number, item in enumerate(bar):
-                self.update(number, total)
-                yield item
-
-        def show(description: str, items: Any = None, total: int | None = None) -> Any:
-            _extras.SHOWN_BY.remove(show)
-            try:
-                bar = _extras.progress(description, items, total)
-            finally:
-                _extras.SHOWN_BY.append(show)
-            return bar if items is None else counted(bar, len(items) + later)
-
-        _extras.SHOWN_BY.append(show)
-        try:
-            yield
-        finally:
-            _extras.SHOWN_BY.remove(show)
+    if seconds >= WORTH_ANNOUNCING:
+        Progress("").close()
+        print(f"{what} takes about {duration(seconds)} more", flush=True)
 
 
 def duration(seconds: float) -> str:
-    """A duration in the largest unit that tells it: `40 s`, `12 min`, `3.5 h`."""
+    """A duration in a suitable unit: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:

@@ -1,7 +1,7 @@
 """The regime of training that all methods share: optimizer, schedule, augmentation."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,28 @@ LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 class RegimeSettings(Settings):
     """Settings of the regime."""
 
+    group: ClassVar[str] = "training"
+
     steps: int | None = option(
-        None, "updates of the parameters; 1000 unless epochs are given"
+        None,
+        "updates of the parameters; 1000 unless epochs are given",
+        common=True,
     )
     epochs: float | None = option(
-        None, "passes over the training images, instead of steps"
+        None,
+        "passes over the training images, instead of steps",
+        common=True,
     )
-    batch_size: int = option(100, "training images in each batch")
+    batch_size: int = option(100, "training images in each batch", common=True)
     optimizer: Literal["sgd", "adam", "adamw"] = option(
-        "sgd", "optimizer that every method is built on; sgd has momentum"
+        "sgd",
+        "optimizer that every method is built on; sgd has momentum",
+        common=True,
     )
     learning_rate: float | None = option(
-        None, "peak learning rate; by default 0.1 with sgd and 0.001 with the others"
+        None,
+        "peak learning rate; by default 0.1 with sgd and 0.001 with the others",
+        common=True,
     )
     schedule: Literal["cosine", "multistep", "constant"] = option(
         "cosine",
@@ -45,7 +55,8 @@ class RegimeSettings(Settings):
     )
     momentum: float = option(0.9, "momentum of sgd, and first decay of the others")
     weight_decay: float = option(
-        0.0, "weight decay; added to the gradient, except by adamw"
+        0.0,
+        "weight decay; added to the gradient, except by adamw",
     )
     clip_norm: float | None = option(
         None, "global norm to clip gradients at, after averaging copies"

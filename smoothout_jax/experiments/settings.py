@@ -1,7 +1,7 @@
 """The settings that all training shares: data, network, regime and method."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from smoothout_jax.experiments.data.datasets import HELD_OUT, DataSettings
 from smoothout_jax.experiments.methods.settings import MethodSettings
@@ -19,6 +19,8 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
     Raises:
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
+
+    group: ClassVar[str] = "training"
 
     precision: Literal["float32", "bfloat16"] = option(
         "float32",

@@ -50,9 +50,9 @@ COMMANDS = {
         "TrainSettings",
         "train one network",
         "Trains one network, by AdaSmoothOut by default. Writes checkpoints, log.csv,"
-        " logs for TensorBoard, and settings.json, which repeats the run. Ctrl-C leaves"
-        " a checkpoint. However a run ended, --resume continues it from its last"
-        " checkpoint, to the same bits.",
+        " logs for TensorBoard, and settings.json, which repeats the run. However a run"
+        " ended, --resume continues it from its last checkpoint, at most a minute"
+        " before, to the same bits.",
         reads_settings=True,
         resumes=True,
     ),
@@ -88,8 +88,7 @@ COMMANDS = {
         "draw the loss around networks, or between two",
         "Draws the training loss on a plane or line through a network of each"
         " checkpoint, or loss and accuracy on the line between two, as PNG and PDF, and"
-        " writes the arrays behind the pictures. Interrupted, it keeps the points that"
-        " are done; the same command continues from them.",
+        " writes the arrays behind the pictures.",
     ),
 }
 

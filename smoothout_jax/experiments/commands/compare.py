@@ -38,6 +38,7 @@ class CompareSettings(SharedSettings):
     """Settings of `smoothout compare`."""
 
     command: ClassVar[str] = "compare"
+    group: ClassVar[str] = "run"
 
     methods: tuple[str, ...] = option(
         ("sgd", "smoothout", "adasmoothout", "sam"),
@@ -45,9 +46,12 @@ class CompareSettings(SharedSettings):
         f" {METHODS_HELP}",
         "METHOD",
         choices=METHODS,
+        common=True,
     )
     seeds: int = option(
-        10, "number of seeds, at least 2; a seed fixes initial parameters and batches"
+        10,
+        "number of seeds, at least 2; a seed fixes initial parameters and batches",
+        common=True,
     )
     retrain: bool = option(
         False,
@@ -69,6 +73,7 @@ class CompareSettings(SharedSettings):
         "folder for the results and pictures",
         "FOLDER",
         machine=True,
+        common=True,
     )
 
     def __post_init__(self):

@@ -14,12 +14,12 @@ import numpy as np
 from rich.table import Table
 
 from smoothout_jax import _checks
-from smoothout_jax._extras import progress
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
 from smoothout_jax.experiments.folders import held
 from smoothout_jax.experiments.methods.table import METHODS, METHODS_HELP
 from smoothout_jax.experiments.options import InputError, option
+from smoothout_jax.experiments.progress import Progress
 from smoothout_jax.experiments.regime import learning_rate_schedule
 from smoothout_jax.experiments.reporting import figures
 from smoothout_jax.experiments.reporting.files import write_json
@@ -53,11 +53,14 @@ class TrainSettings(ProcessSettings, SharedSettings):
     """Settings of `smoothout train`."""
 
     command: ClassVar[str] = "train"
+    group: ClassVar[str] = "run"
     # What may be changed where a run is continued: the network does not depend on it.
     may_change: ClassVar[tuple[str, ...]] = ("keep", "checkpoint_minutes")
 
-    method: str = option("adasmoothout", METHODS_HELP, choices=METHODS)
-    seed: int = option(0, "fixes initial parameters, batches and noise")
+    method: str = option(
+        "adasmoothout", METHODS_HELP, "NAME", choices=METHODS, common=True
+    )
+    seed: int = option(0, "fixes initial parameters, batches and noise", common=True)
     evaluate_every: int | None = option(
         None,
         "steps between evaluations, each a line of the log; by default an epoch, or a"
@@ -72,6 +75,7 @@ class TrainSettings(ProcessSettings, SharedSettings):
         "folder for checkpoints, logs and settings",
         "FOLDER",
         machine=True,
+        common=True,
     )
 
     def __post_init__(self):
@@ -100,7 +104,7 @@ def run(settings: TrainSettings, resume: bool = False) -> Report:
     """
     with processes(settings, settings.output), contextlib.ExitStack() as stack:
         if settings.several_processes and is_first():
-            stack.enter_context(held(settings.output, settings.command))
+            stack.enter_context(held(settings.output))
         steps = steps_of(settings.output)
         if steps and not resume:
             raise InputError(
@@ -134,8 +138,9 @@ class Run:
         """Trains to the end; the table to print, and the paths written."""
         settings, total = self._settings, self._task.steps
         reached = {}
-        bar = progress("training", total=total)
-        bar.initial = bar.n = self._step
+        bar = Progress("training", total=total, done=self._step)
+        if self._step < total:
+            bar.say("compiling the training step")
         with bar, Log(settings.output, self._step) as log:
             seconds = log.earlier_seconds
             while self._step < total:
@@ -145,10 +150,10 @@ class Run:
                 reached = self._evaluate()
                 log.write(row | reached | {"seconds": seconds})
                 accuracy = f"{100 * reached['test accuracy']:.1f} %"
-                bar.set_postfix_str(f"{accuracy}, loss {row['loss']:.3g}", False)
+                bar.postfix = f"{accuracy}, loss {row['loss']:.3g}"
                 bar.update(self._step - before)
                 waited = time.monotonic() - self._saved
-                (late,) = any_process(waited >= 60 * settings.checkpoint_minutes)
+                late = any_process(waited >= 60 * settings.checkpoint_minutes)
                 if late or self._step == total:
                     self._save()
         reached = reached or self._evaluate()

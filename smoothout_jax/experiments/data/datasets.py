@@ -7,7 +7,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from sklearn import datasets as sklearn
@@ -163,13 +163,17 @@ class DataSettings(Settings):
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
 
+    group: ClassVar[str] = "data"
+
     data: str = option(
         "digits",
-        "data set: scikit-learn's digits; pairs of them, with 100 classes; text, the"
-        " next character of scikit-learn's descriptions; MNIST-1D, which is generated;"
-        " those of the other names, read from the data folder; or npz, for the files"
-        " train.npz and test.npz in it, each with arrays images and labels",
+        "data set: scikit-learn's digits; digit-pairs, with 100 classes; text, the next"
+        " character of scikit-learn's descriptions; mnist1d, which is generated; mnist,"
+        " fashion-mnist, cifar10 or cifar100, read from the data folder; or npz, for"
+        " the files train.npz and test.npz in it, each with arrays images and labels",
+        "NAME",
         choices=DATA_SETS,
+        common=True,
     )
     data_dir: Path = option(
         Path("data"),
@@ -177,9 +181,12 @@ class DataSettings(Settings):
         " cifar-10-batches-bin and cifar-100-binary in it, or npz files",
         "FOLDER",
         machine=True,
+        common=True,
     )
     train_size: int | None = option(
-        None, "training images; by default 500 of the digits and all of other data"
+        None,
+        "training images; by default 500 of the digits and all of other data",
+        common=True,
     )
     validation_size: int = option(
         0,

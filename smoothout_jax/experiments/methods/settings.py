@@ -1,7 +1,7 @@
 """Settings of the methods: how strong their noise is, and what it does over time."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import optax
@@ -33,6 +33,8 @@ FIXED = {"radius": 0.1, "relative_radius": 0.2, "std": 0.02, "ema_decay": 0.99}
 class MethodSettings(RegimeSettings):
     """Settings of the methods, and of the regime that they share."""
 
+    group: ClassVar[str] = "noise and methods"
+
     loss_rise: float | Literal["gap"] | None = option(
         None,
         "rise of the training loss (nats) that noise may cost, which sets how strong"
@@ -40,6 +42,7 @@ class MethodSettings(RegimeSettings):
         " which is measured once an epoch, but at least 10 steps apart; by default"
         f" {LOSS_RISE}, unless the size of the noise is given",
         "NATS|gap",
+        common=True,
     )
     gap_share: float = option(heldout_gap().share, "that share, of --loss-rise gap")
     rise_epochs: float = option(

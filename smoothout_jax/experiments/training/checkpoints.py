@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from smoothout_jax._files import UNFINISHED
 from smoothout_jax.experiments.options import InputError
 
 
@@ -38,11 +39,12 @@ def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
     }
     items["about"] = ocp.args.JsonSave({**about, "digests": digests})
     # Orbax would delete an earlier one before it writes.
-    whole = path.with_name(f".unfinished-{path.name}") if path.exists() else path
+    whole = path.with_name(f"{UNFINISHED}{path.name}")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(whole.absolute(), ocp.args.Composite(**items), force=True)
-    if whole != path:
-        delete_checkpoint(path)
+    if jax.process_index() == 0:
+        if path.exists():
+            delete_checkpoint(path)
         whole.rename(path)
 
 
@@ -140,7 +142,7 @@ def delete_checkpoint(path: Path) -> None:
     Orbax's `CheckpointManager`, which keeps the last checkpoints too, deletes them in
     place, so that a process that is killed meanwhile leaves part of one.
     """
-    doomed = path.with_name(f"{path.name}.going")
+    doomed = path.with_name(f"{UNFINISHED}{path.name}.deleted")
     path.rename(doomed)
     shutil.rmtree(doomed)
 

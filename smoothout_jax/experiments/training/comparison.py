@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smoothout_jax._extras import progress
-from smoothout_jax.experiments.progress import announce
+from smoothout_jax.experiments.progress import Progress, announce
 from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.trainer import Trainer
@@ -85,8 +84,10 @@ def train_in_turns(
     seen: dict[str, list[Any]] = {name: earlier.get(name, []) for name in trainers}
     turns = list(itertools.product(range(rounds), trainers.items()))[done:]
     saved, pause = time.monotonic(), SECONDS_BETWEEN_SAVES
-    bar = progress("training", turns, len(turns))
+    bar = Progress("training", turns, compiling=len(trainers))
     for number, (turn, (name, trainer)) in enumerate(bar, done + 1):
+        if number <= done + len(trainers):
+            bar.say(f"compiling {trainer.method.label}")
         start, stop = (trainer.steps * each // rounds for each in (turn, turn + 1))
         _, spent = trainer.advance(start, stop)
         times = {"seconds": spent / (stop - start), "steps": stop}

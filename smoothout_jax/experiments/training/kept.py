@@ -28,9 +28,6 @@ class KeptTraining:
     def __init__(self, output: Path, whole: Any):
         self._path, self._whole = output / FOLDER, whole
 
-    def __bool__(self) -> bool:
-        return self._path.exists()
-
     def save(
         self, trainers: Mapping[str, Trainer], done: int, seen: Mapping[str, Any]
     ) -> None:
@@ -45,13 +42,11 @@ class KeptTraining:
         Without any, or if it is damaged or of other training, those are 0 and nothing.
         """
         states = {name: trainer.state for name, trainer in trainers.items()}
+        like = {name: state.trees() for name, state in states.items()}
         try:
-            if not self:
-                return 0, {}
             about = load_about(self._path)
             if about["settings"] != self._whole:
                 return 0, {}
-            like = {name: state.trees() for name, state in states.items()}
             trees = load_trees(self._path, **like)
         except InputError:
             return 0, {}

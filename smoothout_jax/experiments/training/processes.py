@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-import signal
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -31,12 +30,15 @@ class ProcessSettings(Settings):
         TypeError, ValueError: if a value is out of its range, or two values conflict.
     """
 
+    group: ClassVar[str] = "devices and processes"
+
     mesh: str | None = option(
         None,
         "devices as axes: data, which batches are sharded over, and model, which"
         " filters are, such as data=4,model=2; by default the first device alone",
         "AXES",
         machine=True,
+        common=True,
     )
     distributed: bool = option(
         False,
@@ -87,7 +89,7 @@ def processes(settings: ProcessSettings, output: Path) -> Iterator[None]:
     """Joins the other processes of a distributed run.
 
     When one of them dies, JAX ends this one within `TIMEOUT` seconds, wherever it
-    waits. A parent process, which only watches it, then says what to do.
+    waits.
 
     Args:
         settings: the settings of the processes.
@@ -96,10 +98,6 @@ def processes(settings: ProcessSettings, output: Path) -> Iterator[None]:
     if not settings.distributed:
         yield
         return
-    _watch(
-        "a process of the run failed, so the others ended too; start all of them again"
-        f" with --resume, to continue from the last checkpoint in {output}"
-    )
     jax.distributed.initialize(
         settings.coordinator_address,
         settings.num_processes,
@@ -111,21 +109,11 @@ def processes(settings: ProcessSettings, output: Path) -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError:
         traceback.print_exc()
+        interruptions.say(
+            "a process of the run failed: start all of them again with --resume, to"
+            f" continue from the last checkpoint in {output}"
+        )
         os._exit(FAILED)  # an ordinary exit would wait for the others
-
-
-def _watch(message: str) -> None:
-    """Continues in a child process; the parent reports if the child aborts."""
-    child = os.fork()
-    if not child:
-        return
-    interruptions.leave_to_child()  # a terminal sends them to both
-    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code in (-signal.SIGABRT, FAILED):
-        print(f"smoothout: error: {message}", file=sys.stderr, flush=True)
-    os._exit(code if code >= 0 else FAILED)
 
 
 def is_first() -> bool:
@@ -133,9 +121,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def any_process(*flags: bool) -> tuple[bool, ...]:
-    """Whether each flag is set in any process; all processes must call this."""
+def any_process(flag: bool) -> bool:
+    """Whether a flag is set in any process; all processes must call this."""
     if jax.process_count() == 1:
-        return flags
-    gathered = multihost_utils.process_allgather(np.array(flags))
-    return tuple(map(bool, gathered.any(0)))
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
