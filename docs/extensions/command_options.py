@@ -1,7 +1,7 @@
 """The options of `smoothout`'s commands as lists, which a narrow screen can show.
 
-`{command-options} COMMAND` lists what its `--help` does, less the options of training
-that `train` and `compare` share, which `{command-options} shared` lists.
+`{command-options} COMMAND` lists what its `--help-all` does, less the options of
+training that `train` and `compare` share, which `{command-options} shared` lists.
 Methods are explained at `compare` alone.
 """
 
@@ -57,8 +57,9 @@ def actions_of(name):
     """The arguments of a command, as its parser has them."""
     _, parsers = cli._parsers()
     _, settings = load(name)
-    cli._add_options(parsers[name], name, settings)
-    return [each for each in parsers[name]._actions if each.dest != "help"]
+    cli._add_options(parsers[name], name, settings, all_shown=True)
+    helps = "help", "help_all"
+    return [each for each in parsers[name]._actions if each.dest not in helps]
 
 
 def explained(action):

@@ -116,21 +116,7 @@ def run_process() -> None:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = Parser(
-        prog="smoothout",
-        description="Flat minima by SmoothOut: the evidence, on real data.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    parsers = {
-        name: commands.add_parser(
-            name,
-            help=each.help,
-            description=each.description,
-            add_help=False,
-        )
-        for name, each in COMMANDS.items()
-    }
+    parser, parsers = _parsers()
     name = next((word for word in arguments if word in COMMANDS), None)
     if name is None:  # help, version, or an error
         parser.parse_args(arguments)
@@ -181,6 +167,25 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
     if issubclass(category, UserWarning) and "smoothout_jax" in Path(filename).parts:
         text = " ".join(str(message).splitlines())
         print(f"smoothout: warning: {text}", file=sys.stderr)
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by name, without their options."""
+    parser = Parser(
+        prog="smoothout",
+        description="Flat minima by SmoothOut: the evidence, on real data.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    return parser, {
+        name: commands.add_parser(
+            name,
+            help=each.help,
+            description=each.description,
+            add_help=False,
+        )
+        for name, each in COMMANDS.items()
+    }
 
 
 def _add_options(
