@@ -7,7 +7,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from sklearn import datasets as sklearn
@@ -15,6 +15,11 @@ from sklearn import datasets as sklearn
 from smoothout_jax import _checks
 from smoothout_jax._extras import require
 from smoothout_jax.experiments.data.checks import check_images, check_labels
+from smoothout_jax.experiments.data.image_folder import (
+    Files,
+    find_images,
+    read_images,
+)
 from smoothout_jax.experiments.data.parts import (
     Dataset,
     divide,
@@ -151,6 +156,8 @@ DATA_SETS = {
     "cifar100": Source(_cifar100, 50_000),
     "npz": Source(read_npz_folder),
 }
+# Where a folder of images has none for testing, a fifth of them is drawn.
+TEST_SHARE = 0.2
 # Settings that hold training images out, in this order.
 HELD_OUT = "validation_size", "watch_size", "heldout_size"
 
@@ -169,10 +176,10 @@ class DataSettings(Settings):
         "digits",
         "data set: scikit-learn's digits; digit-pairs, with 100 classes; text, the next"
         " character of scikit-learn's descriptions; mnist1d, which is generated; mnist,"
-        " fashion-mnist, cifar10 or cifar100, read from the data folder; or npz, for"
-        " the files train.npz and test.npz in it, each with arrays images and labels",
-        "NAME",
-        choices=DATA_SETS,
+        " fashion-mnist, cifar10 or cifar100, read from the data folder; npz, for the"
+        " files train.npz and test.npz in it, each with arrays images and labels; or a"
+        " folder of images, with train and val in it, or a folder for each class",
+        "NAME|FOLDER",
         common=True,
     )
     data_dir: Path = option(
@@ -182,6 +189,15 @@ class DataSettings(Settings):
         "FOLDER",
         machine=True,
         common=True,
+    )
+    image_size: int = option(
+        32,
+        "pixels on each side to which images of a folder are resized, by the shorter"
+        " side, and cropped, in the centre",
+        common=True,
+    )
+    bad_images: Literal["refuse", "skip"] = option(
+        "refuse", "what to do with files of a folder that are no images, or damaged"
     )
     train_size: int | None = option(
         None,
@@ -220,7 +236,15 @@ class DataSettings(Settings):
         super().__post_init__()
         if not 0 <= self.label_noise < 1:
             raise ValueError(f"label_noise must be in [0, 1), got {self.label_noise}")
-        source = DATA_SETS[self.data]
+        _checks.count(image_size=self.image_size)
+        if self.data not in DATA_SETS:
+            if not Path(self.data).is_dir():
+                raise ValueError(
+                    f"data must be one of {', '.join(DATA_SETS)}, or a folder of"
+                    f" images; got {self.data!r}"
+                )
+            self._set(data=str(Path(self.data).resolve()))
+        source = self.source
         available = source.training_images
         if self.train_size is None:
             self._set(train_size=source.train_size or available)
@@ -253,6 +277,26 @@ class DataSettings(Settings):
             left -= size or 0
 
     @property
+    def source(self) -> Source:
+        """Where the data come from."""
+        if self.data in DATA_SETS:
+            return DATA_SETS[self.data]
+        return Source(lambda data_dir: self._read_folder())
+
+    def _read_folder(self) -> tuple[Split, Split]:
+        def read(files: Files) -> Split:
+            skip = self.bad_images == "skip"
+            images, files = read_images(files, self.image_size, skip=skip)
+            return Split(images, files.labels, files.classes)
+
+        train, test = find_images(Path(self.data))
+        if test is not None:
+            return read(train), read(test)
+        split = read(train)
+        number = len(split.labels)
+        return divide(split, number - max(round(TEST_SHARE * number), 1))
+
+    @property
     def needs_heldout(self) -> bool:
         """Whether images are held out to measure the gap to the training loss."""
         return False
@@ -269,7 +313,7 @@ def prepare(settings: DataSettings) -> Dataset:
 
 def whole(settings: DataSettings) -> Dataset:
     """The same with the images to measure the gap on among those for training."""
-    data = load(settings.data, settings.data_dir, settings.train_size)
+    data = load(settings.data, settings.data_dir, settings.train_size, settings.source)
     data = with_wrong_labels(data, settings.label_noise, settings.label_noise_kind)
     data = hold_out(data, validation_size=settings.validation_size)
     return hold_out(data, watch_size=settings.watch_size)
@@ -283,14 +327,17 @@ def held_out_for_gap(data: Dataset, settings: DataSettings) -> Dataset:
     return hold_out(data, heldout_size=settings.heldout_size or tenth)
 
 
-def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
+def load(
+    name: str, data_dir: Path, size: int | None, source: Source | None = None
+) -> Dataset:
     """Loads a data set.
 
     Args:
-        name: its name in `DATA_SETS`.
+        name: its name.
         data_dir: folder of the data sets that are read from files.
-        train_size: number of training images, a fixed draw with the classes in
-            proportion; `None` for all.
+        size: number of training images, a fixed draw with the classes in proportion;
+            `None` for all.
+        source: where it comes from; by default as `DATA_SETS` has it.
 
     Returns:
         The data set. Where its source says so, images are standardized by the training
@@ -301,44 +348,52 @@ def load(name: str, data_dir: Path, train_size: int | None) -> Dataset:
             finite, if the labels do not count the classes from 0, or if training and
             test images differ in shape or scale.
     """
-    source = DATA_SETS[name]
+    source = source or DATA_SETS[name]
     train, test = source.read(data_dir)
     if test is None:
-        train, test = divide(train, train_size or source.train_size or 0)
-        train_size = None
+        train, test = divide(train, size or source.train_size or 0)
+        size = None
     else:
         check_images(train.images, test.images, name)
     check_labels(train.labels, test.labels, name)
-    if train_size is not None and train_size != len(train.labels):
-        if train_size > len(train.labels):
+    if size is not None and size != len(train.labels):
+        if size > len(train.labels):
             raise InputError(
-                f"train_size={train_size} is more than the {len(train.labels)} images"
-                f" in {data_dir}"
+                f"train_size={size} is more than the {len(train.labels)} training"
+                f" images of {name}"
             )
-        train, _ = divide(train, train_size)
-    return _standardized(train, test) if source.standardize else _dataset(train, test)
+        train, _ = divide(train, size)
+    if not source.standardize:
+        return _dataset(train, test)
+    if name not in DATA_SETS:
+        return _dataset(train, test, np.uint8)._replace(scaling=_scaling(train.images))
+    return _standardized(train, test)
+
+
+def _scaling(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel; 1 where it is constant."""
+    axes = tuple(range(images.ndim - 1))
+    mean = images.mean(axes, dtype=np.float64).astype(np.float32)
+    deviation = images.std(axes, dtype=np.float64).astype(np.float32)
+    return mean, np.where(deviation > 0, deviation, np.float32(1))
 
 
 def _standardized(train: Split, test: Split) -> Dataset:
     """Scales each channel to mean 0 and variance 1 over the training images."""
-    axes = tuple(range(train.images.ndim - 1))
-    mean = train.images.mean(axes, dtype=np.float64)
-    deviation = train.images.std(axes, dtype=np.float64).astype(np.float32)
-    scale = np.where(deviation > 0, deviation, np.float32(1))
-
-    def standardize(split):
-        images = (split.images - mean.astype(np.float32)) / scale
-        return Split(images, split.labels)
-
-    return _dataset(standardize(train), standardize(test))
+    mean, deviation = _scaling(train.images)
+    scaled = (
+        each._replace(images=(each.images - mean) / deviation) for each in (train, test)
+    )
+    return _dataset(*scaled)
 
 
-def _dataset(train: Split, test: Split) -> Dataset:
+def _dataset(train: Split, test: Split, dtype: Any = np.float32) -> Dataset:
     labels = np.asarray(train.labels, np.int32)
     return Dataset(
-        train_images=np.asarray(train.images, np.float32),
+        train_images=np.asarray(train.images, dtype),
         train_labels=labels,
-        test_images=np.asarray(test.images, np.float32),
+        test_images=np.asarray(test.images, dtype),
         test_labels=np.asarray(test.labels, np.int32),
         true_labels=labels,
+        classes=train.classes,
     )

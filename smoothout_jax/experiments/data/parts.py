@@ -13,13 +13,16 @@ class Dataset(NamedTuple):
     """Images and labels.
 
     Attributes:
-        train_images: float32, (training images, …), channels last.
+        train_images: float32 or uint8, (training images, …), channels last.
         train_labels: int32, (training images,).
-        test_images: float32, (test images, …).
+        test_images: likewise, (test images, …).
         test_labels: int32, (test images,).
         true_labels: int32, (training images,): those before any were made wrong.
         watched: images held out beside the test images, with their labels, if any.
         heldout: images held out to measure the gap to the training loss, likewise.
+        scaling: mean and deviation of each channel, to standardize the images by,
+            which then are uint8; `None` if they are as the network takes them.
+        classes: names of the classes, if they have any.
     """
 
     train_images: np.ndarray
@@ -29,6 +32,8 @@ class Dataset(NamedTuple):
     true_labels: np.ndarray
     watched: Split | None = None
     heldout: Split | None = None
+    scaling: tuple[np.ndarray, np.ndarray] | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -45,14 +50,15 @@ def divide(whole: Split, train_size: int) -> tuple[Split, Split]:
     strata = np.where(counts[whole.labels] == 1, counts.argmax(), whole.labels)
     try:
         parts: Any = train_test_split(
-            *whole, train_size=train_size, stratify=strata, random_state=0
+            *whole[:2], train_size=train_size, stratify=strata, random_state=0
         )
     except ValueError as error:
         raise InputError(
             f"{train_size} of {len(whole.labels)} images cannot be drawn with the"
             f" classes in proportion: {error}"
         ) from error
-    return Split(parts[0], parts[2]), Split(parts[1], parts[3])
+    drawn, rest = Split(parts[0], parts[2]), Split(parts[1], parts[3])
+    return drawn._replace(classes=whole.classes), rest._replace(classes=whole.classes)
 
 
 def with_wrong_labels(

@@ -24,10 +24,12 @@ class Split(NamedTuple):
         images: uint8 or float32, (images, …), channels last, with the values of the
             files.
         labels: int32, (images,).
+        classes: names of the classes, if they have any.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    classes: tuple[str, ...] = ()
 
 
 def checked_split(images: np.ndarray, labels: np.ndarray, source: Any) -> Split:
@@ -118,7 +120,8 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
     """Reads `train.npz` and `test.npz`, each of arrays `images` and `labels`.
 
     Args:
-        folder: holds both; images of any shape, uint8 or floating, and integer labels.
+        folder: holds both; images of any shape, uint8 or floating, and labels that
+            are integers or names.
 
     Returns:
         The splits.
@@ -128,7 +131,20 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
             of the stated kind.
     """
     names = "train.npz", "test.npz"
-    return _alike(folder, [_read_npz(folder / name) for name in names], *names)
+    read = [_read_npz(folder / name) for name in names]
+    classes = np.unique(read[0][1]) if read[0][1].dtype.kind == "U" else None
+    splits = []
+    for name, (images, labels) in zip(names, read, strict=True):
+        if classes is not None:
+            labels = _numbered(labels, classes, folder / name)
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(
+                f"{folder / name}: labels must be integers, or names in both files, not"
+                f" {labels.dtype}"
+            )
+        split = checked_split(images, labels, folder / name)
+        splits.append(split._replace(classes=() if classes is None else (*classes,)))
+    return _alike(folder, splits, *names)
 
 
 def _alike(
@@ -180,7 +196,17 @@ def _read_cifar(path: Path, label_bytes: int, num_classes: int) -> Split:
     return split
 
 
-def _read_npz(path: Path) -> Split:
+def _numbered(labels: np.ndarray, classes: np.ndarray, path: Path) -> np.ndarray:
+    """Numbers names by their place among those of the training images."""
+    unknown = np.setdiff1d(labels, classes)
+    if len(unknown):
+        raise InputError(
+            f"{path} has a label {unknown[0]!r} that no training image has"
+        )
+    return np.searchsorted(classes, labels)
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -204,12 +230,11 @@ def _read_npz(path: Path) -> Split:
         raise InputError(
             f"{path}: images must be uint8 or floating, not {images.dtype}"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+    if labels.ndim != 1:
         raise InputError(
-            f"{path}: labels must be integers in one row, not {labels.dtype} of shape"
-            f" {labels.shape}"
+            f"{path}: labels must be in one row, not of shape {labels.shape}"
         )
-    return checked_split(images, labels, path)
+    return images, labels
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -87,9 +87,17 @@ class Task:
         self._quantities = jax.jit(self.quantities)
         self._statistics = jax.jit(self.batch_statistics)
 
+    def standardized(self, images: Any) -> Any:
+        """Images as the network takes them."""
+        if self.data.scaling is None:
+            return images
+        mean, deviation = self.data.scaling
+        return (images.astype(jnp.float32) - mean) / deviation
+
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Initial parameters and statistics."""
-        variables = dict(self._measuring.init(key, self.data.train_images[:2]))
+        images = self.standardized(self.data.train_images[:2])
+        variables = dict(self._measuring.init(key, images))
         params = {"params": variables.pop("params")}
         return params, variables
 
@@ -116,7 +124,7 @@ class Task:
     def quantities(self, params: Any, batch: Any, stats: Any) -> dict[str, jax.Array]:
         """Loss and accuracy of a batch, with fixed statistics."""
         images, labels = batch
-        logits = self._evaluating.apply(params | stats, images)
+        logits = self._evaluating.apply(params | stats, self.standardized(images))
         return {
             "loss": _cross_entropy(logits, labels),
             "accuracy": _accuracy(logits, labels),
@@ -183,6 +191,7 @@ class Task:
     def _measured(self, params, images):
         """Logits, normalised by their own batch, and its statistics."""
         empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf), self._init_stats)
+        images = self.standardized(images)
         return _normalized(self._measuring, params, empty, images)
 
     def _network(self, *, drops: bool = False, **batch_norm: Any) -> nn.Module:

@@ -229,6 +229,7 @@ class Trainer:
         images, labels = (
             placement.over_data(array[batch]) for array in arrays["train"]
         )
+        images = self.task.standardized(images)
         images = augment(self.task.settings, augment_key, images)
 
         def loss(params, images, labels):  # copies share what is dropped
