@@ -167,7 +167,10 @@ class Pickled:
             {"images": np.zeros((6, 2), int)},
             "images must be uint8 or floating, not int64",
         ),
-        ({"labels": np.zeros(6)}, "labels must be integers in one row, not float64"),
+        (
+            {"labels": np.zeros(6)},
+            "labels must be integers in one row, or names, not float64",
+        ),
         ({"labels": np.zeros((6, 1), int)}, r"integers in one row.*\(6, 1\)"),
         ({"labels": np.arange(-1, 5)}, r"has a label -1, not one in \[0, 2³¹\)"),
         (

@@ -51,4 +51,8 @@ def held(path: Path) -> Iterator[None]:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(PermissionError):  # Windows deletes no open file
+                (path / LOCK).unlink()

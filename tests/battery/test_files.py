@@ -147,7 +147,7 @@ def test_the_number_of_checkpoints_to_keep_may_change(trained_run, data, tmp_pat
 def test_leftovers_of_a_killed_process_are_removed(trained_run, data, tmp_path):
     left = copied(trained_run, tmp_path / "run")
     shutil.rmtree(left / "checkpoints" / "4")
-    for name in ("0.going", "3.orbax-checkpoint-tmp", ".unfinished-4"):
+    for name in (".unfinished-3.orbax-checkpoint-tmp", ".unfinished-4"):
         (left / "checkpoints" / name / "params").mkdir(parents=True)
     (left / ".unfinished-log.csv").write_text("step")
     run("train", "--resume", "--data-dir", data, output=left)

@@ -139,9 +139,9 @@ class Run:
         settings, total = self._settings, self._task.steps
         reached = {}
         bar = Progress("training", total=total, done=self._step)
-        if self._step < total:
-            bar.say("compiling the training step")
         with bar, Log(settings.output, self._step) as log:
+            if self._step < total:
+                bar.say("compiling the training step")
             seconds = log.earlier_seconds
             while self._step < total:
                 before = self._step

@@ -359,8 +359,8 @@ def load(
     if size is not None and size != len(train.labels):
         if size > len(train.labels):
             raise InputError(
-                f"train_size={size} is more than the {len(train.labels)} training"
-                f" images of {name}"
+                f"train_size={size} is more than the {len(train.labels)} images of"
+                f" {name} for training"
             )
         train, _ = divide(train, size)
     if not source.standardize:

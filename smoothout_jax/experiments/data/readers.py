@@ -139,7 +139,7 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
             labels = _numbered(labels, classes, folder / name)
         if not np.issubdtype(labels.dtype, np.integer):
             raise InputError(
-                f"{folder / name}: labels must be integers, or names in both files, not"
+                f"{folder / name}: labels must be integers in one row, or names, not"
                 f" {labels.dtype}"
             )
         split = checked_split(images, labels, folder / name)
@@ -232,7 +232,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if labels.ndim != 1:
         raise InputError(
-            f"{path}: labels must be in one row, not of shape {labels.shape}"
+            f"{path}: labels must be integers in one row, not of shape {labels.shape}"
         )
     return images, labels
 
