@@ -3,15 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pages.evidence import QUESTIONS, Result, cell, read
+from pages.commands import measured
+from pages.evidence import QUESTIONS, Result, read
+from pages.source import table
 from smoothout_jax.experiments.methods.table import METHODS
-from smoothout_jax.experiments.reporting.formats import with_error
-from smoothout_jax.experiments.reporting.tables import markdown
-
-HEADER = (
-    "method", "learning rate", "strength", "test, %", "minus SGD, paired [95 %]",
-    "train, %", "loss rise under noise, nats", "step time / SGD's",
-)  # fmt: skip
 
 
 def every() -> str:
@@ -45,18 +40,13 @@ def details(each: Result) -> str:
     for name, row in each.summary.items():
         trial, is_sgd = each.case["trials"][name], name == "sgd"
         rate = trial["chosen" if is_sgd else "learning_rate"]
-        measured = ["diverged", "", "", ""]
-        if "test_accuracy" in row:
-            measured = [
-                with_error(row["test_accuracy"]),
-                "" if is_sgd else cell(each, name),
-                f"{row['train_accuracy'][0]:.2f}",
-                with_error(row["loss_rise"], ".3g", ".1g"),
-            ]
-        strength = "" if is_sgd else _strength(trial)
-        time = f"{row['relative_step_time']:.2f}"
-        rows.append((METHODS[name].label, f"{rate:g}", strength, *measured, time))
-    return markdown(HEADER, rows)
+        cells = {
+            "method": METHODS[name].label,
+            "learning rate": f"{rate:g}",
+            "strength": "" if is_sgd else _strength(trial),
+        }
+        rows.append(cells | measured(name, row, ".3g", ".1g"))
+    return table(rows)
 
 
 def _strength(trial: Mapping[str, Any]) -> str:

@@ -3,31 +3,33 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pages.source import figures
+from pages.source import figures, table
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
 
 
+def measured(name: str, row: Mapping[str, Any], *forms: str) -> dict[str, str]:
+    """What was measured of one method, with the formats of its loss rise."""
+    time = {"step time / SGD's": f"{row['relative_step_time']:.2f}"}
+    if "test_accuracy" not in row:
+        return {"test, %": "diverged"} | time
+    difference = "" if name == "sgd" else with_interval(row["difference_to_sgd"])
+    return {
+        "test, %": with_error(row["test_accuracy"]),
+        "minus SGD, paired [95 %]": difference,
+        "train, %": f"{row['train_accuracy'][0]:.2f}",
+        "loss rise under noise, nats": with_error(row["loss_rise"], *forms),
+    } | time
+
+
 def compared(summary: Mapping[str, Any]) -> str:
     """Results of `smoothout compare`, by method."""
-    header = (
-        "method", "test accuracy %", "minus SGD, paired [95 % interval]",
-        "train accuracy %", "loss rise under noise", "step time / SGD's",
-    )  # fmt: skip
-    rows = [
-        (
-            METHODS[name].label,
-            with_error(row["test_accuracy"]),
-            "" if name == "sgd" else with_interval(row["difference_to_sgd"]),
-            f"{row['train_accuracy'][0]:.2f}",
-            with_error(row["loss_rise"], ".3f"),
-            f"{row['relative_step_time']:.2f}",
-        )
+    return table(
+        {"method": METHODS[name].label} | measured(name, row, ".3f")
         for name, row in summary.items()
-    ]
-    return markdown(header, rows)
+    )
 
 
 def sharpness() -> str:

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from pages.source import DOCS, figures
+from pages.source import DOCS, figures, table
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FITS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
-from smoothout_jax.experiments.reporting.tables import markdown
 
 BATCHES, WRONG_LABELS, GAP = "batches", "wrong-labels", "gap"
 # The experiment that chooses the rise, and what it adds to the names of the cases.
@@ -183,12 +182,12 @@ def read() -> tuple[Result, ...]:
     return *results, *(e for e in of_experiment(RISE) if e.name not in batches)
 
 
-def of_experiment(name: str) -> list[Result]:
+def of_experiment(name: str, form: str = "cpu") -> list[Result]:
     """The committed results of an experiment, in the order of its plan."""
     folder = "rise" if name == RISE else "results"
-    path = f"{folder}/{name}-cpu.json"
+    path = f"{folder}/{name}-{form}.json"
     cases = figures(path)["cases"] if (DOCS / path).exists() else {}
-    plan = EXPERIMENTS[name]["cpu"]
+    plan = EXPERIMENTS[name][form]
     return [Result(name, c.name, cases[c.name]) for c in plan if c.name in cases]
 
 
@@ -226,11 +225,10 @@ def accuracy(result: Result) -> str:
     return with_error(result.summary["sgd"]["test_accuracy"])
 
 
-def differences(results: list[Result], methods: Iterable[str] = SHOWN) -> str:
+def differences(results: Iterable[Result], methods: Iterable[str] = SHOWN) -> str:
     """A table of SGD's accuracy, and of differences to it."""
-    methods = [n for n in methods if any(n in each.summary for each in results)]
-    rows = [
-        (each.label, accuracy(each), *(cell(each, name) for name in methods))
+    return table(
+        {"case": each.label, "SGD, %": accuracy(each)}
+        | {label_of(name): text for name in methods if (text := cell(each, name))}
         for each in results
-    ]
-    return markdown(("case", "SGD, %", *map(label_of, methods)), rows)
+    )

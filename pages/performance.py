@@ -3,8 +3,7 @@
 import numpy as np
 
 from benchmarks import scaling, tables
-from pages.source import figures
-from smoothout_jax.experiments.reporting.tables import markdown
+from pages.source import figures, table
 
 # What the README shows, by the contenders' names in the results.
 README = {
@@ -13,22 +12,17 @@ README = {
     "split": "4 copies, batch split",
     "sam": "SAM",
 }
-COUNTED = (
-    "way", "MFLOP a device", "on explicit axes", "over the model's", "temporary MB",
-    "sent, in parameters",
-)  # fmt: skip
 
 
 def readme() -> str:
     """The README's table, in one row: step times in both networks."""
     problems = figures("performance/cpu.json")["problems"].values()
-    measured = [problem["contenders"] for problem in problems]
-    cells = [
-        ", ".join(f"{tables.ratio(c[name], c['plain'])[0]:.2f}" for c in measured)
-        for name in README
-    ]
-    labels = "; ".join(problem["label"] for problem in problems)
-    return markdown(("step time / SGD's", *README.values()), [(labels, *cells)])
+    row = {"step time / SGD's": "; ".join(problem["label"] for problem in problems)}
+    for name, label in README.items():
+        found = [problem["contenders"] for problem in problems]
+        times = [tables.ratio(each[name], each["plain"])[0] for each in found]
+        row[label] = ", ".join(f"{time:.2f}" for time in times)
+    return table([row])
 
 
 def costs(part: str) -> str:
@@ -40,14 +34,12 @@ def costs(part: str) -> str:
 def convolutions() -> str:
     """Steps with convolutions, one by one and in a loop."""
     rows = []
-    for network, seconds in figures("performance/convolutions.json")[
-        "networks"
-    ].items():
-        base, *others = map(np.median, seconds.values())
-        cells = (f"{other / base:.2f}" for other in others)
-        rows.append((network, f"{1e3 * base:.0f} ms", *cells))
-    base, *ways = seconds
-    return markdown(("network", base, *(f"{way} ×" for way in ways)), rows)
+    for name, seconds in figures("performance/convolutions.json")["networks"].items():
+        times = {way: np.median(each) for way, each in seconds.items()}
+        base = times.pop("one by one")
+        row = {"network": name, "one by one": f"{1e3 * base:.0f} ms"}
+        rows.append(row | {f"{way} ×": f"{t / base:.2f}" for way, t in times.items()})
+    return table(rows)
 
 
 def layers() -> str:
@@ -56,28 +48,25 @@ def layers() -> str:
     for each in figures("performance/convolutions.json")["layers"]:
         size, channels, width, outputs = each["layer"]
         theirs, ours = (np.median(each[name]) for name in ("JAX", "convolve"))
-        images = f"{size} × {size} × {channels}"
-        kernel = f"{width} × {width}, {outputs} outputs"
-        rows.append((images, kernel, f"{1e3 * theirs:.1f} ms", f"{ours / theirs:.2f}"))
-    return markdown(("images", "kernel", "JAX", "convolve ×"), rows)
-
-
-def kernels() -> str:
-    """Kernels of a step on a GPU."""
-    counts = figures("performance/kernels.json")["kernels"].items()
-    return markdown(("optimizer", "kernels"), ((name, f"{n}") for name, n in counts))
+        rows.append(
+            {
+                "images": f"{size} × {size} × {channels}",
+                "kernel": f"{width} × {width}, {outputs} outputs",
+                "JAX": f"{1e3 * theirs:.1f} ms",
+                "convolve ×": f"{ours / theirs:.2f}",
+            }
+        )
+    return table(rows)
 
 
 def drift() -> str:
     """How far rounding alone moves clean weights."""
-    measured = figures("performance/scaling.json")["drift"]
-    rows = [
-        (dtype, noise, *(f"{size:.1e}" if size else "0" for size in by_radius.values()))
-        for noise, by_dtype in measured.items()
-        for dtype, by_radius in by_dtype.items()
-    ]
-    radii = (f"radius {radius}" for radius in measured["kept"]["float32"])
-    return markdown(("dtype", "noise", *radii), rows)
+    return table(
+        {"dtype": dtype, "noise": noise}
+        | {f"radius {r}": f"{size:.1e}" if size else "0" for r, size in sizes.items()}
+        for noise, by_dtype in figures("performance/scaling.json")["drift"].items()
+        for dtype, sizes in by_dtype.items()
+    )
 
 
 def flops_per_weight() -> tuple[float, float]:
@@ -113,13 +102,13 @@ def counts() -> str:
             for kind, size in shown["sent"].items()
         )
         rows.append(
-            (
-                name,
-                f"{shown['flops'] / 1e6:.0f}",
-                explicit.get(name, "refused"),
-                f"{min(over):.2f} to {max(over):.2f}",
-                f"{shown['temporary_bytes'] / 1e6:.1f}",
-                ", ".join(sent),
-            )
+            {
+                "way": name,
+                "MFLOP a device": f"{shown['flops'] / 1e6:.0f}",
+                "on explicit axes": explicit.get(name, "refused"),
+                "over the model's": f"{min(over):.2f} to {max(over):.2f}",
+                "temporary MB": f"{shown['temporary_bytes'] / 1e6:.1f}",
+                "sent, in parameters": ", ".join(sent),
+            }
         )
-    return markdown(COUNTED, rows)
+    return table(rows)

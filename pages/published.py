@@ -1,24 +1,18 @@
 """What one GPU found in a published setting, by `smoothout evidence lpf-sgd`."""
 
-from pages.evidence import Result, cell
-from pages.source import figures
+from pages.evidence import cell, of_experiment
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS
 
 (CASE,) = EXPERIMENTS["lpf-sgd"]["gpu"]
-
-
-def result() -> Result:
-    """The result of the case."""
-    cases = figures("results/lpf-sgd-gpu.json")["cases"]
-    return Result("lpf-sgd", CASE.name, cases[CASE.name])
+(RESULT,) = of_experiment("lpf-sgd", "gpu")
 
 
 def setting() -> str:
     """The network and its batches, and what trained it."""
     return (
         f"a ResNet-18 on CIFAR-10, batch {CASE.batch_size},"
-        f" {CASE.training['precision']}, one {result().case['machine']['device']}"
+        f" {CASE.training['precision']}, one {RESULT.case['machine']['device']}"
     )
 
 
@@ -26,7 +20,7 @@ def step_times() -> str:
     """A sentence of the time of a step by SGD's."""
     times = ", ".join(
         f"{METHODS[name].label} {row['relative_step_time']:.2f}"
-        for name, row in result().summary.items()
+        for name, row in RESULT.summary.items()
         if name != "sgd"
     )
     return f"Step time / SGD's of {setting()}: {times}."
@@ -34,6 +28,5 @@ def step_times() -> str:
 
 def differences() -> str:
     """The differences of all methods to SGD."""
-    found = result()
-    names = (name for name in found.summary if name != "sgd")
-    return ", ".join(f"{METHODS[name].label} {cell(found, name)}" for name in names)
+    names = (name for name in RESULT.summary if name != "sgd")
+    return ", ".join(f"{METHODS[name].label} {cell(RESULT, name)}" for name in names)

@@ -1,9 +1,12 @@
-"""Where the documentation lies, and the committed figures in it."""
+"""Where the documentation lies, the committed figures in it, and their tables."""
 
 import functools
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from smoothout_jax.experiments.reporting.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -21,3 +24,10 @@ def measured_on(name: str) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
     versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
     return f"Measured on {found['date'][:10]}: {machine}; {versions}."
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    """A table of rows that map columns to cells; missing cells are empty."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return markdown(columns, ([row.get(each, "") for each in columns] for row in rows))
