@@ -1,7 +1,6 @@
 """Convolutions in loops on CPU, by JAX and by `smoothout_jax.experiments.convolutions`.
 
-`python -m benchmarks.convolutions` times steps of training with both, and single
-convolutions of few channels.
+`python -m benchmarks.convolutions` times steps of training with both.
 """
 
 import functools
@@ -27,11 +26,6 @@ NETWORKS = {
     "C net of 12 channels": CNet(12, **OPTIONS),
     "ResNet-8 of 8 channels": ResNet(8, channels=8, **OPTIONS),
 }
-# Size of the images, their channels, size of the kernel, outputs.
-LAYERS = (
-    (28, 1, 5, 8), (32, 3, 3, 16), (32, 3, 5, 16), (32, 3, 3, 32), (32, 3, 5, 24),
-    (32, 8, 3, 8), (16, 12, 5, 12), (16, 16, 3, 16),
-)  # fmt: skip
 
 
 def steps(network: Any) -> dict[str, Callable[[], Any]]:
@@ -60,24 +54,9 @@ def steps(network: Any) -> dict[str, Callable[[], Any]]:
     return {"one by one": one_by_one, "in a loop": lambda: loop(params)}
 
 
-def layer(size: int, channels: int, width: int, outputs: int) -> dict[str, Any]:
-    """A convolution of `BATCH` images, compiled, by JAX and by `convolve`."""
-    images = jax.random.normal(jax.random.key(0), (BATCH, size, size, channels))
-    kernel = jax.random.normal(jax.random.key(1), (width, width, channels, outputs))
-    numbers = ("NHWC", "HWIO", "NHWC")
-
-    def compiled(conv):
-        fn = jax.jit(
-            lambda *args: conv(*args, (1, 1), "SAME", dimension_numbers=numbers)
-        )
-        return functools.partial(fn.lower(images, kernel).compile(), images, kernel)
-
-    return {"JAX": compiled(lax.conv_general_dilated), "convolve": compiled(convolve)}
-
-
 def measure(rounds: int) -> Iterator[dict[str, Any]]:
-    """Seconds of one step of each network, and of each layer."""
-    networks, layers = {}, []
+    """Seconds of one step of each network."""
+    networks = {}
     for name, network in NETWORKS.items():
         ours = steps(network.clone(convolve=convolve))
         runs = steps(network) | {f"{how}, convolve": run for how, run in ours.items()}
@@ -85,9 +64,7 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
             how: [total / STEPS for total in seconds]
             for how, seconds in interleaved(runs, rounds).items()
         }
-    for each in LAYERS:
-        layers.append({"layer": each} | interleaved(layer(*each), 4 * rounds))
-    yield {"batch": BATCH, "networks": networks, "layers": layers}
+    yield {"batch": BATCH, "networks": networks}
 
 
 if __name__ == "__main__":

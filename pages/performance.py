@@ -42,23 +42,6 @@ def convolutions() -> str:
     return table(rows)
 
 
-def layers() -> str:
-    """Single convolutions."""
-    rows = []
-    for each in figures("performance/convolutions.json")["layers"]:
-        size, channels, width, outputs = each["layer"]
-        theirs, ours = (np.median(each[name]) for name in ("JAX", "convolve"))
-        rows.append(
-            {
-                "images": f"{size} × {size} × {channels}",
-                "kernel": f"{width} × {width}, {outputs} outputs",
-                "JAX": f"{1e3 * theirs:.1f} ms",
-                "convolve ×": f"{ours / theirs:.2f}",
-            }
-        )
-    return table(rows)
-
-
 def drift() -> str:
     """How far rounding alone moves clean weights."""
     return table(
@@ -87,7 +70,6 @@ def counts() -> str:
     """Counts of the middle width on 8 devices, and how well the model predicts all."""
     rows, (gradient, per_noise) = [], flops_per_weight()
     measured = figures("performance/scaling.json")
-    explicit = {row["way"]: f"{row['flops'] / 1e6:.0f}" for row in measured["explicit"]}
     for name, way in scaling.WAYS.items():
         over, shown = [], {}
         for row in (row for row in measured["gradients"] if row["way"] == name):
@@ -105,7 +87,6 @@ def counts() -> str:
             {
                 "way": name,
                 "MFLOP a device": f"{shown['flops'] / 1e6:.0f}",
-                "on explicit axes": explicit.get(name, "refused"),
                 "over the model's": f"{min(over):.2f} to {max(over):.2f}",
                 "temporary MB": f"{shown['temporary_bytes'] / 1e6:.1f}",
                 "sent, in parameters": ", ".join(sent),

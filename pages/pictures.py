@@ -1,4 +1,4 @@
-"""Pictures of differences: with their intervals, as means over cases, and as lines.
+"""Pictures of differences: with their intervals, and as means over cases.
 
 They are narrow, so that their text is legible on a phone too.
 """
@@ -50,7 +50,8 @@ def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
         quantity: what is shown, for the axis.
         linear: where the axis becomes logarithmic, in percent.
     """
-    figure, axes = _in_rows(panels, f"{quantity},\nmean and 95 % interval of pairs")
+    quantity = f"{quantity},\nmean and 95 % interval of pairs"
+    figure, axes = _in_rows(panels, quantity, linear)
     for ax, rows in zip(axes, panels.values(), strict=True):
         for row, marks in enumerate(rows.values()):
             for index, mark in enumerate(marks):
@@ -66,48 +67,22 @@ def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
                     mfc="white" if mark.hollow else mark.color,
                     label=mark.label,
                 )
-    if np.isfinite(linear):
-        _percent(axes, linear)
-    _legend(figure, axes)
+    legend(figure)
     return figure
 
 
 def means(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
     """A dot for each case and a bar at their mean: arguments as for `intervals`."""
-    figure, axes = _in_rows(panels, quantity)
+    figure, axes = _in_rows(panels, quantity, linear)
     for ax, rows in zip(axes, panels.values(), strict=True):
         for row, (mark,) in enumerate(rows.values()):
             color, mean = mark.color, np.mean(mark.values)
             ax.plot(mark.values, [row] * len(mark.values), "o", color=color, alpha=0.5)
             ax.plot([mean, mean], [row - 0.4, row + 0.4], color=color, lw=3)
-    if np.isfinite(linear):
-        _percent(axes, linear)
     return figure
 
 
-def lines(panels: Mapping[str, Sequence[tuple]], x: str, y: str) -> tuple[Figure, Any]:
-    """Lines in panels two by two.
-
-    Args:
-        panels: x, y, style, colour and label of each line, by title.
-        x: what the horizontal axis shows.
-        y: what the vertical axis shows.
-    """
-    number = -(-len(panels) // 2)
-    figure = Figure(figsize=(1.4 * WIDTH, 2.7 * number + 0.8), layout="constrained")
-    axes = list(figure.subplots(number, 2, squeeze=False).flat)
-    for ax, (title, of_panel) in zip(axes, panels.items(), strict=False):
-        for xs, ys, style, color, label in of_panel:
-            ax.plot(xs, ys, style, color=color, label=label)
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
-    figure.supxlabel(x, fontsize=10)
-    figure.supylabel(y, fontsize=10)
-    _legend(figure, axes)
-    return figure, axes
-
-
-def _in_rows(panels: Panels, quantity: str) -> tuple[Figure, list[Axes]]:
+def _in_rows(panels: Panels, quantity: str, linear: float) -> tuple[Figure, list[Axes]]:
     """A figure whose panels have a row for each name."""
     names = [[in_lines(name) for name in rows] for rows in panels.values()]
     heights = [sum(0.12 + 0.14 * (1 + n.count("\n")) for n in each) for each in names]
@@ -123,23 +98,19 @@ def _in_rows(panels: Panels, quantity: str) -> tuple[Figure, list[Axes]]:
         ax.tick_params(labelsize=8, labelbottom=True)
         ax.grid(axis="x", alpha=0.3)
         ax.set_title(in_lines(title), loc="left", fontsize=9)
+        if np.isfinite(linear):
+            ax.set_xscale("symlog", linthresh=linear)
+            ticks = [-20, -5, -2, 0, 2, 5, 20]
+            ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+            ax.minorticks_off()
     figure.supxlabel(quantity, fontsize=9)
     return figure, list(axes.flat)
 
 
-def _percent(axes: Iterable[Axes], linear: float) -> None:
-    """Makes axes of differences linear up to some percent."""
-    for ax in axes:
-        ax.set_xscale("symlog", linthresh=linear)
-        ticks = [-20, -5, -2, 0, 2, 5, 20]
-        ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
-        ax.minorticks_off()
-
-
-def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
+def legend(figure: Figure) -> None:
     """A legend of each label, above the panels."""
     shown: dict[str, Any] = {}
-    for ax in axes:
+    for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
     if shown:

@@ -110,7 +110,7 @@ def _canonical(inputs, kernel, strides, padding, precision, **dilation):
 def _tile(width: int, size: int, channels: int, outputs: int) -> int:
     """How many pixels make a tile: 4 or 2, if the width divides by it, or 1.
 
-    The limits were measured; `python -m benchmarks.convolutions` times some layers.
+    The limits were measured on two CPU cores.
     """
     smallest, most = (2, 32) if channels % 4 else (4, 16)
     if size < smallest or outputs > most or width < 1:
