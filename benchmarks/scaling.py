@@ -56,23 +56,12 @@ def _own_noise(loss):
 
 
 class Way(NamedTuple):
-    """A way to run copies.
-
-    Attributes:
-        gradient: makes the gradient of a loss.
-        gradients: how many gradients of the whole batch it takes.
-        noises: how many noises all devices draw together; or each, if not `laid`.
-        laid: whether its noises are laid over the devices.
-    """
+    """A way to run copies: what makes the gradient, and what it takes."""
 
     gradient: Callable[..., Any]
-    gradients: int
-    noises: int
+    gradients: int  # of the whole batch
+    noises: int  # on each device, or on all of them together if they are laid over them
     laid: bool = False
-
-    def noises_each(self, devices: int) -> float:
-        """How many noises one device draws."""
-        return self.noises / devices if self.laid else self.noises
 
 
 SPLIT = {"num_copies": COPIES, "batch_argnums": 1}

@@ -5,23 +5,10 @@ import re
 
 import numpy as np
 
-from pages.evidence import (
-    CHOSEN,
-    OURS,
-    RISES,
-    SHOWN,
-    SWEPT,
-    Result,
-    Tally,
-    grouped,
-    label_of,
-    of_experiment,
-    tally,
-)
+from pages import evidence
+from pages.evidence import OURS, SHOWN, SWEPT, Result, Tally, of_experiment, tally
 from pages.results import compared, main_cases
 from pages.source import ROOT
-
-PARTS = "smoothout", "smoothout-gaussian", "no-denoising", "adasmoothout", "two-sided"
 
 
 def total(name: str, method: str = OURS) -> Tally:
@@ -37,10 +24,10 @@ def mean(name: str, method: str = OURS) -> float:
 @functools.cache
 def cases() -> dict[str, list[Result]]:
     """The cases that each figure is a mean over, by name."""
-    found = grouped(main_cases())
+    found = evidence.grouped(main_cases())
     fits, wrong = found["fits"], found["wrong"]
-    rises = of_experiment(RISES)
-    names = [each.name.removesuffix(CHOSEN) for each in rises]
+    rises = of_experiment(evidence.RISES)
+    names = [each.name.removesuffix(evidence.CHOSEN) for each in rises]
     recipes = [e for e in of_experiment("recipes") if not e.name.endswith("no recipe")]
     for fraction in (0.2, 0.4, 0.6):
         found[f"wrong_{100 * fraction:.0f}"] = [
@@ -91,7 +78,8 @@ def short_gained() -> str:
 def short_swept() -> str:
     """What sweeps gain where SGD does not fit."""
     return "; ".join(
-        f"{label_of(name)}, {mean('common_short', name):+.1f}" for name in SHOWN[1:]
+        f"{evidence.label_of(name)}, {mean('common_short', name):+.1f}"
+        for name in SHOWN[1:]
     )
 
 

@@ -57,13 +57,7 @@ LABELS = {
 
 
 class Result(NamedTuple):
-    """The result of one case.
-
-    Attributes:
-        experiment: its experiment's name.
-        name: its name in the experiment.
-        case: its figures.
-    """
+    """The figures of one case, with the names of its experiment and its own."""
 
     experiment: str
     name: str
@@ -122,10 +116,12 @@ class Result(NamedTuple):
 
     def p_value(self, method: str) -> float:
         """Of the paired t-test of no difference to SGD, two-sided."""
-        differences = self.accuracies(method) - self.accuracies("sgd")
-        if not np.ptp(differences):
-            return 1.0
-        return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+        ours, sgd = self.accuracies(method), self.accuracies("sgd")
+        return (
+            float(scipy.stats.ttest_rel(ours, sgd).pvalue)
+            if np.ptp(ours - sgd)
+            else 1.0
+        )
 
 
 class Tally(NamedTuple):
@@ -153,12 +149,7 @@ def tally(results: list[Result], method: str = OURS) -> Tally:
 
 
 def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
-    """Which of several hypotheses Holm's procedure rejects.
-
-    Reference:
-        Holm, `A Simple Sequentially Rejective Multiple Test Procedure
-        <https://www.jstor.org/stable/4615733>`_, 1979.
-    """
+    """Which of several hypotheses Holm's sequential procedure rejects."""
     rejected = [False] * len(p_values)
     for rank, index in enumerate(np.argsort(p_values)):
         if p_values[index] > level / (len(p_values) - rank):
@@ -203,8 +194,9 @@ def missing(experiments: Iterable[str]) -> list[str]:
 
 def grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
     """Cases by group, without empty groups."""
-    results = list(results)
-    groups = {name: [each for each in results if each.group == name] for name in GROUPS}
+    groups: dict[str, list[Result]] = {name: [] for name in GROUPS}
+    for each in results:
+        groups[each.group].append(each)
     return {name: here for name, here in groups.items() if here}
 
 

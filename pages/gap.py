@@ -3,16 +3,7 @@
 import functools
 
 from pages import evidence
-from pages.evidence import (
-    GAP,
-    OURS,
-    SWEPT,
-    Result,
-    differences,
-    grouped,
-    of_experiment,
-    tally,
-)
+from pages.evidence import GAP, OURS, SWEPT, Result, grouped, of_experiment, tally
 from smoothout_jax.experiments.reporting.statistics import paired_difference
 
 METHODS = (GAP, SWEPT, "msam")
@@ -60,5 +51,5 @@ def section(group: str) -> str:
     return (
         f"Mean of {len(here)} cases: {against_sweeps(group)}. Certainly below SGD:"
         f" {'; '.join(below) or 'none'}.\n\n"
-        f"{differences(here, METHODS)}\n| mean |  | {' | '.join(mean)} |"
+        f"{evidence.differences(here, METHODS)}\n| mean |  | {' | '.join(mean)} |"
     )

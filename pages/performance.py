@@ -75,7 +75,8 @@ def counts() -> str:
         for row in (row for row in measured["gradients"] if row["way"] == name):
             devices = row["devices"]
             examples = way.gradients * measured["batch"] / devices
-            flops = gradient * examples + per_noise * way.noises_each(devices)
+            noises = way.noises / devices if way.laid else way.noises
+            flops = gradient * examples + per_noise * noises
             over.append(row["flops"] / row["parameters"] / flops)
             if (row["width"], devices) == (scaling.WIDTHS[1], scaling.DEVICES[-1]):
                 shown = row

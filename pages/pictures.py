@@ -19,17 +19,10 @@ WIDTH, DPI = 4.5, 130
 
 
 class Mark(NamedTuple):
-    """What a row shows of a method.
-
-    Attributes:
-        method: the method, which has a colour.
-        values: a mean and the ends of its interval, or a value for each case.
-        label: what the legend calls it, if it has one.
-        hollow: whether its dot is empty.
-    """
+    """What a row shows of a method, which has a colour, and its label in the legend."""
 
     method: str
-    values: Sequence[float]
+    values: Sequence[float]  # a mean and the ends of its interval, or one for each case
     label: str = ""
     hollow: bool = False
 
@@ -43,12 +36,9 @@ Panels = Mapping[str, Mapping[str, Sequence[Mark]]]
 
 
 def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
-    """Dots with their intervals, in a panel for each group and a row for each name.
+    """Dots with their intervals, of marks by row, by panel.
 
-    Args:
-        panels: marks by row, by the title of the panel.
-        quantity: what is shown, for the axis.
-        linear: where the axis becomes logarithmic, in percent.
+    Beyond some percent, the axis of the quantity is no longer linear but logarithmic.
     """
     quantity = f"{quantity},\nmean and 95 % interval of pairs"
     figure, axes = _in_rows(panels, quantity, linear)
@@ -72,7 +62,7 @@ def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
 
 
 def means(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
-    """A dot for each case and a bar at their mean: arguments as for `intervals`."""
+    """A dot for each case and a bar at their mean, of one mark by row, by panel."""
     figure, axes = _in_rows(panels, quantity, linear)
     for ax, rows in zip(axes, panels.values(), strict=True):
         for row, (mark,) in enumerate(rows.values()):

@@ -1,5 +1,6 @@
-"""Where the documentation lies, the committed figures in it, and their tables."""
+"""Where the documentation lies, the committed figures in it, and tables of them."""
 
+import base64
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -31,3 +32,15 @@ def table(rows: Iterable[Mapping[str, str]]) -> str:
     rows = list(rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     return markdown(columns, ([row.get(each, "") for each in columns] for row in rows))
+
+
+def gallery() -> dict[str, bytes]:
+    """The picture of each cell whose metadata name it in `gallery`, by that name."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            if name := cell["metadata"].get("gallery"):
+                data = [output.get("data", {}) for output in cell["outputs"]]
+                (png,) = (each["image/png"] for each in data if "image/png" in each)
+                found[name] = base64.b64decode(png)
+    return found
