@@ -4,6 +4,7 @@ import functools
 
 from pages import evidence
 from pages.evidence import GAP, OURS, SWEPT, Result, grouped, of_experiment, tally
+from pages.source import table
 from smoothout_jax.experiments.reporting.statistics import paired_difference
 
 METHODS = (GAP, SWEPT, "msam")
@@ -43,13 +44,47 @@ def readme() -> str:
     )
 
 
+def to_own_sgd(group: str) -> str:
+    """The mean difference to SGD of the same run in a group."""
+    names = [each.name for each in grouped(cases())[group]]
+    own = [each for each in of_experiment(GAP) if each.name in names]
+    return f"{tally(own).mean:+.1f} to SGD of its own run"
+
+
 def section(group: str) -> str:
     """A group of cases: their mean, which harm, and each of them."""
     here = grouped(cases())[group]
     below = [each.label for each in here if each.difference(GAP)[2] < 0]
     mean = [f"{tally(here, method).mean:+.2f}" for method in METHODS]
     return (
-        f"Mean of {len(here)} cases: {against_sweeps(group)}. Certainly below SGD:"
-        f" {'; '.join(below) or 'none'}.\n\n"
+        f"Mean of {len(here)} cases: {against_sweeps(group)}; {to_own_sgd(group)}."
+        f" Certainly below SGD: {'; '.join(below) or 'none'}.\n\n"
         f"{evidence.differences(here, METHODS)}\n| mean |  | {' | '.join(mean)} |"
     )
+
+
+def others() -> str:
+    """A row for each case with a recipe, or of another kind of network."""
+    return table(
+        {
+            "case": each.label,
+            "SGD or AdamW, %": evidence.accuracy(each),
+            evidence.label_of(GAP): evidence.cell(each, OURS),
+        }
+        for each in of_experiment("gap-others")
+    )
+
+
+def held_out() -> str:
+    """A row for each case of which a twentieth was held out, and one for the mean."""
+    twentieth = {each.name: each for each in of_experiment("gap-twentieth")}
+    tenth = {e.name: e for e in of_experiment(GAP) if e.name in twentieth}
+    columns = {"a tenth held out": tenth, "a twentieth": twentieth}
+    rows = [
+        {"case": each.label}
+        | {column: evidence.cell(of[name], OURS) for column, of in columns.items()}
+        for name, each in twentieth.items()
+    ]
+    means = {name: tally(list(of.values())).mean for name, of in columns.items()}
+    row = {"case": "mean"} | {name: f"{mean:+.2f}" for name, mean in means.items()}
+    return table([*rows, row])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from pages import evidence, gap, pictures, results
+from pages import evidence, feedback, gap, pictures, results
 from pages.evidence import OURS, SWEPT, Result, label_of, of_experiment
 from pages.pictures import Mark, Panels, intervals, marks_of, means
 from smoothout_jax.experiments.methods.table import METHODS
@@ -125,6 +125,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "results/groups": lambda: overview(results.main_cases(), SHOWN),
     "results/cases": lambda: forest(results.main_cases(), SHOWN),
     "results/gap": lambda: overview(gap.cases(), gap.METHODS),
+    "results/feedback": feedback.draw,
     "results/recipes": recipes,
     "results/parts": parts,
     "results/rivals": rivals,

@@ -207,12 +207,21 @@ def test_labels_beyond_what_the_images_can_show_are_told(tmp_path):
 
 
 def test_images_that_cannot_be_drawn_in_proportion_are_told(tmp_path):
-    """One class has a single image."""
-    write_npz(tmp_path, labels=np.array([0, 0, 0, 1, 1, 2]))
-    message = "4 of 6 images cannot be drawn with the classes in proportion: .* least"
-    for draw in (lambda: load("npz", tmp_path, 4), lambda: held_out(tmp_path, 2)):
+    write_npz(tmp_path, labels=np.array([0, 0, 0, 1, 1, 1]))
+    message = (
+        "5 of 6 images cannot be drawn with the classes in proportion: .*test_size"
+    )
+    for draw in (lambda: load("npz", tmp_path, 5), lambda: held_out(tmp_path, 1)):
         with pytest.raises(InputError, match=message):
             draw()
+
+
+def test_an_image_alone_in_its_class_is_drawn_like_others(tmp_path):
+    write_npz(tmp_path, labels=np.array([0, 0, 0, 1, 1, 2]))
+    data = held_out(tmp_path, 2)
+    drawn = sorted([*data.train_labels, *data.test_labels])
+    assert len(data.test_labels) == 2
+    assert drawn == [0, 0, 0, 1, 1, 2]
 
 
 def held_out(folder, size):

@@ -8,7 +8,6 @@ import pytest
 from command_line import (
     COMPARE,
     QUICK,
-    SMALL,
     TRAIN,
     checked,
     commands_on,
@@ -100,16 +99,6 @@ def test_idx_test_images_of_another_size_are_told(tmp_path, capsys):
     ):
         line = refused(capsys, *command, output=tmp_path / "output")
         assert "of train have shape (4, 4, 1), those of t10k (5, 5, 1)" in line
-
-
-@pytest.mark.parametrize("options", ["--train-size 12", "--validation-size 10"])
-def test_a_class_of_one_image_is_told(options, tmp_path, capsys):
-    labels = np.where(np.arange(24) < 23, LABELS % 2, 2)
-    folder = write(write(tmp_path / "data", labels=labels), "test")
-    for command in ("train", "compare"):
-        own = ["--data", "npz", "--data-dir", folder, *options.split()]
-        line = refused(capsys, command, *SMALL.split(), *own, output=tmp_path / "o")
-        assert "cannot be drawn with the classes in proportion" in line
 
 
 SIZES = {

@@ -37,10 +37,15 @@ class Dataset(NamedTuple):
 
 
 def divide(whole: Split, train_size: int) -> tuple[Split, Split]:
-    """Draws two parts with the classes in proportion."""
+    """Draws two parts with the classes in proportion.
+
+    An image that is alone in its class is drawn like those of the largest class.
+    """
+    counts = np.bincount(whole.labels)
+    strata = np.where(counts[whole.labels] == 1, counts.argmax(), whole.labels)
     try:
         parts: Any = train_test_split(
-            *whole, train_size=train_size, stratify=whole.labels, random_state=0
+            *whole, train_size=train_size, stratify=strata, random_state=0
         )
     except ValueError as error:
         raise InputError(

@@ -14,7 +14,12 @@ from smoothout_jax.experiments.plans.case import (
     cases,
     widened,
 )
-from smoothout_jax.experiments.plans.gap import GAP, GAP_SHARES
+from smoothout_jax.experiments.plans.gap import (
+    GAP,
+    GAP_OTHERS,
+    GAP_SHARES,
+    GAP_TWENTIETH,
+)
 from smoothout_jax.experiments.plans.published import LPF_SGD
 from smoothout_jax.experiments.plans.rise import LOSS_RISE_CASES
 
@@ -40,6 +45,8 @@ EXPERIMENTS = {
     "networks": {"cpu": questions.NETWORKS},
     "lpf-sgd": LPF_SGD,
     "gap": {"cpu": GAP},
+    "gap-others": {"cpu": GAP_OTHERS},
     "gap-share": {"cpu": GAP_SHARES},
+    "gap-twentieth": {"cpu": GAP_TWENTIETH},
     "loss-rise": {"cpu": LOSS_RISE_CASES},
 }

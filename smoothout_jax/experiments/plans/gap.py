@@ -16,7 +16,7 @@ import dataclasses
 from typing import Any
 
 from smoothout_jax.experiments.plans.case import Case
-from smoothout_jax.experiments.plans.questions import BATCHES, LABELS
+from smoothout_jax.experiments.plans.questions import BATCHES, LABELS, NETWORKS, RECIPES
 
 
 def _by_gap(case: Case) -> Case:
@@ -28,6 +28,19 @@ def _by_gap(case: Case) -> Case:
 
 
 GAP = tuple(map(_by_gap, (*BATCHES, *LABELS)))
+# The same beside other recipes, and by transformers, text and a hundred classes.
+GAP_OTHERS = tuple(
+    _by_gap(case) for case in (*NETWORKS, *RECIPES) if "no recipe" not in case.name
+)
+# A twentieth held out instead of a tenth.
+GAP_TWENTIETH = tuple(
+    dataclasses.replace(
+        case,
+        training=case.training | {"heldout_size": case.training["train_size"] // 20},
+    )
+    for case in GAP
+    if "label_noise" not in case.training and case.network in ("mlp", "f1")
+)
 # The share of the gap that the accuracy on held-out images prefers, of three.
 GAP_SHARES = tuple(
     dataclasses.replace(case, trials=case.trials | {"gap_share": (0.25, 0.5, 1.0)})
