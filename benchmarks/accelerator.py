@@ -82,16 +82,7 @@ for name, dtype, every_way in NETWORKS:
 def run(
     todo: Mapping[str, Part], rounds: int, minutes: float
 ) -> Iterator[dict[str, Any]]:
-    """Measures part after part, as long as the longest so far would still end in time.
-
-    Args:
-        todo: the parts.
-        rounds: runs to time of each program.
-        minutes: the time for all of them.
-
-    Yields:
-        The figures so far, after each part.
-    """
+    """Yields all figures after each part, while the longest part would end in time."""
     began, longest = time.monotonic(), 0.0
     results: dict[str, Any] = {"parts": {}, "failed": {}, "not_begun": list(todo)}
     for name, measured in todo.items():

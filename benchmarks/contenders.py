@@ -17,16 +17,12 @@ State = Any
 
 
 class Contender(NamedTuple):
-    """A way to take a training step.
-
-    Attributes:
-        label: its row in the table.
-        init: function (params, key) to the state that `step` carries.
-        step: function (loss) to a function (state, batch) to the next state.
-    """
+    """A way to take a training step."""
 
     label: str
+    # From parameters and a key to the state that a step carries.
     init: Callable[[Any, jax.Array], State]
+    # From a loss to a function of a state and a batch to the next state.
     step: Callable[[Callable], Callable[[State, Any], State]]
 
 

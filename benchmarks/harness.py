@@ -33,12 +33,9 @@ def command(
 ) -> None:
     """Runs a benchmark from the command line.
 
-    Args:
-        name: of the file of raw figures in docs/performance.
-        description: what is measured.
-        measure: function of the options that yields all figures so far after each part;
-            they are written each time.
-        **options: arguments of `ArgumentParser.add_argument` by option.
+    `measure` yields all figures so far after each part, and they are written to the
+    file of that name in docs/performance. Each option has its arguments of
+    `ArgumentParser.add_argument`.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -63,14 +60,7 @@ def interleaved(
     """Seconds of every run, round after round, so that all see the same load.
 
     Each timed run follows an untimed one, so that none pays for the caches that the
-    run before it emptied.
-
-    Args:
-        runs: functions that do their work and return arrays to wait for.
-        rounds: timed runs of each function, after one to warm up.
-
-    Returns:
-        Seconds of each round, by name.
+    run before it emptied. Runs return arrays to wait for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(-1, rounds):
@@ -104,17 +94,7 @@ def measure(
     rounds: int,
     compile_rounds: int = 1,
 ) -> dict[str, Any]:
-    """Step time, compile time and memory of every contender on one problem.
-
-    Args:
-        problem: the network, its loss and batches.
-        contenders: what is compared, `"plain"` among them.
-        rounds: steps of each that are timed.
-        compile_rounds: compilations of each that are timed.
-
-    Returns:
-        The figures, all plain numbers: seconds of every round, and bytes.
-    """
+    """Step time, compile time and memory of every contender on one problem."""
     params = jax.jit(problem.init)(jax.random.key(0))
     batches = [problem.batch(jax.random.key(1 + i)) for i in range(NUM_BATCHES)]
 

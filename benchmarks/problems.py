@@ -12,14 +12,7 @@ from smoothout_jax.experiments.networks import MLP, ResNet, Transformer
 
 
 class Problem(NamedTuple):
-    """A network to train.
-
-    Attributes:
-        label: name, with the batch size.
-        loss: function `loss(params, batch)`.
-        init: function of a key to the parameters.
-        batch: function of a key to a batch.
-    """
+    """A network to train, with a loss of parameters and batch, each made from a key."""
 
     label: str
     loss: Callable[[Any, Any], jax.Array]

@@ -36,7 +36,6 @@ NOISE = uniform(0.01)
 COPIES = 8
 # Of the weights that rounding moves, and how many steps it has.
 DEVIATION, STEPS = 0.05, 1000
-WHOLE_OVER_MESH = "8 copies, whole batch each, over the mesh"
 REDUCING = r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-perm)"
 
 
@@ -57,23 +56,12 @@ def _own_noise(loss):
 
 
 class Way(NamedTuple):
-    """A way to run copies.
-
-    Attributes:
-        gradient: makes the gradient of a loss.
-        gradients: how many gradients of the whole batch it takes.
-        noises: how many noises all devices draw together; or each, if not `laid`.
-        laid: whether its noises are laid over the devices.
-    """
+    """A way to run copies: what makes the gradient, and what it takes."""
 
     gradient: Callable[..., Any]
-    gradients: int
-    noises: int
+    gradients: int  # of the whole batch
+    noises: int  # on each device, or on all of them together if they are laid over them
     laid: bool = False
-
-    def noises_each(self, devices: int) -> float:
-        """How many noises one device draws."""
-        return self.noises / devices if self.laid else self.noises
 
 
 SPLIT = {"num_copies": COPIES, "batch_argnums": 1}
@@ -87,7 +75,9 @@ WAYS = {
         _copies(**SPLIT | OVER_MESH), 1, COPIES, laid=True
     ),
     "8 copies, whole batch each": Way(_copies(num_copies=COPIES), COPIES, COPIES),
-    WHOLE_OVER_MESH: Way(_copies(**OVER_MESH), COPIES, COPIES, laid=True),
+    "8 copies, whole batch each, over the mesh": Way(
+        _copies(**OVER_MESH), COPIES, COPIES, laid=True
+    ),
 }
 
 
@@ -100,28 +90,19 @@ def measure() -> Iterator[dict[str, Any]]:
         for devices in DEVICES
         for way in WAYS
     ]
-    # On explicit axes JAX refuses a batch that lies over the axis of the copies.
-    explicit = [
-        {"way": way} | count(WIDTHS[1], DEVICES[-1], WAYS[way], AxisType.Explicit)
-        for way in WAYS
-        if way != WHOLE_OVER_MESH
-    ]
     kept, drawn_again = (drift(keep_noise=keep) for keep in (True, False))
     yield {
         "batch": BATCH,
         "gradients": gradients,
-        "explicit": explicit,
         "drift": {"kept": kept, "drawn again": drawn_again},
     }
 
 
-def count(
-    width: int, devices: int, way: Way, kind: AxisType = AxisType.Auto
-) -> dict[str, Any]:
+def count(width: int, devices: int, way: Way) -> dict[str, Any]:
     """What one device computes, holds and sends in one step of data parallelism."""
     problem = mlp(BATCH, width)
     used = jax.devices()[:devices]
-    mesh = jax.make_mesh((devices,), ("data",), (kind,), devices=used)
+    mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=used)
     key = jax.random.key(0)
     with jax.set_mesh(mesh):
         params = jax.device_put(problem.init(key), NamedSharding(mesh, jax.P()))

@@ -9,16 +9,15 @@ import importlib
 import re
 from pathlib import Path
 
-from pages import gallery
 from pages.panels import PICTURES
 from pages.pictures import DPI
-from pages.source import DOCS, ROOT
+from pages.source import DOCS, ROOT, gallery
 
 # What expressions may use, by the last part of its name.
 MODULES = (
-    "benchmarks.scaling", "benchmarks.tables", "pages.cases", "pages.choose",
-    "pages.commands", "pages.evidence", "pages.gap", "pages.performance",
-    "pages.published", "pages.results", "pages.source",
+    "benchmarks.scaling", "benchmarks.tables", "pages.choose", "pages.evidence",
+    "pages.gap", "pages.methods", "pages.performance",
+    "pages.results", "pages.source",
 )  # fmt: skip
 NAMES = {name.split(".")[-1]: importlib.import_module(name) for name in MODULES}
 TEXTS = ROOT / "pages"
@@ -57,7 +56,7 @@ def main() -> None:
         path.write_text(with_values(path.read_text()))
     for name, draw in PICTURES.items():
         draw().savefig(DOCS / f"{name}.png", dpi=DPI)
-    for name, picture in gallery.pictures().items():
+    for name, picture in gallery().items():
         (DOCS / "gallery" / f"{name}.png").write_bytes(picture)
 
 

@@ -3,23 +3,12 @@
 import functools
 import re
 
-from pages.evidence import (
-    CHOSEN,
-    OURS,
-    RISES,
-    SHOWN,
-    SWEPT,
-    Result,
-    Tally,
-    grouped,
-    label_of,
-    of_experiment,
-    tally,
-)
+import numpy as np
+
+from pages import evidence
+from pages.evidence import OURS, SHOWN, SWEPT, Result, Tally, of_experiment, tally
 from pages.results import compared, main_cases
 from pages.source import ROOT
-
-PARTS = "smoothout", "smoothout-gaussian", "no-denoising", "adasmoothout", "two-sided"
 
 
 def total(name: str, method: str = OURS) -> Tally:
@@ -35,10 +24,10 @@ def mean(name: str, method: str = OURS) -> float:
 @functools.cache
 def cases() -> dict[str, list[Result]]:
     """The cases that each figure is a mean over, by name."""
-    found = grouped(main_cases())
+    found = evidence.grouped(main_cases())
     fits, wrong = found["fits"], found["wrong"]
-    rises = of_experiment(RISES)
-    names = [each.name.removesuffix(CHOSEN) for each in rises]
+    rises = of_experiment(evidence.RISES)
+    names = [each.name.removesuffix(evidence.CHOSEN) for each in rises]
     recipes = [e for e in of_experiment("recipes") if not e.name.endswith("no recipe")]
     for fraction in (0.2, 0.4, 0.6):
         found[f"wrong_{100 * fraction:.0f}"] = [
@@ -63,6 +52,12 @@ def cases() -> dict[str, list[Result]]:
     }
 
 
+def lost(method: str) -> float:
+    """Accuracy that rounding to 4 bits costs, in percent."""
+    rows = [each.summary[method] for each in cases()["common"]]
+    return float(np.mean([row["lost_at_4_bits"][0] for row in rows]))
+
+
 def lora(place: str) -> str:
     """What noise gains with LoRA, as the last notebook prints it."""
     text = (ROOT / "notebooks" / "8-transformers-and-lora.ipynb").read_text()
@@ -83,7 +78,8 @@ def short_gained() -> str:
 def short_swept() -> str:
     """What sweeps gain where SGD does not fit."""
     return "; ".join(
-        f"{label_of(name)}, {mean('common_short', name):+.1f}" for name in SHOWN[1:]
+        f"{evidence.label_of(name)}, {mean('common_short', name):+.1f}"
+        for name in SHOWN[1:]
     )
 
 

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from pages.source import DOCS, figures
+from pages.source import DOCS, figures, table
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FITS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
-from smoothout_jax.experiments.reporting.tables import markdown
 
 BATCHES, WRONG_LABELS, GAP = "batches", "wrong-labels", "gap"
 # The experiment that chooses the rise, and what it adds to the names of the cases.
@@ -58,13 +57,7 @@ LABELS = {
 
 
 class Result(NamedTuple):
-    """The result of one case.
-
-    Attributes:
-        experiment: its experiment's name.
-        name: its name in the experiment.
-        case: its figures.
-    """
+    """The figures of one case, with the names of its experiment and its own."""
 
     experiment: str
     name: str
@@ -123,10 +116,12 @@ class Result(NamedTuple):
 
     def p_value(self, method: str) -> float:
         """Of the paired t-test of no difference to SGD, two-sided."""
-        differences = self.accuracies(method) - self.accuracies("sgd")
-        if not np.ptp(differences):
-            return 1.0
-        return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+        ours, sgd = self.accuracies(method), self.accuracies("sgd")
+        return (
+            float(scipy.stats.ttest_rel(ours, sgd).pvalue)
+            if np.ptp(ours - sgd)
+            else 1.0
+        )
 
 
 class Tally(NamedTuple):
@@ -154,12 +149,7 @@ def tally(results: list[Result], method: str = OURS) -> Tally:
 
 
 def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
-    """Which of several hypotheses Holm's procedure rejects.
-
-    Reference:
-        Holm, `A Simple Sequentially Rejective Multiple Test Procedure
-        <https://www.jstor.org/stable/4615733>`_, 1979.
-    """
+    """Which of several hypotheses Holm's sequential procedure rejects."""
     rejected = [False] * len(p_values)
     for rank, index in enumerate(np.argsort(p_values)):
         if p_values[index] > level / (len(p_values) - rank):
@@ -183,12 +173,12 @@ def read() -> tuple[Result, ...]:
     return *results, *(e for e in of_experiment(RISE) if e.name not in batches)
 
 
-def of_experiment(name: str) -> list[Result]:
+def of_experiment(name: str, form: str = "cpu") -> list[Result]:
     """The committed results of an experiment, in the order of its plan."""
     folder = "rise" if name == RISE else "results"
-    path = f"{folder}/{name}-cpu.json"
+    path = f"{folder}/{name}-{form}.json"
     cases = figures(path)["cases"] if (DOCS / path).exists() else {}
-    plan = EXPERIMENTS[name]["cpu"]
+    plan = EXPERIMENTS[name][form]
     return [Result(name, c.name, cases[c.name]) for c in plan if c.name in cases]
 
 
@@ -204,8 +194,9 @@ def missing(experiments: Iterable[str]) -> list[str]:
 
 def grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
     """Cases by group, without empty groups."""
-    results = list(results)
-    groups = {name: [each for each in results if each.group == name] for name in GROUPS}
+    groups: dict[str, list[Result]] = {name: [] for name in GROUPS}
+    for each in results:
+        groups[each.group].append(each)
     return {name: here for name, here in groups.items() if here}
 
 
@@ -226,11 +217,10 @@ def accuracy(result: Result) -> str:
     return with_error(result.summary["sgd"]["test_accuracy"])
 
 
-def differences(results: list[Result], methods: Iterable[str] = SHOWN) -> str:
+def differences(results: Iterable[Result], methods: Iterable[str] = SHOWN) -> str:
     """A table of SGD's accuracy, and of differences to it."""
-    methods = [n for n in methods if any(n in each.summary for each in results)]
-    rows = [
-        (each.label, accuracy(each), *(cell(each, name) for name in methods))
+    return table(
+        {"case": each.label, "SGD, %": accuracy(each)}
+        | {label_of(name): text for name in methods if (text := cell(each, name))}
         for each in results
-    ]
-    return markdown(("case", "SGD, %", *map(label_of, methods)), rows)
+    )

@@ -3,21 +3,9 @@
 import functools
 
 from pages import evidence
-from pages.evidence import (
-    GAP,
-    OURS,
-    SWEPT,
-    Result,
-    accuracy,
-    cell,
-    differences,
-    grouped,
-    label_of,
-    of_experiment,
-    tally,
-)
+from pages.evidence import GAP, OURS, SWEPT, Result, grouped, of_experiment, tally
+from pages.source import table
 from smoothout_jax.experiments.reporting.statistics import paired_difference
-from smoothout_jax.experiments.reporting.tables import markdown
 
 METHODS = (GAP, SWEPT, "msam")
 
@@ -57,33 +45,10 @@ def readme() -> str:
 
 
 def to_own_sgd(group: str) -> str:
-    """The mean difference to SGD of the same run, in a group."""
-    here = {each.name for each in grouped(cases())[group]}
-    runs = [each for each in of_experiment(GAP) if each.name in here]
-    return f"{tally(runs).mean:+.1f} to SGD of its own run"
-
-
-def others() -> str:
-    """The cases with another recipe, and of other networks."""
-    rows = [
-        (each.label, accuracy(each), cell(each, OURS))
-        for each in of_experiment("gap-others")
-    ]
-    return markdown(("case", "without noise, %", label_of(GAP)), rows)
-
-
-def held_out() -> str:
-    """A row for each case of which a twentieth was held out, and one for the mean."""
-    twentieth = of_experiment("gap-twentieth")
-    names = [each.name for each in twentieth]
-    tenth = [each for each in of_experiment(GAP) if each.name in names]
-    rows = [
-        (few.label, cell(many, OURS), cell(few, OURS))
-        for many, few in zip(tenth, twentieth, strict=True)
-    ]
-    means = [f"{tally(each).mean:+.2f}" for each in (tenth, twentieth)]
-    header = "case", "a tenth held out", "a twentieth"
-    return markdown(header, [*rows, ("mean", *means)])
+    """The mean difference to SGD of the same run in a group."""
+    names = [each.name for each in grouped(cases())[group]]
+    own = [each for each in of_experiment(GAP) if each.name in names]
+    return f"{tally(own).mean:+.1f} to SGD of its own run"
 
 
 def section(group: str) -> str:
@@ -94,5 +59,32 @@ def section(group: str) -> str:
     return (
         f"Mean of {len(here)} cases: {against_sweeps(group)}; {to_own_sgd(group)}."
         f" Certainly below SGD: {'; '.join(below) or 'none'}.\n\n"
-        f"{differences(here, METHODS)}\n| mean |  | {' | '.join(mean)} |"
+        f"{evidence.differences(here, METHODS)}\n| mean |  | {' | '.join(mean)} |"
     )
+
+
+def others() -> str:
+    """A row for each case with a recipe, or of another kind of network."""
+    return table(
+        {
+            "case": each.label,
+            "without noise, %": evidence.accuracy(each),
+            evidence.label_of(GAP): evidence.cell(each, OURS),
+        }
+        for each in of_experiment("gap-others")
+    )
+
+
+def held_out() -> str:
+    """A row for each case of which a twentieth was held out, and one for the mean."""
+    twentieth = {each.name: each for each in of_experiment("gap-twentieth")}
+    tenth = {e.name: e for e in of_experiment(GAP) if e.name in twentieth}
+    columns = {"a tenth held out": tenth, "a twentieth": twentieth}
+    rows = [
+        {"case": each.label}
+        | {column: evidence.cell(of[name], OURS) for column, of in columns.items()}
+        for name, each in twentieth.items()
+    ]
+    means = {name: tally(list(of.values())).mean for name, of in columns.items()}
+    row = {"case": "mean"} | {name: f"{mean:+.2f}" for name, mean in means.items()}
+    return table([*rows, row])

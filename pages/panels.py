@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from pages import evidence, feedback, gap, results
+from pages import evidence, feedback, gap, pictures, results
 from pages.evidence import OURS, SWEPT, Result, label_of, of_experiment
-from pages.pictures import Mark, Panels, intervals, lines, marks_of, means
+from pages.pictures import Mark, Panels, intervals, marks_of, means
 from smoothout_jax.experiments.methods.table import METHODS
 
 MINUS_SGD = "test accuracy minus SGD's (%)"
@@ -85,19 +85,12 @@ def robustness() -> Figure:
 def strengths() -> Figure:
     """Mean gain on held-out images by strength."""
     panels = {
-        METHODS[name].label: [
-            ([*gains], [*gains.values()], "o-", METHODS[name].color, "")
-        ]
+        METHODS[name].label: {
+            f"{strength:g}": [Mark(name, [gain])] for strength, gain in gains.items()
+        }
         for name, gains in results.mean_gains().items()
     }
-    figure, axes = lines(
-        panels, "strength", "accuracy on held-out images\nminus SGD's (%)"
-    )
-    for ax in axes:
-        ax.axhline(0, color="black", lw=0.8)
-        ax.set_xscale("log")
-        ax.set_ylim(-6, 3)
-    return figure
+    return means(panels, "accuracy on held-out images minus SGD's (%)", linear=2)
 
 
 def wrong_labels() -> Figure:
@@ -108,32 +101,31 @@ def wrong_labels() -> Figure:
             network = evidence.NETWORKS[each.settings["network"]]
             title = f"{evidence.DATA[each.settings['data']]}, {network}"
             cases.setdefault(title, []).append(each)
-    panels = {
-        title: [
-            (
-                [100 * each.settings["label_noise"] for each in here],
-                [each.summary[method][quantity][0] for each in here],
-                style,
-                METHODS[method].color,
-                label,
-            )
-            for method in ("sgd", *SHOWN)
-            for quantity, style, label in (
-                ("test_accuracy", "o-", label_of(method)),
-                ("best_accuracy", "o:", ""),
-            )
-        ]
-        for title, here in cases.items()
-    }
-    x = "wrong training labels (%)\nsolid: at the end; dotted: with early stopping"
-    return lines(panels, x, "test accuracy (%)")[0]
+    width, rows = 1.4 * pictures.WIDTH, -(-len(cases) // 2)
+    figure = Figure(figsize=(width, 2.7 * rows + 0.8), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False).flat
+    for ax, (title, here) in zip(axes, cases.items(), strict=False):
+        for method in ("sgd", *SHOWN):
+            wrong = [100 * each.settings["label_noise"] for each in here]
+            for quantity, style in (("test_accuracy", "o-"), ("best_accuracy", "o:")):
+                means = [each.summary[method][quantity][0] for each in here]
+                label = label_of(method) if quantity == "test_accuracy" else ""
+                ax.plot(wrong, means, style, color=METHODS[method].color, label=label)
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    figure.supxlabel(
+        "wrong training labels (%)\nsolid: at the end; dotted: with early stopping"
+    )
+    figure.supylabel("test accuracy (%)")
+    pictures.legend(figure)
+    return figure
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
     "results/groups": lambda: overview(results.main_cases(), SHOWN),
     "results/cases": lambda: forest(results.main_cases(), SHOWN),
-    "results/feedback": feedback.draw,
     "results/gap": lambda: overview(gap.cases(), gap.METHODS),
+    "results/feedback": feedback.draw,
     "results/recipes": recipes,
     "results/parts": parts,
     "results/rivals": rivals,

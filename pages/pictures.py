@@ -1,4 +1,4 @@
-"""Pictures of differences: with their intervals, as means over cases, and as lines.
+"""Pictures of differences: with their intervals, and as means over cases.
 
 They are narrow, so that their text is legible on a phone too.
 """
@@ -19,17 +19,10 @@ WIDTH, DPI = 4.5, 130
 
 
 class Mark(NamedTuple):
-    """What a row shows of a method.
-
-    Attributes:
-        method: the method, which has a colour.
-        values: a mean and the ends of its interval, or a value for each case.
-        label: what the legend calls it, if it has one.
-        hollow: whether its dot is empty.
-    """
+    """What a row shows of a method, which has a colour, and its label in the legend."""
 
     method: str
-    values: Sequence[float]
+    values: Sequence[float]  # a mean and the ends of its interval, or one for each case
     label: str = ""
     hollow: bool = False
 
@@ -43,12 +36,9 @@ Panels = Mapping[str, Mapping[str, Sequence[Mark]]]
 
 
 def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
-    """Dots with their intervals, in a panel for each group and a row for each name.
+    """Dots with their intervals, of marks by row, by panel.
 
-    Args:
-        panels: marks by row, by the title of the panel.
-        quantity: what is shown, for the axis.
-        linear: where the axis becomes logarithmic, in percent.
+    Beyond some percent, the axis of the quantity is no longer linear but logarithmic.
     """
     quantity = f"{quantity},\nmean and 95 % interval of pairs"
     figure, axes = _in_rows(panels, quantity, linear)
@@ -67,12 +57,12 @@ def intervals(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
                     mfc="white" if mark.hollow else mark.color,
                     label=mark.label,
                 )
-    _legend(figure, axes)
+    legend(figure)
     return figure
 
 
 def means(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
-    """A dot for each case and a bar at their mean: arguments as for `intervals`."""
+    """A dot for each case and a bar at their mean, of one mark by row, by panel."""
     figure, axes = _in_rows(panels, quantity, linear)
     for ax, rows in zip(axes, panels.values(), strict=True):
         for row, (mark,) in enumerate(rows.values()):
@@ -82,30 +72,8 @@ def means(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
     return figure
 
 
-def lines(panels: Mapping[str, Sequence[tuple]], x: str, y: str) -> tuple[Figure, Any]:
-    """Lines in panels two by two.
-
-    Args:
-        panels: x, y, style, colour and label of each line, by title.
-        x: what the horizontal axis shows.
-        y: what the vertical axis shows.
-    """
-    number = -(-len(panels) // 2)
-    figure = Figure(figsize=(1.4 * WIDTH, 2.7 * number + 0.8), layout="constrained")
-    axes = list(figure.subplots(number, 2, squeeze=False).flat)
-    for ax, (title, of_panel) in zip(axes, panels.items(), strict=False):
-        for xs, ys, style, color, label in of_panel:
-            ax.plot(xs, ys, style, color=color, label=label)
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
-    figure.supxlabel(x, fontsize=10)
-    figure.supylabel(y, fontsize=10)
-    _legend(figure, axes)
-    return figure, axes
-
-
 def _in_rows(panels: Panels, quantity: str, linear: float) -> tuple[Figure, list[Axes]]:
-    """A figure whose panels have a row for each name; `linear` as for `intervals`."""
+    """A figure whose panels have a row for each name."""
     names = [[in_lines(name) for name in rows] for rows in panels.values()]
     heights = [sum(0.12 + 0.14 * (1 + n.count("\n")) for n in each) for each in names]
     height = sum(heights) + 0.5 * len(panels) + 0.9
@@ -129,10 +97,10 @@ def _in_rows(panels: Panels, quantity: str, linear: float) -> tuple[Figure, list
     return figure, list(axes.flat)
 
 
-def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
+def legend(figure: Figure) -> None:
     """A legend of each label, above the panels."""
     shown: dict[str, Any] = {}
-    for ax in axes:
+    for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
     if shown:

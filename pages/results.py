@@ -6,11 +6,11 @@ import numpy as np
 
 from pages import evidence
 from pages.evidence import OURS, SHOWN, SWEPT, Result, cell, label_of, of_experiment
+from pages.source import table
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import TRIALS
 from smoothout_jax.experiments.reporting.formats import with_error, with_interval
 from smoothout_jax.experiments.reporting.statistics import paired_difference
-from smoothout_jax.experiments.reporting.tables import markdown
 
 # The methods whose strength is chosen, in the order of the advice.
 STRONG = (SWEPT, "smoothout-fixed", "msam", "sam")
@@ -48,23 +48,22 @@ def differences(experiments: Iterable[str], group: str) -> str:
 
 def groups() -> str:
     """Each method in each group: mean difference; won, undecided and lost."""
-    main = main_cases()
+    rows, main = [], main_cases()
     sure = {method: evidence.certain(main, method) for method in SHOWN}
-    rows = []
     for group, here in evidence.grouped(main).items():
-        common = compared(here)
-        parts = {evidence.GROUPS[group]: here, "of these, by all methods": common}
-        for name, part in list(parts.items())[: 1 if common == here else 2]:
-            cells = []
+        parts = {evidence.GROUPS[group]: here}
+        if (common := compared(here)) != here:
+            parts["of these, by all methods"] = common
+        for name, part in parts.items():
+            row = {"cases": f"{name} ({len(part)})"}
             for method in SHOWN:
-                if compared(part, (method,)) != part:
-                    cells.append("")
-                    continue
-                mean, *counts = evidence.tally(part, method)
-                certain = sum(each[:2] in sure[method] for each in part)
-                cells.append(f"{mean:+.1f}: {'/'.join(map(str, counts))} ({certain})")
-            rows.append((f"{name} ({len(part)})", *cells))
-    return markdown(("cases", *map(label_of, SHOWN)), rows)
+                if compared(part, (method,)) == part:
+                    mean, *counts = evidence.tally(part, method)
+                    certain = sum(each[:2] in sure[method] for each in part)
+                    won = "/".join(map(str, counts))
+                    row[label_of(method)] = f"{mean:+.1f}: {won} ({certain})"
+            rows.append(row)
+    return table(rows)
 
 
 def exceptions(main: list[Result]) -> str:
@@ -104,9 +103,10 @@ def wrong_labels(quantity: str) -> str:
         found = dict(each.summary)
         if each.name in chosen:
             found[evidence.CHOSEN] = chosen[each.name].summary[OURS]
-        cells = [found.get(name, {}).get(quantity) for name in methods]
-        rows.append((each.label, *(with_error(c, ".1f") if c else "" for c in cells)))
-    return markdown(("case", *map(label_of, methods)), rows)
+        there = [name for name in methods if quantity in found.get(name, {})]
+        cells = {n: with_error(found[n][quantity], ".1f") for n in there}
+        rows.append({"case": each.label} | {label_of(n): t for n, t in cells.items()})
+    return table(rows)
 
 
 def by_recipe() -> Iterator[tuple[Result, Result, str, str]]:
@@ -129,14 +129,19 @@ def recipes() -> str:
             )
             for name in ("sgd", OURS, SWEPT)
         )
-        alone = "" if each is plain else alone
-        added = cell(each, OURS), ours, cell(each, SWEPT), swept
-        rows.append((case, recipe, evidence.accuracy(each), alone, *added))
-    header = (
-        "case", "recipe", "accuracy, %", "recipe alone", "+ noise, no radius chosen",
-        "both", "+ noise, radius chosen", "both",
-    )  # fmt: skip
-    return markdown(header, rows)
+        rows.append(
+            {
+                "case": case,
+                "recipe": recipe,
+                "accuracy, %": evidence.accuracy(each),
+                "recipe alone": "" if each is plain else alone,
+                "+ noise, no radius chosen": cell(each, OURS),
+                "both, no radius chosen": ours,
+                "+ noise, radius chosen": cell(each, SWEPT),
+                "both, radius chosen": swept,
+            }
+        )
+    return table(rows)
 
 
 def changed() -> dict[tuple[str, str], dict[str, tuple]]:
@@ -155,16 +160,11 @@ def changed() -> dict[tuple[str, str], dict[str, tuple]]:
 
 def of_parts() -> str:
     """Each part left out or replaced."""
-    found = changed()
-    whole = list(dict.fromkeys(case for row in found.values() for case in row))
-    rows = [
-        (
-            METHODS[name].label + change,
-            *(with_interval(of[case]) if case in of else "" for case in whole),
-        )
-        for (name, change), of in found.items()
-    ]
-    return markdown(("difference to SGD, %", *whole), rows)
+    return table(
+        {"difference to SGD, %": METHODS[name].label + change}
+        | {case: with_interval(difference) for case, difference in of.items()}
+        for (name, change), of in changed().items()
+    )
 
 
 def fair(result: Result, method: str) -> tuple | None:
@@ -181,15 +181,14 @@ def rivals() -> str:
         there = [each.summary[name] for each in results if name in each.summary]
         if name == "sgd" or not there:
             continue
-        cells = []
+        row = {"method": label_of(name)}
         for each in results:
             second = fair(each, name)
             text = f"; {with_interval(second)}" if second else ""
-            cells.append(cell(each, name) + text)
+            row[each.label] = cell(each, name) + text
         time = np.median([row["relative_step_time"] for row in there])
-        rows.append((label_of(name), *cells, f"{time:.2f}"))
-    header = ("method", *(each.label for each in results), "step time / SGD's")
-    return markdown(header, rows)
+        rows.append(row | {"step time / SGD's": f"{time:.2f}"})
+    return table(rows)
 
 
 def mean_gains() -> dict[str, dict[float, float]]:
@@ -221,11 +220,12 @@ def strengths() -> str:
     cases, rows = evidence.grouped(of_experiment(evidence.BATCHES))["fits"], []
     for name, gains in mean_gains().items():
         chosen = [each.case["trials"][name]["chosen"] for each in cases]
-        cells = (f"{s:g}: {g:+.1f} ({chosen.count(s)})" for s, g in gains.items())
-        rows.append((METHODS[name].label, *cells))
-    return markdown(
-        ("method", *(f"strength {i}" for i in range(1, len(rows[0])))), rows
-    )
+        row = {"method": METHODS[name].label}
+        for number, (strength, gain) in enumerate(gains.items(), start=1):
+            count = chosen.count(strength)
+            row[f"strength {number}"] = f"{strength:g}: {gain:+.1f} ({count})"
+        rows.append(row)
+    return table(rows)
 
 
 def lost() -> dict[str, dict[str, float]]:
@@ -248,8 +248,7 @@ def lost() -> dict[str, dict[str, float]]:
 def robustness() -> str:
     """Accuracy lost by rounding and by noise, of the same networks."""
     found = lost()
-    rows = [
-        (label_of(name), *(f"{found[cause][name]:.2f}" for cause in LOST))
+    return table(
+        {"method": label_of(name)} | {c: f"{found[c][name]:.2f}" for c in LOST}
         for name in ("sgd", *SHOWN)
-    ]
-    return markdown(("method", *LOST), rows)
+    )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn
 
-from smoothout_jax.experiments.data.datasets import FEWEST, TEXTS, WINDOW, load
+from smoothout_jax.experiments.data.datasets import load
+from smoothout_jax.experiments.data.packaged import FEWEST, TEXTS, WINDOW
 from smoothout_jax.experiments.data.parts import hold_out
 from smoothout_jax.experiments.data.readers import (
     read_cifar_folder,

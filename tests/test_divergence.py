@@ -20,9 +20,9 @@ def test_methods_that_diverge_are_named_and_the_others_kept(tmp_path, capsys):
     line = checked(shown.err, ended.value.code)
     assert "SmoothOut, fixed diverged from 2 of 2 seeds (0 1)" in line
     assert "lower the learning_rate (0.1) or radius (1e+30)" in line
-    assert [row.split()[:3] for row in shown.out.splitlines() if "fixed" in row] == [
-        ["SmoothOut,", "fixed", "diverged"]
-    ]
+    assert [
+        row.split()[:3] for row in shown.out.splitlines() if "SmoothOut, fixed" in row
+    ] == [["SmoothOut,", "fixed", "diverged"]]
     summary = strict((tmp_path / "results.json").read_text())["summary"]
     assert summary["sgd"]["test_accuracy"][0] > 0
     assert summary["smoothout-fixed"].keys() == {"diverged", "relative_step_time"}
@@ -41,7 +41,9 @@ def test_methods_that_do_not_learn_are_named(tmp_path, capsys):
     assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn from 2")
     assert "nats, is not below that of guessing, 2.302: train for longer" in line
     assert "or lower the learning_rate (0.1) or radius (2)" in line
-    (row,) = (row.split() for row in shown.out.splitlines() if "fixed" in row)
+    (row,) = (
+        row.split() for row in shown.out.splitlines() if "SmoothOut, fixed" in row
+    )
     assert row[:5] == ["SmoothOut,", "fixed", "did", "not", "learn"]
     assert len(row) == 6  # the time of a step
     summary = strict((tmp_path / "results.json").read_text())["summary"]

@@ -17,7 +17,7 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from smoothout_jax import experiments
-from smoothout_jax.experiments import cli, commands
+from smoothout_jax.experiments import commands
 from smoothout_jax.experiments.commands.compare import CompareSettings, compare
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.data.batches import batch_indices
@@ -348,31 +348,11 @@ def test_bad_options_are_refused_before_training(options, message, monkeypatch, 
     assert message in untrained(monkeypatch, capsys, "compare", *options.split())
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(
-    monkeypatch, capsys
-):
-    monkeypatch.setattr(cli, "EXTRA", ("a_package_nobody_has",))
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["compare"])
-    message = capsys.readouterr().err
-    assert "a_package_nobody_has is not installed" in message
-    assert 'pip install "smoothout-jax[experiments]"' in message.replace("\n", " ")
-
-
 def test_every_command_is_in_the_lists_of_commands():
     page = (Path(__file__).parents[1] / "docs" / "command.md").read_text()
     for name in commands.COMMANDS:
         assert f"smoothout {name} " in experiments.__doc__
         assert f"{{command-options}} {name}\n" in page
-
-
-def test_help_names_every_setting_and_its_default(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["compare", "--help"])
-    shown = capsys.readouterr().out
-    for option in ("--seeds", "--batch-size", "--relative-radius", "--output"):
-        assert option in shown
-    assert "(default: 0.3)" in shown
 
 
 def test_relative_time_compares_rounds_of_one_load(settings, results):

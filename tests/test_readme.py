@@ -7,9 +7,8 @@ import jax
 import pytest
 
 import smoothout_jax
-from pages import gallery
 from pages.__main__ import PAGES, WITH_VALUES, page, with_values
-from pages.source import figures
+from pages.source import figures, gallery
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -61,7 +60,7 @@ def test_pages_are_those_of_the_committed_results(text):
 def test_the_gallery_shows_the_pictures_of_the_notebooks():
     folder = ROOT / "docs" / "gallery"
     files = {path.stem: path.read_bytes() for path in folder.iterdir()}
-    assert files == gallery.pictures()
+    assert files == gallery()
 
 
 @pytest.mark.parametrize(

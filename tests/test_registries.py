@@ -121,7 +121,7 @@ STEPS = (
     ("settings", "plans"),
     ("methods",),
     ("regime", "models"),
-    ("averaging", "convolutions", "data", "networks"),
+    ("averaging", "data", "networks"),
     ("failures", "folders", "interruptions", "options", "progress"),
 )
 LEVELS = {name: level for level, names in enumerate(STEPS) for name in names}

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from smoothout_jax import __version__
 from smoothout_jax.experiments import failures, interruptions
-from smoothout_jax.experiments.commands import COMMANDS, Report, load
+from smoothout_jax.experiments.commands import COMMANDS, load
 from smoothout_jax.experiments.folders import held, prepare_folder
 from smoothout_jax.experiments.options import (
     InputError,
@@ -138,13 +139,14 @@ def _main(arguments: Sequence[str]) -> None:
     prepare_folder(settings.output)
     # Of several processes, the first holds the folder.
     alone = not settings.several_processes
-    with held(settings.output) if alone else contextlib.nullcontext(), shown():
-        report = module.run(settings, **resume)
-    _print(report)
+    with held(settings.output) if alone else contextlib.nullcontext():
+        _run(module, settings, **resume)
 
 
-def _print(report: Report) -> None:
-    """Prints what a command reports."""
+def _run(module: ModuleType, settings: Settings, **options: bool) -> None:
+    """Runs a command, and prints what it reports."""
+    with shown():
+        report = module.run(settings, **options)
     console = Console()
     if report.table is not None:
         console.print(report.table)

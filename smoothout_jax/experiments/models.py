@@ -28,8 +28,7 @@ class Model(NamedTuple):
         help: what it is, in a few words.
         build: function of (settings, number of classes, norm, dropout) to the module.
         drops: whether it has dropout.
-        convolves: whether it has convolutions, which are slow under vmap, and an
-            attribute `convolve`.
+        convolves: whether it has convolutions, which are slow under vmap.
         hidden_sizes: default widths of its hidden layers; empty if it has none to
             choose.
         depth: default depth; `None` if it has none to choose.
@@ -171,7 +170,6 @@ class ModelSettings(Settings):
         None,
         "channels of the first stage, or size of the embedding; by default"
         f" {_defaults('width')}",
-        common=True,
     )
     dropout: float = option(
         0.0,

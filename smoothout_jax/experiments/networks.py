@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 Norm = Callable[[], Any]
 Dropout = Callable[[jax.Array], jax.Array]
-Convolve = Callable[..., jax.Array]
+Conv = functools.partial(nn.Conv, use_bias=False)
 
 
 def keep(x: jax.Array) -> jax.Array:
@@ -72,23 +71,18 @@ class CNet(nn.Module):
     num_classes: int
     norm: Norm
     drop: Dropout = keep
-    convolve: Convolve = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, sizes…, channels)."""
-        x, axes, conv = images, images.ndim - 2, _conv(self.convolve)
+        x, axes = images, images.ndim - 2
         for _ in range(2):
-            x = conv(self.channels, (5,) * axes)(x)
+            x = Conv(self.channels, (5,) * axes)(x)
             x = max_pool(nn.relu(self.norm()(x)))
         x = x.reshape(len(x), -1)
         for size in (6 * self.channels, 3 * self.channels):
             x = self.drop(nn.relu(self.norm()(nn.Dense(size, use_bias=False)(x))))
         return nn.Dense(self.num_classes)(x)
-
-
-def _conv(convolve: Convolve) -> Callable[..., nn.Conv]:
-    return functools.partial(nn.Conv, use_bias=False, conv_general_dilated=convolve)
 
 
 class ResNet(nn.Module):
@@ -108,7 +102,6 @@ class ResNet(nn.Module):
     norm: Norm = lambda: nn.GroupNorm(num_groups=8)
     channels: int = 16
     stages: int = 3
-    convolve: Convolve = lax.conv_general_dilated
 
     def __post_init__(self):
         """Checks that the depth is 6n + 2, or what it must be with other stages."""
@@ -123,16 +116,15 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits of images (images, sizes…, channels)."""
-        conv = _conv(self.convolve)
-        x = nn.relu(self.norm()(conv(self.channels, (3, 3))(images)))
+        x = nn.relu(self.norm()(Conv(self.channels, (3, 3))(images)))
         for stage in range(self.stages):
             channels = self.channels * 2**stage
             for block in range((self.depth - 2) // (2 * self.stages)):
                 strides = 2 if stage and not block else 1
-                y = nn.relu(self.norm()(conv(channels, (3, 3), strides)(x)))
-                y = self.norm()(conv(channels, (3, 3))(y))
+                y = nn.relu(self.norm()(Conv(channels, (3, 3), strides)(x)))
+                y = self.norm()(Conv(channels, (3, 3))(y))
                 if x.shape != y.shape:
-                    x = self.norm()(conv(channels, (1, 1), strides)(x))
+                    x = self.norm()(Conv(channels, (1, 1), strides)(x))
                 x = nn.relu(x + y)
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 

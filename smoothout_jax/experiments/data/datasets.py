@@ -4,16 +4,14 @@
 """
 
 import dataclasses
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from sklearn import datasets as sklearn
 
 from smoothout_jax import _checks
-from smoothout_jax._extras import require
+from smoothout_jax.experiments.data import packaged
 from smoothout_jax.experiments.data.checks import check_images, check_labels
 from smoothout_jax.experiments.data.image_folder import (
     Files,
@@ -28,7 +26,7 @@ from smoothout_jax.experiments.data.parts import (
 )
 from smoothout_jax.experiments.data.readers import (
     Split,
-    checked_split,
+    npz_classes,
     read_cifar_folder,
     read_idx_folder,
     read_npz_folder,
@@ -51,80 +49,14 @@ class Source(NamedTuple):
         train_size: how many are drawn for training by default; `None` for all.
         standardize: whether to standardize images by those for training, or to take
             them as they are.
+        classes: function of the folder to the names of the classes.
     """
 
     read: Callable[[Path], tuple[Split, Split | None]]
     training_images: int | None = None
     train_size: int | None = None
     standardize: bool = True
-
-
-def _digits(data_dir: Path) -> tuple[Split, None]:
-    images, labels = sklearn.load_digits(return_X_y=True)
-    return checked_split(images.reshape(-1, 8, 8, 1) / 16, labels, "digits"), None
-
-
-def _digit_pairs(data_dir: Path) -> tuple[Split, Split]:
-    """Two digits side by side: 100 classes; no digit is in training and test pairs."""
-    draw = np.random.default_rng(0)
-    digits, _ = _digits(data_dir)
-
-    def pairs(count: int, available: np.ndarray) -> Split:
-        left, right = draw.choice(available, (2, count))
-        return checked_split(
-            np.concatenate([digits.images[left], digits.images[right]], axis=2),
-            10 * digits.labels[left] + digits.labels[right],
-            "digit-pairs",
-        )
-
-    order = draw.permutation(len(digits.labels))
-    return pairs(4000, order[:1200]), pairs(3000, order[1200:])
-
-
-TEXTS = "breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine"
-WINDOW = 16
-# Rarer characters of the text are left out.
-FEWEST = 40
-
-
-def _text(data_dir: Path) -> tuple[Split, Split]:
-    """The next character after 16 others, in scikit-learn's descriptions of data.
-
-    Characters are one-hot, (positions, characters). The last fifth of the text is for
-    testing; descriptions share phrases, so it repeats some of the rest.
-    """
-    text = "".join(getattr(sklearn, f"load_{name}")().DESCR for name in TEXTS).lower()
-    characters = sorted(c for c in set(text) if text.count(c) >= FEWEST)
-    tokens = np.array([characters.index(c) for c in text if c in characters])
-    one_hot = np.eye(len(characters), dtype=np.float32)[tokens]
-
-    def windows(first: int, last: int) -> Split:
-        ends = np.arange(first + WINDOW, last)
-        images = one_hot[ends[:, None] + np.arange(-WINDOW, 0)]
-        return checked_split(images, tokens[ends], "text")
-
-    middle = len(tokens) * 4 // 5
-    return windows(0, middle), windows(middle, len(tokens))
-
-
-def _mnist1d(data_dir: Path) -> tuple[Split, Split]:
-    """Generates Greydanus and Kobak's data from their seed.
-
-    Reference:
-        Greydanus and Kobak, `Scaling Down Deep Learning with MNIST-1D
-        <https://arxiv.org/abs/2011.14439>`_, 2020.
-    """
-    mnist1d = require("mnist1d.data", "experiments")
-    state = random.getstate(), np.random.get_state()
-    try:  # it seeds the global generators
-        made = mnist1d.make_dataset()
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-    return (
-        checked_split(made["x"][..., None], made["y"], "mnist1d"),
-        checked_split(made["x_test"][..., None], made["y_test"], "mnist1d"),
-    )
+    classes: Callable[[Path], tuple[str, ...]] = lambda data_dir: ()
 
 
 def _mnist(data_dir: Path) -> tuple[Split, Split]:
@@ -146,15 +78,15 @@ def _cifar100(data_dir: Path) -> tuple[Split, Split]:
 
 
 DATA_SETS = {
-    "digits": Source(_digits, 1787, train_size=500, standardize=False),
-    "digit-pairs": Source(_digit_pairs, 4000, standardize=False),
-    "text": Source(_text, standardize=False),
-    "mnist1d": Source(_mnist1d, 4000, standardize=False),
+    "digits": Source(packaged.digits, 1787, train_size=500, standardize=False),
+    "digit-pairs": Source(packaged.digit_pairs, 4000, standardize=False),
+    "text": Source(packaged.text, standardize=False),
+    "mnist1d": Source(packaged.mnist1d, 4000, standardize=False),
     "mnist": Source(_mnist, 60_000),
     "fashion-mnist": Source(_fashion_mnist, 60_000),
     "cifar10": Source(_cifar10, 50_000),
     "cifar100": Source(_cifar100, 50_000),
-    "npz": Source(read_npz_folder),
+    "npz": Source(read_npz_folder, classes=npz_classes),
 }
 # Where a folder of images has none for testing, a fifth of them is drawn.
 TEST_SHARE = 0.2
@@ -281,13 +213,16 @@ class DataSettings(Settings):
         """Where the data come from."""
         if self.data in DATA_SETS:
             return DATA_SETS[self.data]
-        return Source(lambda data_dir: self._read_folder())
+        return Source(
+            lambda data_dir: self._read_folder(),
+            classes=lambda data_dir: find_images(Path(self.data))[0].classes,
+        )
 
     def _read_folder(self) -> tuple[Split, Split]:
         def read(files: Files) -> Split:
             skip = self.bad_images == "skip"
             images, files = read_images(files, self.image_size, skip=skip)
-            return Split(images, files.labels, files.classes)
+            return Split(images, files.labels)
 
         train, test = find_images(Path(self.data))
         if test is not None:
@@ -364,10 +299,12 @@ def load(
             )
         train, _ = divide(train, size)
     if not source.standardize:
-        return _dataset(train, test)
-    if name not in DATA_SETS:
-        return _dataset(train, test, np.uint8)._replace(scaling=_scaling(train.images))
-    return _standardized(train, test)
+        data = _dataset(train, test)
+    elif name in DATA_SETS:
+        data = _standardized(train, test)
+    else:
+        data = _dataset(train, test, np.uint8)._replace(scaling=_scaling(train.images))
+    return data._replace(classes=source.classes(data_dir))
 
 
 def _scaling(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -395,5 +332,4 @@ def _dataset(train: Split, test: Split, dtype: Any = np.float32) -> Dataset:
         test_images=np.asarray(test.images, dtype),
         test_labels=np.asarray(test.labels, np.int32),
         true_labels=labels,
-        classes=train.classes,
     )

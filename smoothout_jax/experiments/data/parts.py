@@ -50,15 +50,14 @@ def divide(whole: Split, train_size: int) -> tuple[Split, Split]:
     strata = np.where(counts[whole.labels] == 1, counts.argmax(), whole.labels)
     try:
         parts: Any = train_test_split(
-            *whole[:2], train_size=train_size, stratify=strata, random_state=0
+            *whole, train_size=train_size, stratify=strata, random_state=0
         )
     except ValueError as error:
         raise InputError(
             f"{train_size} of {len(whole.labels)} images cannot be drawn with the"
             f" classes in proportion: {error}"
         ) from error
-    drawn, rest = Split(parts[0], parts[2]), Split(parts[1], parts[3])
-    return drawn._replace(classes=whole.classes), rest._replace(classes=whole.classes)
+    return Split(parts[0], parts[2]), Split(parts[1], parts[3])
 
 
 def with_wrong_labels(

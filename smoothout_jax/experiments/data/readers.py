@@ -24,12 +24,10 @@ class Split(NamedTuple):
         images: uint8 or float32, (images, …), channels last, with the values of the
             files.
         labels: int32, (images,).
-        classes: names of the classes, if they have any.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    classes: tuple[str, ...] = ()
 
 
 def checked_split(images: np.ndarray, labels: np.ndarray, source: Any) -> Split:
@@ -132,19 +130,27 @@ def read_npz_folder(folder: Path) -> tuple[Split, Split]:
     """
     names = "train.npz", "test.npz"
     read = [_read_npz(folder / name) for name in names]
-    classes = np.unique(read[0][1]) if read[0][1].dtype.kind == "U" else None
-    splits = []
+    classes, splits = _names(read[0][1]), []
     for name, (images, labels) in zip(names, read, strict=True):
-        if classes is not None:
+        if classes:
             labels = _numbered(labels, classes, folder / name)
-        if not np.issubdtype(labels.dtype, np.integer):
+        elif not np.issubdtype(labels.dtype, np.integer):
             raise InputError(
                 f"{folder / name}: labels must be integers in one row, or names, not"
                 f" {labels.dtype}"
             )
-        split = checked_split(images, labels, folder / name)
-        splits.append(split._replace(classes=() if classes is None else (*classes,)))
+        splits.append(checked_split(images, labels, folder / name))
     return _alike(folder, splits, *names)
+
+
+def npz_classes(folder: Path) -> tuple[str, ...]:
+    """The names of the classes of such a folder; none where labels are integers."""
+    with np.load(folder / "train.npz") as archive:  # it was read before
+        return _names(archive["labels"])
+
+
+def _names(labels: np.ndarray) -> tuple[str, ...]:
+    return tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else ()
 
 
 def _alike(
@@ -196,7 +202,7 @@ def _read_cifar(path: Path, label_bytes: int, num_classes: int) -> Split:
     return split
 
 
-def _numbered(labels: np.ndarray, classes: np.ndarray, path: Path) -> np.ndarray:
+def _numbered(labels: np.ndarray, classes: tuple[str, ...], path: Path) -> np.ndarray:
     """Numbers names by their place among those of the training images."""
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):

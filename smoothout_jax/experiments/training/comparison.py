@@ -87,7 +87,7 @@ def train_in_turns(
     bar = Progress("training", turns, compiling=len(trainers))
     for number, (turn, (name, trainer)) in enumerate(bar, done + 1):
         if number <= done + len(trainers):
-            bar.say(f"compiling {trainer.method.label}")
+            bar.say(f"compiling {name}")
         start, stop = (trainer.steps * each // rounds for each in (turn, turn + 1))
         _, spent = trainer.advance(start, stop)
         times = {"seconds": spent / (stop - start), "steps": stop}

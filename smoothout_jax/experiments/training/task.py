@@ -11,7 +11,6 @@ import optax
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from smoothout_jax.experiments.convolutions import convolve
 from smoothout_jax.experiments.data.datasets import Dataset, prepare
 from smoothout_jax.experiments.networks import keep
 from smoothout_jax.experiments.options import InputError
@@ -81,8 +80,8 @@ class Task:
             "gap": None,
         }
         for name in ("watched", "heldout"):
-            if (images := getattr(data, name)) is not None:
-                self.sets[name] = self._batches(*images)
+            if (split := getattr(data, name)) is not None:
+                self.sets[name] = self._batches(split.images, split.labels)
                 self.arrays["gap"] = self.sets["train"][0], self.sets[name][0]
         self._quantities = jax.jit(self.quantities)
         self._statistics = jax.jit(self.batch_statistics)
@@ -201,13 +200,9 @@ class Task:
         if drops and settings.dropout:
             drop = nn.Dropout(settings.dropout, deterministic=False)
         try:
-            network = settings.model.build(settings, self.data.num_classes, norm, drop)
+            return settings.model.build(settings, self.data.num_classes, norm, drop)
         except ValueError as error:
             raise InputError(str(error)) from error
-        on_cpu = jax.default_backend() == "cpu" and self.placement.mesh is None
-        if self.convolves and on_cpu:
-            return network.clone(convolve=convolve)
-        return network
 
     def _check(self) -> None:
         settings, shape = self.settings, self.data.train_images.shape

@@ -1,13 +1,14 @@
 """The training loop: one method, from several seeds.
 
 Networks without convolutions train side by side in one compiled program, which is
-faster. Convolutions are many times slower under `vmap`, so there runs take turns.
+faster. Convolutions are many times slower under `vmap`, so there runs take turns; and
+on CPU in a compiled loop, so there steps are taken one by one.
 """
 
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -81,11 +82,15 @@ class Trainer:
         init = jax.jit(init, out_shardings=task.placement.shardings(shapes))
         # One state of all runs, or one of each.
         self._states: list[State] = [init(*run) for run in runs]
+        self._loops = not task.convolves or jax.default_backend() != "cpu"
         # The state that comes out can go in again.
         same = jax.tree.map(lambda leaf: leaf.sharding, self._states[0])
         self._program = jax.jit(
-            train, donate_argnums=0, out_shardings=(same, task.placement.replicated)
+            train if self._loops else self._step,
+            donate_argnums=0,
+            out_shardings=(same, task.placement.replicated),
         )
+        self._jitted_batches = jax.jit(self._batches)
         self._evaluated = jax.jit(self._to_evaluate)
         self.compile_seconds, self._compiled = 0.0, {}
 
@@ -109,23 +114,47 @@ class Trainer:
             Metrics, (runs, steps), and the seconds that the steps took.
         """
         steps = self.task.placement.everywhere(np.arange(start, stop, dtype=np.int32))
-        arguments = steps, self.task.arrays
-        if len(steps) not in self._compiled:
-            began = time.perf_counter()
-            lowered = self._program.lower(self._states[0], *arguments)
-            self._compiled[len(steps)] = lowered.compile()
-            self.compile_seconds += time.perf_counter() - began
+        take = self._compile(steps)
         jax.block_until_ready(self._states)
         began, metrics = time.perf_counter(), []
         for run, state in enumerate(self._states):
-            program = self._compiled[len(steps)]
-            self._states[run], measured = program(state, *arguments)
+            self._states[run], measured = take(state)
             metrics.append(measured)
         jax.block_until_ready(self._states)
         seconds = time.perf_counter() - began
         if self._together:
             return jax.tree.map(np.asarray, metrics[0]), seconds
         return stack(metrics), seconds
+
+    def _compile(self, steps: jax.Array) -> Callable[[State], tuple[State, Metrics]]:
+        """Compiles these steps, as a loop or each by itself."""
+        arrays, began = self.task.arrays, time.perf_counter()
+
+        def compiled(key: int, *arguments: Any) -> Any:
+            if key not in self._compiled:
+                lowered = self._program.lower(self._states[0], *arguments)
+                self._compiled[key] = lowered.compile()
+                self.compile_seconds += time.perf_counter() - began
+            return self._compiled[key]
+
+        if self._loops:
+            program = compiled(len(steps), steps, arrays)
+            return lambda state: program(state, steps, arrays)
+
+        def batches(state: State) -> list[Any]:
+            each = map(np.asarray, self._jitted_batches(state, steps))
+            return list(zip(*each, strict=True))
+
+        program = compiled(1, batches(self._states[0])[0], arrays)
+
+        def one_by_one(state: State) -> tuple[State, Metrics]:
+            metrics = []
+            for batch in batches(state):
+                state, measured = program(state, batch, arrays)
+                metrics.append(measured)
+            return state, stack(metrics)
+
+        return one_by_one
 
     def networks(self) -> list[tuple[Any, Any]]:
         """The parameters and statistics of each run to evaluate."""
@@ -204,6 +233,11 @@ class Trainer:
 
     def _train(self, state: State, steps, arrays) -> tuple[State, Metrics]:
         """Takes steps by their numbers, which are the same in runs side by side."""
+        step = functools.partial(self._step, arrays=arrays)
+        return jax.lax.scan(step, state, self._batches(state, steps))
+
+    def _batches(self, state: State, steps) -> tuple[jax.Array, jax.Array]:
+        """The examples of each step, and whether losses are reported after it."""
         task = self.task
         batches = batch_indices(
             jax.random.wrap_key_data(state.batch_key),
@@ -213,11 +247,9 @@ class Trainer:
             len(steps),
         )
         every = max(LEAST_STEPS_OF_A_GAP, task.steps_per_epoch)
-        reports = (steps + 1) % every == 0
-        step = functools.partial(self._step, arrays)
-        return jax.lax.scan(step, state, (batches, reports))
+        return batches, (steps + 1) % every == 0
 
-    def _step(self, arrays, state: State, each) -> tuple[State, Metrics]:
+    def _step(self, state: State, each, arrays) -> tuple[State, Metrics]:
         batch, reported = each
         noise_key = jax.random.wrap_key_data(state.noise_key)
         batch_key = jax.random.wrap_key_data(state.batch_key)
