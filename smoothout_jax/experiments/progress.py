@@ -42,6 +42,7 @@ class Progress:
             total = len(items) or None  # pyright: ignore[reportArgumentType]
         self.description, self._items, self._total = description, items, total
         self._done, self._compiled = done, done + compiling
+        self._began = time.monotonic()
         self._timed: tuple[int, float] | None = None  # what was done, and when
         self.postfix = ""
 
@@ -64,7 +65,7 @@ class Progress:
         if self._timed is None and self._done >= self._compiled:
             self._timed = self._done, now
         waits = IN_A_TERMINAL if sys.stderr.isatty() else ELSEWHERE
-        if now - Progress._last >= waits:
+        if now - max(Progress._last, self._began) >= waits:
             Progress._last = now
             self._show(now)
 
