@@ -12,6 +12,7 @@ from flax import linen as nn
 from smoothout_jax import _checks
 from smoothout_jax.experiments.networks import (
     MLP,
+    AlexNet,
     CNet,
     Dropout,
     Norm,
@@ -108,8 +109,18 @@ MODELS = {
         width=16,
         dimensions=(2,),
     ),
+    "alexnet": Model(
+        "AlexNet, for large images",
+        lambda settings, classes, norm, drop: AlexNet(
+            settings.chosen("width"), classes, drop
+        ),
+        drops=True,
+        width=64,
+        dimensions=(2,),
+        least=63,
+    ),
     "resnet18": Model(
-        "ResNet-18, for small images",
+        "ResNet-18, for small images or large ones",
         lambda settings, classes, norm, drop: ResNet(
             settings.chosen("depth"), classes, norm, settings.chosen("width"), stages=4
         ),
@@ -118,8 +129,16 @@ MODELS = {
         width=64,
         dimensions=(2,),
     ),
+    "resnet50": Model(
+        "ResNet-50",
+        lambda settings, classes, norm, drop: ResNet(
+            50, classes, norm, settings.chosen("width"), 4, (3, 4, 6, 3), True
+        ),
+        width=64,
+        dimensions=(2,),
+    ),
     "vit": Model(
-        "a vision transformer, of sequences too",
+        "a vision transformer; also accepts sequences",
         lambda settings, classes, norm, drop: ViT(
             settings.chosen("depth"), settings.chosen("width"), classes
         ),

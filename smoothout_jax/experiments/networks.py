@@ -85,16 +85,50 @@ class CNet(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
+class AlexNet(nn.Module):
+    """AlexNet in one column, of 61.1 M parameters for 224 × 224 pixels.
+
+    Reference:
+        Krizhevsky, `One Weird Trick for Parallelizing Convolutional Neural Networks
+        <https://arxiv.org/abs/1404.5997>`_, 2014.
+    """
+
+    channels: int
+    num_classes: int
+    drop: Dropout = keep
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits of images (images, height, width, channels)."""
+        x, layers = images, ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1))
+        for number, (times, size, stride, pad) in enumerate((*layers, layers[-1])):
+            pads = ((pad, pad),) * 2
+            conv = nn.Conv(times * self.channels, (size,) * 2, stride, padding=pads)
+            x = nn.relu(conv(x))
+            if number in (0, 1, 4):
+                x = nn.max_pool(x, (3, 3), (2, 2))
+        x = x.reshape(len(x), -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(64 * self.channels)(self.drop(x)))
+        return nn.Dense(self.num_classes)(x)
+
+
+# Images with as many pixels on each side are large for a residual network.
+LARGE = 96
+
+
 class ResNet(nn.Module):
-    """The residual network for small images: depth 6n + 2, or 8n + 2 in four stages.
+    """A residual network: depth 6n + 2, or 8n + 2 in four stages.
 
     Stages of n blocks, each with twice the channels of the one before; shortcuts that
     change the shape are 1×1 convolutions. With four stages from 64 channels and a depth
-    of 18 it is ResNet-18 as it is used for small images.
+    of 18 it is ResNet-18, for large images as published, with 11.7 M parameters for
+    1,000 classes, and for smaller ones without halving them first. With blocks of
+    (3, 4, 6, 3) bottlenecks it is ResNet-50, with 25.6 M parameters.
 
     Reference:
         He et al., `Deep Residual Learning for Image Recognition
-        <https://arxiv.org/abs/1512.03385>`_, 2015, section 4.2.
+        <https://arxiv.org/abs/1512.03385>`_, 2015, table 1 and section 4.2.
     """
 
     depth: int = 20
@@ -102,12 +136,14 @@ class ResNet(nn.Module):
     norm: Norm = lambda: nn.GroupNorm(num_groups=8)
     channels: int = 16
     stages: int = 3
+    blocks: tuple[int, ...] = ()
+    bottleneck: bool = False
 
     def __post_init__(self):
         """Checks that the depth is 6n + 2, or what it must be with other stages."""
         super().__post_init__()
         layers = 2 * self.stages
-        if self.depth < layers + 2 or self.depth % layers != 2:
+        if not self.blocks and (self.depth < layers + 2 or self.depth % layers != 2):
             raise ValueError(
                 f"depth must be {layers}n + 2, such as {3 * layers + 2}; got"
                 f" {self.depth}"
@@ -115,18 +151,31 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits of images (images, sizes…, channels)."""
-        x = nn.relu(self.norm()(Conv(self.channels, (3, 3))(images)))
-        for stage in range(self.stages):
+        """Returns the logits of images (images, height, width, channels)."""
+        if self.stages == 4 and min(images.shape[1:3]) >= LARGE:
+            x = Conv(self.channels, (7, 7), 2, padding=((3, 3),) * 2)(images)
+            x = nn.relu(self.norm()(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1),) * 2)
+        else:
+            x = nn.relu(self.norm()(Conv(self.channels, (3, 3))(images)))
+        equal = ((self.depth - 2) // (2 * self.stages),) * self.stages
+        for stage, blocks in enumerate(self.blocks or equal):
             channels = self.channels * 2**stage
-            for block in range((self.depth - 2) // (2 * self.stages)):
+            for block in range(blocks):
                 strides = 2 if stage and not block else 1
-                y = nn.relu(self.norm()(Conv(channels, (3, 3), strides)(x)))
-                y = self.norm()(Conv(channels, (3, 3))(y))
+                y = self._branch(x, channels, strides)
                 if x.shape != y.shape:
-                    x = self.norm()(Conv(channels, (1, 1), strides)(x))
+                    x = self.norm()(Conv(y.shape[-1], (1, 1), strides)(x))
                 x = nn.relu(x + y)
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+    def _branch(self, x: jax.Array, channels: int, strides: int) -> jax.Array:
+        if self.bottleneck:
+            x = nn.relu(self.norm()(Conv(channels, (1, 1))(x)))
+            x = nn.relu(self.norm()(Conv(channels, (3, 3), strides)(x)))
+            return self.norm()(Conv(4 * channels, (1, 1))(x))
+        x = nn.relu(self.norm()(Conv(channels, (3, 3), strides)(x)))
+        return self.norm()(Conv(channels, (3, 3))(x))
 
 
 class ViT(nn.Module):

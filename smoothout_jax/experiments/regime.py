@@ -42,6 +42,11 @@ class RegimeSettings(Settings):
         "peak learning rate; by default 0.1 with sgd and 0.001 with the others",
         common=True,
     )
+    learning_rate_batch: int | None = option(
+        None,
+        "batch size that the learning rate is meant for; with other batches it changes"
+        " in proportion",
+    )
     schedule: Literal["cosine", "multistep", "constant"] = option(
         "cosine",
         "learning rate: falls to zero along a cosine, drops to a tenth at each"
@@ -58,6 +63,7 @@ class RegimeSettings(Settings):
         0.0,
         "weight decay; added to the gradient, except by adamw",
     )
+    decay_all: bool = option(True, "decay biases and the scales of normalisation too")
     clip_norm: float | None = option(
         None, "global norm to clip gradients at, after averaging copies"
     )
@@ -75,6 +81,14 @@ class RegimeSettings(Settings):
         0, "augmentation: largest number of pixels by which images move"
     )
     flip: bool = option(False, "augmentation: mirror images, each with probability 1/2")
+    crop_area: float | None = option(
+        None,
+        "augmentation: take random crops with at least this part of the area, such as"
+        " 0.08, and resize them",
+    )
+    accumulate: int = option(
+        1, "parts of a batch, one after another, whose gradients are averaged"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +100,17 @@ class RegimeSettings(Settings):
             )
         if self.steps is None and self.epochs is None:
             self._set(steps=1000)
-        _checks.count(**self._given("steps", "batch_size"))
+        _checks.count(
+            accumulate=self.accumulate,
+            **self._given("steps", "batch_size", "learning_rate_batch"),
+        )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide into the parts of"
+                f" accumulate={self.accumulate}"
+            )
+        if not 0 < (self.crop_area or 1) <= 1:
+            raise ValueError(f"crop_area must be in (0, 1], got {self.crop_area}")
         _checks.nonnegative(weight_decay=self.weight_decay)
         _checks.positive(**self._given("learning_rate", "epochs", "clip_norm"))
         check_not_negative(shift=self.shift)
@@ -102,8 +126,9 @@ class RegimeSettings(Settings):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate, which is a number once the settings are made."""
-        return self.learning_rate or 0.0
+        """The highest learning rate, for batches of this size."""
+        scale = self.batch_size / (self.learning_rate_batch or self.batch_size)
+        return scale * (self.learning_rate or 0.0)
 
     def num_steps(self, num_images: int) -> int:
         """Updates in the whole of training on `num_images` images."""
@@ -137,10 +162,17 @@ def make_optimizer(
 def gradient_rule(settings: RegimeSettings) -> optax.GradientTransformation:
     """Changes to the gradient: clipping, and coupled weight decay."""
     coupled = settings.weight_decay if settings.optimizer != "adamw" else 0.0
-    decay = optax.add_decayed_weights(coupled)
+    decay = optax.add_decayed_weights(coupled, _decayed(settings))
     if settings.clip_norm is None:
         return decay
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), decay)
+
+
+def _decayed(settings: RegimeSettings) -> Any:
+    """A mask of what weight decay applies to; `None` for all."""
+    if settings.decay_all:
+        return None
+    return lambda params: jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
 def update_rule(
@@ -176,16 +208,26 @@ def update_rule(
                 learning_rate,
                 b1=momentum,
                 weight_decay=settings.weight_decay,
+                mask=_decayed(settings),
                 nesterov=nesterov,
             )
     return update if ema_decay is None else optax.chain(update, averaging(ema_decay))
 
 
-def augment(settings: RegimeSettings, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Moves each image by some pixels, padding with zeros, and mirrors some."""
-    if not (settings.shift or settings.flip):
+def augment(
+    settings: RegimeSettings,
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    cropped: bool = False,
+) -> jax.Array:
+    """Crops images, if need be, moves them, padding with zeros, and mirrors some."""
+    crop_area = None if cropped else settings.crop_area
+    if not (settings.shift or settings.flip or crop_area):
         return images
     shift_key, flip_key = jax.random.split(key)
+    if crop_area:
+        images = random_crops(jax.random.fold_in(key, 2), images, crop_area)
     if settings.shift:
         margin = settings.shift
         padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
@@ -200,3 +242,29 @@ def augment(settings: RegimeSettings, key: jax.Array, images: jax.Array) -> jax.
         mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     return images
+
+
+def random_crops(key: jax.Array, images: jax.Array, least: float) -> jax.Array:
+    """Random parts of images, (images, height, width, channels), resized to these.
+
+    Their area is uniform from `least` to 1, in units of the image's, the logarithm of
+    their ratio of width to height uniform from 3/4 to 4/3, cut off at the edges.
+
+    Reference:
+        Szegedy et al., `Going Deeper with Convolutions
+        <https://arxiv.org/abs/1409.4842>`_, 2015, section 6.
+    """
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, (len(images),), minval=least)
+    log = jax.random.uniform(ratio_key, area.shape, minval=-1.0)
+    ratio = jnp.exp(log * jnp.log(4 / 3))
+    sides = jnp.sqrt(jnp.stack([area / ratio, area * ratio], 1)).clip(max=1.0)
+    corners = jax.random.uniform(place_key, sides.shape) * (1 - sides)
+
+    def crop(image, side, corner):
+        size = jnp.array(image.shape[:2])
+        return jax.image.scale_and_translate(
+            image, image.shape, (0, 1), 1 / side, -corner * size / side, "linear"
+        )
+
+    return jax.vmap(crop)(images, sides, corners)

@@ -14,9 +14,8 @@ from smoothout_jax import _checks
 from smoothout_jax.experiments.data import packaged
 from smoothout_jax.experiments.data.checks import check_images, check_labels
 from smoothout_jax.experiments.data.image_folder import (
-    Files,
     find_images,
-    read_images,
+    read_folder,
 )
 from smoothout_jax.experiments.data.parts import (
     Dataset,
@@ -88,8 +87,8 @@ DATA_SETS = {
     "cifar100": Source(_cifar100, 50_000),
     "npz": Source(read_npz_folder, classes=npz_classes),
 }
-# Where a folder of images has none for testing, a fifth of them is drawn.
-TEST_SHARE = 0.2
+# How many images of a folder show the mean and deviation of its channels.
+SAMPLE = 500
 # Settings that hold training images out, in this order.
 HELD_OUT = "validation_size", "watch_size", "heldout_size"
 
@@ -213,23 +212,11 @@ class DataSettings(Settings):
         """Where the data come from."""
         if self.data in DATA_SETS:
             return DATA_SETS[self.data]
+        folder, skip = Path(self.data), self.bad_images == "skip"
         return Source(
-            lambda data_dir: self._read_folder(),
-            classes=lambda data_dir: find_images(Path(self.data))[0].classes,
+            lambda data_dir: read_folder(folder, self.image_size, skip=skip),
+            classes=lambda data_dir: find_images(folder)[0].classes,
         )
-
-    def _read_folder(self) -> tuple[Split, Split]:
-        def read(files: Files) -> Split:
-            skip = self.bad_images == "skip"
-            images, files = read_images(files, self.image_size, skip=skip)
-            return Split(images, files.labels)
-
-        train, test = find_images(Path(self.data))
-        if test is not None:
-            return read(train), read(test)
-        split = read(train)
-        number = len(split.labels)
-        return divide(split, number - max(round(TEST_SHARE * number), 1))
 
     @property
     def needs_heldout(self) -> bool:
@@ -288,7 +275,7 @@ def load(
     if test is None:
         train, test = divide(train, size or source.train_size or 0)
         size = None
-    else:
+    elif name in DATA_SETS:
         check_images(train.images, test.images, name)
     check_labels(train.labels, test.labels, name)
     if size is not None and size != len(train.labels):
@@ -303,7 +290,8 @@ def load(
     elif name in DATA_SETS:
         data = _standardized(train, test)
     else:
-        data = _dataset(train, test, np.uint8)._replace(scaling=_scaling(train.images))
+        sample = np.asarray(train.images[:: -(-len(train.labels) // SAMPLE)])
+        data = _dataset(train, test)._replace(scaling=_scaling(sample))
     return data._replace(classes=source.classes(data_dir))
 
 
@@ -324,12 +312,17 @@ def _standardized(train: Split, test: Split) -> Dataset:
     return _dataset(*scaled)
 
 
-def _dataset(train: Split, test: Split, dtype: Any = np.float32) -> Dataset:
+def _dataset(train: Split, test: Split) -> Dataset:
     labels = np.asarray(train.labels, np.int32)
     return Dataset(
-        train_images=np.asarray(train.images, dtype),
+        train_images=_as_float(train.images),
         train_labels=labels,
-        test_images=np.asarray(test.images, dtype),
+        test_images=_as_float(test.images),
         test_labels=np.asarray(test.labels, np.int32),
         true_labels=labels,
     )
+
+
+def _as_float(images: Any) -> Any:
+    """Images in float32, but those of bytes, which the task standardizes."""
+    return images if images.dtype == np.uint8 else np.asarray(images, np.float32)

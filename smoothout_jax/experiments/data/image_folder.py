@@ -4,26 +4,33 @@ photos/train/cat/1.jpg  photos/train/dog/2.png  …  photos/val/cat/3.webp  …
 photos/cat/1.jpg  photos/dog/2.png  …                   (split by a fixed draw)
 """
 
+import functools
 import hashlib
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from smoothout_jax.experiments.data.images import Crop, centre, open_image
+from smoothout_jax.experiments.data.parts import divide
+from smoothout_jax.experiments.data.readers import Split
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.progress import Progress
 
 TEST_FOLDERS = "val", "valid", "validation", "test"
 # Files that operating systems leave in folders; so are those that begin with a dot.
 IGNORED = "Thumbs.db", "desktop.ini", "Icon\r"
-MOST_PIXELS = 100_000_000
-# Ratios of width to height of random crops.
-RATIOS = 3 / 4, 4 / 3
+# Folders whose images take as many bytes are read at once.
+SMALL = 2**30
+# The part of the images that is drawn for testing, where none are apart.
+TEST_SHARE = 0.2
+# How to go on where an image cannot be read.
+SKIP = " (--bad-images skip leaves such files out)"
 
 
 class Files(NamedTuple):
@@ -45,6 +52,10 @@ class Files(NamedTuple):
         """Some of the files, by their numbers."""
         paths = tuple(self.paths[each] for each in chosen)
         return self._replace(paths=paths, labels=self.labels[chosen])
+
+    def path(self, number: int) -> Path:
+        """The path of a file."""
+        return self.folder / self.paths[number]
 
     @property
     def digest(self) -> str:
@@ -111,89 +122,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from error
 
 
-def open_image(path: Path) -> Image.Image:
-    """Reads an image upright, in RGB; what is transparent becomes white.
-
-    Raises:
-        InputError: if it is no image, is damaged or empty, cannot be read, or has more
-            than 100 million pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            return _in_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{path} has more than {MOST_PIXELS // 10**6} million pixels"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
-        raise InputError(f"{path} is {'empty' if empty else 'no image'}") from error
-    except Exception as error:  # Pillow's formats raise errors of any kind
-        reason = getattr(error, "strerror", None)
-        raise InputError(
-            f"{path} cannot be read: {reason}"
-            if reason
-            else f"{path} is damaged: {error}"
-        ) from error
-
-
-def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    elif image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
-        image = Image.fromarray(
-            (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
-        )
-    return image.convert("RGB")
-
-
-def centre(image: Image.Image, size: int) -> np.ndarray:
-    """The central square of an image, uint8, (size, size, 3)."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return _resized(image, size, (left, top, left + side, top + side))
-
-
-def random_crop(
-    image: Image.Image, size: int, least: float, draw: np.random.Generator
-) -> np.ndarray:
-    """A random part of an image, resized to uint8, (size, size, 3).
-
-    Args:
-        image: the image.
-        size: sides of the result, in pixels.
-        least: least part of the area, in (0, 1].
-        draw: makes the random numbers.
-
-    Reference:
-        Szegedy et al., `Going Deeper with Convolutions
-        <https://arxiv.org/abs/1409.4842>`_, 2015, section 6.
-    """
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * draw.uniform(least, 1)
-        ratio = np.exp(draw.uniform(*np.log(RATIOS)))
-        across, down = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < across <= width and 0 < down <= height:
-            left = draw.integers(width - across, endpoint=True)
-            top = draw.integers(height - down, endpoint=True)
-            return _resized(image, size, (left, top, left + across, top + down))
-    return centre(image, size)
-
-
-def _resized(image: Image.Image, size: int, box: Any) -> np.ndarray:
-    bilinear = Image.Resampling.BILINEAR
-    return np.asarray(image.resize((size, size), bilinear, box, reducing_gap=2.0))
-
-
 def each_image(
     description: str, files: Files, function: Callable[[Path], Any]
-) -> Iterable[tuple[str, Any]]:
+) -> Iterator[tuple[str, Any]]:
     """A function of every file, in order, by as many threads as there are cores.
 
     Yields:
@@ -214,35 +145,124 @@ def each_image(
         yield from zip(files.paths, results, strict=True)
 
 
-def read_images(files: Files, size: int, *, skip: bool) -> tuple[np.ndarray, Files]:
-    """Reads the central squares of images; bad files are an error, or are left out.
+class ImageFiles:
+    """Images that are read when they are needed, as an array, (images, size, size, 3).
+
+    A slice, or an array of numbers, takes some of them, and reads none;
+    `numpy.asarray` reads them all, by threads.
+
+    Args:
+        files: their files.
+        size: pixels on each side.
+        skip: whether another image of the class takes the place of one that cannot be
+            read, with a warning; otherwise that is an error.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, files: Files, size: int, *, skip: bool = False):
+        self.files, self.size, self.skip = files, size, skip
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        return len(self), self.size, self.size, 3
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> "ImageFiles":
+        files = self.files.take(np.arange(len(self))[chosen])
+        return ImageFiles(files, self.size, skip=self.skip)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del dtype, copy
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack([*pool.map(self.read, range(len(self)))])
+
+    def read(self, number: int, crop: Crop = centre) -> np.ndarray:
+        """Reads one image, uint8, (size, size, 3).
+
+        Args:
+            number: its number.
+            crop: function of an image and a size to the pixels.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        for each in self._in_its_place(number):
+            try:
+                return crop(open_image(self.files.path(each)), self.size)
+            except InputError as error:
+                if not self.skip:
+                    raise InputError(f"{error}{SKIP}") from error
+                _warn_once(f"left out: {error}")
+        name = self.files.classes[self.files.labels[number]]
+        raise InputError(f"{self.files.folder / name} has no image that can be read")
+
+    def _in_its_place(self, number: int) -> Iterator[int]:
+        """An image, and the others of its class from there on."""
+        yield number
+        (alike,) = np.nonzero(self.files.labels == self.files.labels[number])
+        yield from np.roll(alike, -np.searchsorted(alike, number))[1:]
+
+
+def read_all(images: ImageFiles) -> tuple[np.ndarray, Files]:
+    """Reads images at once, and leaves out those that cannot be read.
 
     Returns:
         The images, uint8, (images, size, size, 3), and their files.
 
     Raises:
-        InputError: if a file is bad and none is to be skipped, or a class has no other.
+        InputError: if one is bad and none is to be skipped, or a class has no other.
     """
-    images, kept = [], []
+    found, kept, files = [], [], images.files
     read = each_image(
-        "reading images", files, lambda path: centre(open_image(path), size)
+        "reading images", files, lambda path: centre(open_image(path), images.size)
     )
-    for number, (_, found) in enumerate(read):
-        if not isinstance(found, InputError):
-            images.append(found)
+    for number, (_, result) in enumerate(read):
+        if not isinstance(result, InputError):
+            found.append(result)
             kept.append(number)
-        elif not skip:
-            raise InputError(f"{found}; --bad-images skip leaves such files out")
+        elif not images.skip:
+            raise InputError(f"{result}{SKIP}")
         else:
-            warn_of(found)
+            _warn_once(f"left out: {result}")
     files = files.take(np.array(kept, int))
     counts = np.bincount(files.labels, minlength=len(files.classes))
     if not counts.all():
         empty = files.folder / files.classes[counts.argmin()]
-        raise InputError(f"{empty} is a class without images that can be read")
-    return np.stack(images), files
+        raise InputError(f"{empty} has no image that can be read")
+    return np.stack(found), files
 
 
-def warn_of(error: InputError) -> None:
-    """Says which file is left out."""
-    print(f"smoothout: warning: left out: {error}", file=sys.stderr)
+def read_folder(folder: Path, size: int, *, skip: bool) -> tuple[Split, Split]:
+    """The images for training and for testing; a fifth of them if none are apart.
+
+    Those of a small folder are read at once, and others as `ImageFiles`.
+
+    Args:
+        folder: the folder, as `find_images` takes it.
+        size: pixels on each side, to which the central squares are resized.
+        skip: whether to leave out files that cannot be read.
+
+    Raises:
+        InputError: if the folder has not the form, or a file cannot be read.
+    """
+    found = [files for files in find_images(folder) if files is not None]
+    images = [ImageFiles(files, size, skip=skip) for files in found]
+    splits = [Split(each, each.files.labels) for each in images]
+    if sum(math.prod(each.shape) for each in images) <= SMALL:
+        read = [read_all(each) for each in images]
+        splits = [Split(each, files.labels) for each, files in read]
+    number = len(splits[0].labels)
+    if len(splits) == 1:
+        return divide(splits[0], number - max(round(TEST_SHARE * number), 1))
+    order = np.random.default_rng(0).permutation(number)  # they come by class
+    return Split(*(each[order] for each in splits[0])), splits[1]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    print(f"smoothout: warning: {message}", file=sys.stderr)

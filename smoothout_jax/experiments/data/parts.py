@@ -1,6 +1,6 @@
 """A data set and its parts: drawn, held out, or with wrong labels."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -13,7 +13,8 @@ class Dataset(NamedTuple):
     """Images and labels.
 
     Attributes:
-        train_images: float32 or uint8, (training images, …), channels last.
+        train_images: float32 or uint8, (training images, …), channels last; or
+            `ImageFiles`, which are read when they are needed.
         train_labels: int32, (training images,).
         test_images: likewise, (test images, …).
         test_labels: int32, (test images,).
@@ -46,18 +47,19 @@ def divide(whole: Split, train_size: int) -> tuple[Split, Split]:
 
     An image that is alone in its class is drawn like those of the largest class.
     """
-    counts = np.bincount(whole.labels)
+    counts, total = np.bincount(whole.labels), len(whole.labels)
     strata = np.where(counts[whole.labels] == 1, counts.argmax(), whole.labels)
     try:
-        parts: Any = train_test_split(
-            *whole, train_size=train_size, stratify=strata, random_state=0
+        parts = train_test_split(
+            np.arange(total), train_size=train_size, stratify=strata, random_state=0
         )
     except ValueError as error:
         raise InputError(
-            f"{train_size} of {len(whole.labels)} images cannot be drawn with the"
-            f" classes in proportion: {error}"
+            f"{train_size} of {total} images cannot be drawn with the classes in"
+            f" proportion: {error}"
         ) from error
-    return Split(parts[0], parts[2]), Split(parts[1], parts[3])
+    drawn, rest = (Split(whole.images[part], whole.labels[part]) for part in parts)
+    return drawn, rest
 
 
 def with_wrong_labels(

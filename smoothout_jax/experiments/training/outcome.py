@@ -128,7 +128,7 @@ def memorised(task: Task, params: Any, stats: Any) -> float:
     (wrong,) = np.nonzero(labels != true[:MEASURED_IMAGES])
     if not len(wrong):
         return float("nan")
-    batch = data.train_images[wrong], labels[wrong]
+    batch = np.asarray(data.train_images[wrong]), labels[wrong]
     return float(task.measure(params, stats, [batch])["accuracy"])
 
 

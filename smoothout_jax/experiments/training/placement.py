@@ -89,6 +89,12 @@ class Placement:
         padded = np.pad(array, [(0, rest)] + [(0, 0)] * (array.ndim - 1))
         return self._place(padded, self._over_data)
 
+    def batch(self, array: np.ndarray) -> Any:
+        """Shards a batch, of which each process has its own part."""
+        if self.mesh is None:
+            return array
+        return jax.make_array_from_process_local_data(self._over_data, array)
+
     def everywhere(self, array: Any) -> jax.Array:
         """Copies an array to every device."""
         if self.mesh is None:

@@ -2,16 +2,19 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.tree_util import Partial
 
 from smoothout_jax.experiments.data.datasets import Dataset, prepare
+from smoothout_jax.experiments.data.image_folder import ImageFiles
+from smoothout_jax.experiments.data.stream import read_batches
 from smoothout_jax.experiments.networks import keep
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.settings import SharedSettings
@@ -21,6 +24,9 @@ from smoothout_jax.sharpness.objective import mean_over_batches
 UNITS = {"loss": "nats"}
 MEASURED_IMAGES = 2000
 BATCH = 500
+# The same of images that are read while the network trains, or are large.
+MEASURED_FILES = 500
+LARGE_BATCH, LARGE = 100, 96**2
 
 
 class Task:
@@ -35,9 +41,11 @@ class Task:
         data: the data set, if it was loaded before.
 
     Attributes:
+        streams: whether training images are read while the network trains.
         arrays: what the training program reads, on the devices: `"train"`, images and
-            labels, and `"gap"`, the first 500 of them and as many held-out or watched
-            ones, between whose losses the gap is; `None` if there are none.
+            labels, unless it streams, and `"gap"`, the first 500 of them and as many
+            held-out or watched ones, between whose losses the gap is; `None` if there
+            are none.
         steps: updates in the whole of training.
         batch_norm: whether the network has BatchNorm.
         convolves: whether it has convolutions, which are slow under vmap.
@@ -70,13 +78,15 @@ class Task:
         self._measuring = self._network(use_running_average=False, momentum=0.0)
         self._init_stats = jax.eval_shape(self.init, jax.random.key(0))[1]
         self.batch_norm = bool(self._init_stats)
+        self.streams = isinstance(data.train_images, ImageFiles)
         train = data.train_images, data.train_labels
+        measured = MEASURED_FILES if self.streams else MEASURED_IMAGES
         self.sets = {
-            "train": self._batches(*(array[:MEASURED_IMAGES] for array in train)),
+            "train": self._batches(*(array[:measured] for array in train)),
             "test": self._batches(data.test_images, data.test_labels),
         }
         self.arrays: dict[str, Any] = {
-            "train": tuple(map(self.placement.examples, train)),
+            "train": () if self.streams else tuple(map(self.placement.examples, train)),
             "gap": None,
         }
         for name in ("watched", "heldout"):
@@ -93,9 +103,23 @@ class Task:
         mean, deviation = self.data.scaling
         return (images.astype(jnp.float32) - mean) / deviation
 
+    def stream(self, seed: int, steps: range) -> Iterator[tuple[Any, Any]]:
+        """Reads the batches of steps, from a seed."""
+        settings, data = self.settings, self.data
+        for batch in read_batches(
+            data.train_images,
+            data.train_labels,
+            seed,
+            steps,
+            settings.batch_size,
+            crop_area=settings.crop_area,
+        ):
+            images, labels = map(self.placement.batch, batch)
+            yield images, labels
+
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Initial parameters and statistics."""
-        images = self.standardized(self.data.train_images[:2])
+        images = self.standardized(np.asarray(self.data.train_images[:2]))
         variables = dict(self._measuring.init(key, images))
         params = {"params": variables.pop("params")}
         return params, variables
@@ -223,11 +247,11 @@ class Task:
                 f"shift={settings.shift} moves images of shape {shape[1:]} out of sight"
             )
 
-    def _batches(self, *arrays):
-        return [
-            tuple(self.placement.everywhere(a[i : i + BATCH]) for a in arrays)
-            for i in range(0, len(arrays[0]), BATCH)
-        ]
+    def _batches(self, images, labels) -> Sequence[tuple[Any, Any]]:
+        large = math.prod(images.shape[1:-1]) >= LARGE
+        size = LARGE_BATCH if large else BATCH
+        batches = Batches(images, labels, size, self.placement)
+        return batches if isinstance(images, ImageFiles) else list(batches)
 
     def _loss(self, params, batch, stats):
         return self.quantities(params, batch, stats)["loss"]
@@ -245,3 +269,23 @@ def _cross_entropy(logits, labels):
 
 def _accuracy(logits, labels):
     return (logits.argmax(-1) == labels).mean()
+
+
+class Batches(Sequence):
+    """Batches to measure on, placed on the devices when they are taken."""
+
+    def __init__(self, images, labels, size: int, placement: Placement):
+        self._images, self._labels, self._size = images, labels, size
+        self._placement = placement
+
+    def __len__(self) -> int:
+        return -(-len(self._labels) // self._size)
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        part = slice(number * self._size, (number + 1) * self._size)
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        arrays = self._images[part], self._labels[part]
+        return tuple(self._placement.everywhere(np.asarray(each)) for each in arrays)

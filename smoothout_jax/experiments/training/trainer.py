@@ -2,13 +2,14 @@
 
 Networks without convolutions train side by side in one compiled program, which is
 faster. Convolutions are many times slower under `vmap`, so there runs take turns; and
-on CPU in a compiled loop, so there steps are taken one by one.
+on CPU in a compiled loop, so there steps are taken one by one, as they are where images
+are read meanwhile.
 """
 
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +73,9 @@ class Trainer:
         self._context = Context(
             task.settings, self.steps, method, task.steps_per_epoch, task.batch_norm
         )
-        self._together = not task.convolves and task.placement.mesh is None
+        self._seeds, streams = tuple(map(int, seeds)), task.streams
+        alone = task.convolves or streams or task.placement.mesh is not None
+        self._together = not alone
         runs: Any = np.asarray(seeds), np.asarray(strengths, np.float32)
         runs = [runs] if self._together else list(zip(*runs, strict=True))
         init, train = self._init, self._train
@@ -82,7 +85,8 @@ class Trainer:
         init = jax.jit(init, out_shardings=task.placement.shardings(shapes))
         # One state of all runs, or one of each.
         self._states: list[State] = [init(*run) for run in runs]
-        self._loops = not task.convolves or jax.default_backend() != "cpu"
+        slow = task.convolves and jax.default_backend() == "cpu"
+        self._loops = not (slow or streams)
         # The state that comes out can go in again.
         same = jax.tree.map(lambda leaf: leaf.sharding, self._states[0])
         self._program = jax.jit(
@@ -113,48 +117,61 @@ class Trainer:
         Returns:
             Metrics, (runs, steps), and the seconds that the steps took.
         """
-        steps = self.task.placement.everywhere(np.arange(start, stop, dtype=np.int32))
-        take = self._compile(steps)
+        take = self._take_together if self._loops else self._take_one_by_one
+        steps = range(start, stop)
+        self.compile(steps)
         jax.block_until_ready(self._states)
         began, metrics = time.perf_counter(), []
-        for run, state in enumerate(self._states):
-            self._states[run], measured = take(state)
-            metrics.append(measured)
+        for run in range(len(self._states)):
+            metrics.append(take(run, steps))
         jax.block_until_ready(self._states)
         seconds = time.perf_counter() - began
         if self._together:
             return jax.tree.map(np.asarray, metrics[0]), seconds
         return stack(metrics), seconds
 
-    def _compile(self, steps: jax.Array) -> Callable[[State], tuple[State, Metrics]]:
-        """Compiles these steps, as a loop or each by itself."""
-        arrays, began = self.task.arrays, time.perf_counter()
+    def compile(self, steps: range) -> Any:
+        """Compiles the program of such steps: of all of them, or of one."""
+        key = len(steps) if self._loops else 1
+        if key not in self._compiled:
+            began = time.perf_counter()
+            if self._loops:
+                arguments = self._numbers(steps)
+            else:
+                arguments = next(self._batches_of(0, steps))
+            lowered = self._program.lower(self._states[0], arguments, self.task.arrays)
+            self._compiled[key] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._compiled[key]
 
-        def compiled(key: int, *arguments: Any) -> Any:
-            if key not in self._compiled:
-                lowered = self._program.lower(self._states[0], *arguments)
-                self._compiled[key] = lowered.compile()
-                self.compile_seconds += time.perf_counter() - began
-            return self._compiled[key]
+    def _take_together(self, run: int, steps: range) -> Metrics:
+        program, numbers = self.compile(steps), self._numbers(steps)
+        self._states[run], metrics = program(
+            self._states[run], numbers, self.task.arrays
+        )
+        return metrics
 
-        if self._loops:
-            program = compiled(len(steps), steps, arrays)
-            return lambda state: program(state, steps, arrays)
+    def _take_one_by_one(self, run: int, steps: range) -> Metrics:
+        program, metrics = self.compile(steps), []
+        for batch in self._batches_of(run, steps):
+            self._states[run], measured = program(
+                self._states[run], batch, self.task.arrays
+            )
+            metrics.append(measured)
+        return stack(metrics)
 
-        def batches(state: State) -> list[Any]:
-            each = map(np.asarray, self._jitted_batches(state, steps))
-            return list(zip(*each, strict=True))
+    def _batches_of(self, run: int, steps: range) -> Iterator[tuple[Any, Any]]:
+        """What each of the steps takes, as `_step` does."""
+        if not self.task.streams:
+            found = self._jitted_batches(self._states[run], self._numbers(steps))
+            yield from zip(*map(np.asarray, found), strict=True)
+            return
+        batches = self.task.stream(self._seeds[run], steps)
+        for step, batch in zip(steps, batches, strict=True):
+            yield batch, np.asarray((step + 1) % self._report_every == 0)
 
-        program = compiled(1, batches(self._states[0])[0], arrays)
-
-        def one_by_one(state: State) -> tuple[State, Metrics]:
-            metrics = []
-            for batch in batches(state):
-                state, measured = program(state, batch, arrays)
-                metrics.append(measured)
-            return state, stack(metrics)
-
-        return one_by_one
+    def _numbers(self, steps: range) -> jax.Array:
+        return self.task.placement.everywhere(np.asarray(steps, dtype=np.int32))
 
     def networks(self) -> list[tuple[Any, Any]]:
         """The parameters and statistics of each run to evaluate."""
@@ -246,8 +263,11 @@ class Trainer:
             steps[0],
             len(steps),
         )
-        every = max(LEAST_STEPS_OF_A_GAP, task.steps_per_epoch)
-        return batches, (steps + 1) % every == 0
+        return batches, (steps + 1) % self._report_every == 0
+
+    @property
+    def _report_every(self) -> int:
+        return max(LEAST_STEPS_OF_A_GAP, self.task.steps_per_epoch)
 
     def _step(self, state: State, each, arrays) -> tuple[State, Metrics]:
         batch, reported = each
@@ -258,11 +278,13 @@ class Trainer:
             for use in (AUGMENTATION, DROPOUT)
         )
         placement = self.task.placement
-        images, labels = (
-            placement.over_data(array[batch]) for array in arrays["train"]
-        )
+        if not self.task.streams:
+            batch = [array[batch] for array in arrays["train"]]
+        images, labels = map(placement.over_data, batch)
         images = self.task.standardized(images)
-        images = augment(self.task.settings, augment_key, images)
+        images = augment(
+            self.task.settings, augment_key, images, cropped=self.task.streams
+        )
 
         def loss(params, images, labels):  # copies share what is dropped
             return self.task.loss(params, state.stats, images, labels, dropout_key)
