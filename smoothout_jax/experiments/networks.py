@@ -155,7 +155,8 @@ class ResNet(nn.Module):
         if self.stages == 4 and min(images.shape[1:3]) >= LARGE:
             x = Conv(self.channels, (7, 7), 2, padding=((3, 3),) * 2)(images)
             x = nn.relu(self.norm()(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1),) * 2)
+            pads: Any = ((1, 1),) * 2
+            x = nn.max_pool(x, (3, 3), (2, 2), pads)
         else:
             x = nn.relu(self.norm()(Conv(self.channels, (3, 3))(images)))
         equal = ((self.depth - 2) // (2 * self.stages),) * self.stages

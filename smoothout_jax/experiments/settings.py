@@ -1,7 +1,7 @@
 """The settings that all training shares: data, network, regime and method."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from smoothout_jax.experiments.data.datasets import HELD_OUT, DataSettings
 from smoothout_jax.experiments.methods.settings import MethodSettings
@@ -39,6 +39,10 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
                 f"batch_size={self.batch_size} is larger than"
                 f" train_size={self.train_size}{less}"
             )
+
+    def of_the_run(self) -> dict[str, Any]:
+        """The settings to repeat the run by, with the folder of the data."""
+        return self.to_json() | {"data_dir": str(self.data_dir.resolve())}
 
     def _check_heldout(self) -> None:
         """Requires images held out for the gap where it is measured, and once."""

@@ -168,4 +168,5 @@ def compare(
         outcomes=outcomes,
         training=training,
         guessing=Guessing.on(task),
+        data=task.about,
     )

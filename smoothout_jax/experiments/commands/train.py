@@ -128,7 +128,7 @@ class Run:
         if start is not None:
             self._restore(start)
         if is_first():
-            write_json(settings.output / "settings.json", settings.to_json())
+            write_json(settings.output / "settings.json", settings.of_the_run())
         self._saved = time.monotonic()
         self._advise()
         if start is None:
@@ -216,8 +216,6 @@ class Run:
         settings = self._settings
         # Not in settings.json, which --resume reads.
         options = {"output": settings.output, "mesh": settings.mesh}
-        if settings.data_dir != type(settings).data_dir:
-            options["data-dir"] = settings.data_dir
         given = [
             f" --{name} {shlex.quote(str(value))}"
             for name, value in options.items()
@@ -237,6 +235,7 @@ class Run:
             "command": settings.command,
             "method": settings.method,
             "settings": settings.to_json(),
+            "data": self._task.about,
         }
         state = self._trainer.state.trees()
         path = path_of(settings.output, self._step)
@@ -250,13 +249,16 @@ class Run:
     def _restore(self, step: int) -> None:
         path = path_of(self._settings.output, step)
         with naming_the_one_before(self._settings.output, step):
-            before = load_about(path)["settings"]
+            about = load_about(path)
+            before = about["settings"]
         now = json.loads(json.dumps(self._settings.to_json()))
         different = [
             f"{name} was {before.get(name)!r}, not {value!r}"
             for name, value in now.items()
             if before.get(name) != value and name not in self._settings.may_change
         ]
+        if about["data"]["digest"] != self._task.data.digest:
+            different.append(f"files in {self._settings.data} have changed")
         if different:
             raise InputError(f"cannot resume {path}: {'; '.join(different)}")
         state = self._trainer.state

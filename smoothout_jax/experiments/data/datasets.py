@@ -14,7 +14,7 @@ from smoothout_jax import _checks
 from smoothout_jax.experiments.data import packaged
 from smoothout_jax.experiments.data.checks import check_images, check_labels
 from smoothout_jax.experiments.data.image_folder import (
-    find_images,
+    about_folder,
     read_folder,
 )
 from smoothout_jax.experiments.data.parts import (
@@ -48,14 +48,15 @@ class Source(NamedTuple):
         train_size: how many are drawn for training by default; `None` for all.
         standardize: whether to standardize images by those for training, or to take
             them as they are.
-        classes: function of the folder to the names of the classes.
+        about: function of the folder to the names of the classes, and a hash by which
+            the files are recognised.
     """
 
     read: Callable[[Path], tuple[Split, Split | None]]
     training_images: int | None = None
     train_size: int | None = None
     standardize: bool = True
-    classes: Callable[[Path], tuple[str, ...]] = lambda data_dir: ()
+    about: Callable[[Path], tuple[tuple[str, ...], str]] = lambda data_dir: ((), "")
 
 
 def _mnist(data_dir: Path) -> tuple[Split, Split]:
@@ -85,7 +86,7 @@ DATA_SETS = {
     "fashion-mnist": Source(_fashion_mnist, 60_000),
     "cifar10": Source(_cifar10, 50_000),
     "cifar100": Source(_cifar100, 50_000),
-    "npz": Source(read_npz_folder, classes=npz_classes),
+    "npz": Source(read_npz_folder, about=lambda data_dir: (npz_classes(data_dir), "")),
 }
 # How many images of a folder show the mean and deviation of its channels.
 SAMPLE = 500
@@ -215,7 +216,7 @@ class DataSettings(Settings):
         folder, skip = Path(self.data), self.bad_images == "skip"
         return Source(
             lambda data_dir: read_folder(folder, self.image_size, skip=skip),
-            classes=lambda data_dir: find_images(folder)[0].classes,
+            about=lambda data_dir: about_folder(folder),
         )
 
     @property
@@ -292,7 +293,8 @@ def load(
     else:
         sample = np.asarray(train.images[:: -(-len(train.labels) // SAMPLE)])
         data = _dataset(train, test)._replace(scaling=_scaling(sample))
-    return data._replace(classes=source.classes(data_dir))
+    classes, digest = source.about(data_dir)
+    return data._replace(classes=classes, digest=digest)
 
 
 def _scaling(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -309,7 +311,7 @@ def _standardized(train: Split, test: Split) -> Dataset:
     scaled = (
         each._replace(images=(each.images - mean) / deviation) for each in (train, test)
     )
-    return _dataset(*scaled)
+    return _dataset(*scaled)._replace(scaling=(mean, deviation))
 
 
 def _dataset(train: Split, test: Split) -> Dataset:

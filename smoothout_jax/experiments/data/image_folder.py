@@ -252,15 +252,22 @@ def read_folder(folder: Path, size: int, *, skip: bool) -> tuple[Split, Split]:
     """
     found = [files for files in find_images(folder) if files is not None]
     images = [ImageFiles(files, size, skip=skip) for files in found]
-    splits = [Split(each, each.files.labels) for each in images]
+    splits: list[Any] = [(each, each.files.labels) for each in images]
     if sum(math.prod(each.shape) for each in images) <= SMALL:
         read = [read_all(each) for each in images]
-        splits = [Split(each, files.labels) for each, files in read]
-    number = len(splits[0].labels)
-    if len(splits) == 1:
-        return divide(splits[0], number - max(round(TEST_SHARE * number), 1))
+        splits = [(each, files.labels) for each, files in read]
+    train, *test = (Split(*each) for each in splits)
+    number = len(train.labels)
+    if not test:
+        return divide(train, number - max(round(TEST_SHARE * number), 1))
     order = np.random.default_rng(0).permutation(number)  # they come by class
-    return Split(*(each[order] for each in splits[0])), splits[1]
+    return Split(*(each[order] for each in train)), test[0]
+
+
+def about_folder(folder: Path) -> tuple[tuple[str, ...], str]:
+    """The names of the classes, and a hash of the names and sizes of all files."""
+    found = [files for files in find_images(folder) if files is not None]
+    return found[0].classes, "".join(files.digest for files in found)
 
 
 @functools.cache

@@ -21,9 +21,10 @@ class Dataset(NamedTuple):
         true_labels: int32, (training images,): those before any were made wrong.
         watched: images held out beside the test images, with their labels, if any.
         heldout: images held out to measure the gap to the training loss, likewise.
-        scaling: mean and deviation of each channel, to standardize the images by,
-            which then are uint8; `None` if they are as the network takes them.
+        scaling: mean and deviation of each channel, by which images are standardized,
+            unless they are uint8: those are standardized as they are used.
         classes: names of the classes, if they have any.
+        digest: a hash by which the files are recognised, if they may change.
     """
 
     train_images: np.ndarray
@@ -35,6 +36,7 @@ class Dataset(NamedTuple):
     heldout: Split | None = None
     scaling: tuple[np.ndarray, np.ndarray] | None = None
     classes: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def num_classes(self) -> int:

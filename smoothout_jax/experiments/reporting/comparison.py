@@ -37,6 +37,7 @@ class Results:
         outcomes: what each method reached, by its name.
         training: how training went, by the method's name.
         guessing: what guessing reaches on the training images.
+        data: what is to know of the data where a network is used.
     """
 
     settings: Any
@@ -44,6 +45,7 @@ class Results:
     outcomes: dict[str, Outcome]
     training: dict[str, Training]
     guessing: Guessing = Guessing()  # noqa: RUF009
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def diverged(self) -> dict[str, list[int]]:
@@ -231,6 +233,7 @@ def write(results: Results) -> list[Path]:
             "command": settings.command,
             "method": name,
             "settings": settings.to_json(),
+            "data": results.data,
         }
         path = output / "checkpoints" / name
         save_checkpoint(path, about, params=params, stats=stats)

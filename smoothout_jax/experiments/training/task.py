@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,16 +98,25 @@ class Task:
 
     def standardized(self, images: Any) -> Any:
         """Images as the network takes them."""
-        if self.data.scaling is None:
-            return images
-        mean, deviation = self.data.scaling
-        return (images.astype(jnp.float32) - mean) / deviation
+        return standardized(images, self.data.scaling)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is to know of the data where a trained network is used, for JSON."""
+        data, scaling = self.data, self.data.scaling
+        return {
+            "classes": data.classes,
+            "num_classes": data.num_classes,
+            "shape": data.train_images.shape[1:],
+            "scaling": scaling and [each.tolist() for each in scaling],
+            "digest": data.digest,
+        }
 
     def stream(self, seed: int, steps: range) -> Iterator[tuple[Any, Any]]:
         """Reads the batches of steps, from a seed."""
         settings, data = self.settings, self.data
         for batch in read_batches(
-            data.train_images,
+            cast(ImageFiles, data.train_images),
             data.train_labels,
             seed,
             steps,
@@ -269,6 +278,14 @@ def _cross_entropy(logits, labels):
 
 def _accuracy(logits, labels):
     return (logits.argmax(-1) == labels).mean()
+
+
+def standardized(images: Any, scaling: Any) -> Any:
+    """Images of bytes in units of their mean and deviation; others as they are."""
+    if images.dtype != jnp.uint8 or scaling is None:
+        return images
+    mean, deviation = (jnp.asarray(each, jnp.float32) for each in scaling)
+    return (jnp.asarray(images, jnp.float32) - mean) / deviation
 
 
 class Batches(Sequence):
