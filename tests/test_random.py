@@ -41,8 +41,7 @@ def test_draws_are_parts_of_one_stream():
     assert len(np.unique(whole)) == 60
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("row", [1, 4, 256])
+@pytest.mark.parametrize(("bits", "row"), [(8, 1), (8, 256), (16, 4), (32, 256)])
 def test_every_leaf_has_its_place_in_the_stream(monkeypatch, bits, row):
     """Small leaves one after another, then every row of a large leaf in whole words."""
     monkeypatch.setattr(_random, "LARGE", 50)
@@ -90,19 +89,6 @@ def test_large_and_small_leaves_are_uncorrelated(implementation):
     assert np.abs(correlations).max() < 5 / np.sqrt(min(sizes))
 
 
-def on_one_cpu(program):
-    """What a program prints in a process that has one CPU device."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
-
-
 def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     program = """
     import jax, jax.numpy as jnp
@@ -137,7 +123,11 @@ def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     memory = [program.memory_analysis().temp_size_in_bytes for program in compiled]
     print(on_one_cpu(), *rounds[:2], *memory[2:], 4 * (300 * 300 + 5 * 300))
     """
-    one_cpu, alone, in_step, *memory, params = on_one_cpu(program)
+    one_cpu, alone, in_step, *memory, params = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        text=True,
+    ).split()
     plain, four_copies, one_relative, twelve_relative = map(int, memory)
     assert one_cpu == "True"
     assert int(alone) == int(in_step) > 13
