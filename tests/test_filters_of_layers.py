@@ -17,7 +17,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import equinox_filters, flax_filters, haiku_filters, stacked
+from smoothout_jax import equinox_filters, flax_filters, haiku_filters
 from smoothout_jax._trees import leaf_names
 from smoothout_jax.filters import numbering, raw_axes
 
@@ -217,72 +217,6 @@ FRAMEWORKS = {
 }
 
 
-class Gradient(nn.Module):
-    """A layer of Linen in a scan, applied to constant inputs."""
-
-    layer: nn.Module
-
-    @nn.compact
-    def __call__(self, x):
-        outputs = self.layer(jax.lax.stop_gradient(x))
-        return outputs, outputs
-
-
-def linen_scan(axis):
-    options = {"variable_axes": {"params": axis}, "split_rngs": {"params": True}}
-    return linen(nn.scan(Gradient, length=2, **options)(nn.Dense(3)), X)
-
-
-def nnx_stack(make, x):
-    stack = nnx.split_rngs(splits=2)(nnx.vmap(make, in_axes=0, out_axes=0))
-
-    def outputs(layers, x):
-        return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(layers, x)
-
-    return of_nnx(lambda rngs: stack(nnx.Rngs(0)), x, wanted=outputs)
-
-
-def equinox_stack(make, x):
-    layers = eqx.filter_vmap(make)(jax.random.split(KEY, 2))
-    outputs = eqx.filter_vmap(lambda layer: jax.vmap(layer)(x))
-    return equinox(lambda key: layers, wanted=outputs)
-
-
-def haiku_stack():
-    def layer(x, _):
-        outputs = hk.Linear(3)(jax.lax.stop_gradient(x))
-        return outputs, outputs
-
-    stack = hk.experimental.layer_stack(2, with_per_layer_inputs=True)
-    return haiku(lambda: lambda x: stack(layer)(x, ones(2))[1], X)
-
-
-# Of stacked layers: parameters and outputs; filters; axes of the outputs.
-STACKED = {
-    "linen Dense": (lambda: linen_scan(0), stacked(flax_filters), (0, -1)),
-    "linen Dense, axis 1": (
-        lambda: linen_scan(1),
-        stacked(flax_filters, axis=1),
-        (0, -1),
-    ),
-    "nnx Linear": (
-        lambda: nnx_stack(lambda rngs: nnx.Linear(3, 2, rngs=rngs), X),
-        stacked(flax_filters),
-        (0, -1),
-    ),
-    "nnx Embed": (
-        lambda: nnx_stack(lambda rngs: nnx.Embed(5, 3, rngs=rngs), TOKENS),
-        stacked(flax_filters),
-        (0, 1),
-    ),
-    "equinox Linear": (
-        lambda: equinox_stack(lambda key: eqx.nn.Linear(3, 2, key=key), X),
-        stacked(equinox_filters),
-        (0, -1),
-    ),
-    "haiku Linear": (haiku_stack, stacked(haiku_filters, "layer_stack"), (0, -1)),
-}
-
 # Modules without a kernel, or that hold those of others.
 COMMON = "BatchNorm GroupNorm LayerNorm RMSNorm PReLU Dropout Sequential SpectralNorm "
 FLAX = COMMON + "InstanceNorm Module RNN Bidirectional RNNCellBase "
@@ -351,39 +285,28 @@ def by_filter(counts, filters):
     return moved.reshape(number, len(counts), counts[0].size // number)
 
 
-def assert_filters(params, outputs, filter_axis, axes, leaves="", gates=1):
-    params = randomized(params)
-    counted = jax.tree.leaves(units_of(outputs, params, axes))
-    given = raw_axes(filter_axis, params)
-    seen = 0
-    for path, axes_of_leaf, counts in zip(
-        leaf_names(params), given, counted, strict=True
-    ):
-        # Weights of another part of the layer count for no unit.
-        if not re.search(leaves, path) or not counts.any():
-            continue
-        seen += 1
-        filters = numbering(axes_of_leaf, counts.shape[1:], path).filters
-        units = by_filter(counts, filters)
-        assert (units == units[..., :1]).all(), path  # all its weights are alike,
-        units = units[..., 0]
-        assert (units.sum(1) == 1).all(), path  # of one unit,
-        assert set(units.sum(0)) <= {1, gates}, path  # which has no other.
-    assert seen
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_filter_is_the_weights_that_one_output_depends_on(name):
     framework = name.split()[0]
     make, filters = FRAMEWORKS[framework]
     params, outputs = make(*LAYERS[name], wanted=OUTPUTS.get(name))
     axes = AXES.get(name, (0,) if framework == "equinox" else (-1,))
-    optional = LEAVES.get(name, ""), GATES.get(name, 1)
-    assert_filters(params, outputs, FILTERS.get(name, filters), axes, *optional)
     assert raw_axes("auto", params) == raw_axes(filters, params)
-
-
-@pytest.mark.parametrize("name", STACKED)
-def test_a_filter_of_stacked_layers_is_in_one_of_them(name):
-    make, filter_axis, axes = STACKED[name]
-    assert_filters(*make(), filter_axis, axes)
+    params = randomized(params)
+    counted = jax.tree.leaves(units_of(outputs, params, axes))
+    given = raw_axes(FILTERS.get(name, filters), params)
+    seen = 0
+    for path, axes_of_leaf, counts in zip(
+        leaf_names(params), given, counted, strict=True
+    ):
+        # Weights of another part of the layer count for no unit.
+        if not re.search(LEAVES.get(name, ""), path) or not counts.any():
+            continue
+        seen += 1
+        numbered = numbering(axes_of_leaf, counts.shape[1:], path).filters
+        units = by_filter(counts, numbered)
+        assert (units == units[..., :1]).all(), path  # all its weights are alike,
+        units = units[..., 0]
+        assert (units.sum(1) == 1).all(), path  # of one unit,
+        assert set(units.sum(0)) <= {1, GATES.get(name)}, path  # which has no other.
+    assert seen
