@@ -1,4 +1,4 @@
-"""Sharpness and landscapes of networks laid over devices, on axes of every kind."""
+"""Sharpness and landscapes of networks sharded over axes of every kind."""
 
 import functools
 from functools import partial
@@ -34,7 +34,7 @@ PARAMS = {
     },
     "head": jax.random.normal(jax.random.key(1), (4,)),
 }
-# Layers lie apart, as in a pipeline.
+# Layers are on different devices, as in a pipeline.
 SPECS = {
     "layers": {"kernel": jax.P("data", None, "model"), "bias": jax.P("data", None)},
     "head": jax.P("model"),
@@ -51,7 +51,7 @@ SAM = partial(sam_sharpness, rho=0.05, max_iterations=3)
 
 
 def whole(params):
-    """Weights on every device, as a user gathers them where axes are explicit."""
+    """Gathers the weights, as a user does on explicit axes."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return params
     assert jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, params) == SPECS

@@ -137,7 +137,7 @@ def test_noise_is_not_added_where_it_would_leave_the_range(dtype, radius):
         params, state = train(optimizer, steps=steps, params=start)
         held, at = (np.asarray(each, float).reshape(3, 8) for each in (params, start))
         assert np.all(np.isfinite(held))
-        # Inwards it is, and outwards it is not.
+        # Noise that points inwards is added.
         assert np.all(np.abs(held[:2]) <= most)
         assert 0 < np.mean(held[:2] == at[:2]) < 1
         perturbed |= np.any(held != at, axis=1)
@@ -149,7 +149,7 @@ def test_noise_is_not_added_where_it_would_leave_the_range(dtype, radius):
 
 
 def drift(dtype, radius, **options):
-    """RMS of what clean parameters move by in 1,000 steps at learning rate 0."""
+    """How far clean parameters move in 1,000 steps at learning rate 0, as an RMS."""
     optimizer = smoothout(optax.sgd(0.0), uniform(radius, **options), key=KEY)
     start = (0.05 * jax.random.normal(KEY, (40, 50))).astype(dtype)
 
@@ -189,7 +189,7 @@ def test_clean_parameters_never_drift_in_half_precision(measure, dtype):
 
 
 def test_noise_that_is_drawn_again_drifts_in_half_precision():
-    """By two roundings a step, as the documentation says."""
+    """By two roundings per step, as documented."""
     start = jnp.ones(1000, "bfloat16")
     optimizer = smoothout(optax.sgd(0.0), uniform(0.1), key=KEY, keep_noise=False)
     params, state = train(optimizer, steps=100, params=start)

@@ -1,4 +1,4 @@
-"""Random words are those of one stream, and a step draws them once."""
+"""Random words come from one stream, and a step draws them once."""
 
 import math
 import os
@@ -28,7 +28,7 @@ PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
     ],
 )
 def test_thirteen_rounds_are_those_of_the_authors_of_threefry(counter_and_key, words):
-    """The known answers that Random123 comes with."""
+    """Known answers from Random123."""
     x, y, *key = map(jnp.uint32, counter_and_key)
     assert tuple(map(int, _random.threefry(*key, x, y))) == words
 
@@ -43,7 +43,7 @@ def test_draws_are_parts_of_one_stream():
 
 @pytest.mark.parametrize(("bits", "row"), [(8, 1), (8, 256), (16, 4), (32, 256)])
 def test_every_leaf_has_its_place_in_the_stream(monkeypatch, bits, row):
-    """Small leaves one after another, then every row of a large leaf in whole words."""
+    """Small leaves in sequence, then every row of a large leaf in whole words."""
     monkeypatch.setattr(_random, "LARGE", 50)
     monkeypatch.setattr(_random, "ROW", row)
     shapes = [(7,), (9, 6), (3,), (2, 5, 9), (61,), (4, 4), (200,)]

@@ -175,7 +175,7 @@ def test_its_state_is_found_in_wrappers(name):
 
 
 def test_multi_steps_wrap_it():
-    """Four gradients, of which each pair is taken at the same parameters."""
+    """Four gradients, each pair of which is taken at the same parameters."""
     wrapped = optax.MultiSteps(msam(SGD, RHO), every_k_schedule=2)
     held, state = trained(wrapped, params_of())
     assert_close((msam_eval_params(state, held), held), by_hand(params_of(), steps=2))

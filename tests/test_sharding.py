@@ -1,4 +1,4 @@
-"""Parameters, batches and copies laid over devices: what they compute and send."""
+"""Parameters, batches and copies on several devices: what they compute and send."""
 
 import collections
 import contextlib
@@ -69,18 +69,18 @@ def make_mesh(data=4, model=2, kind=AxisType.Auto):
 
 
 def lay(mesh, tree, specs):
-    """A tree laid over a mesh by a spec for each leaf, or one for all."""
+    """Puts a tree on a mesh, by one spec for each leaf or for all."""
     laid = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return jax.device_put(tree, laid)
 
 
 def loss(params, x, y):
-    """The loss, with the layouts of its products, which explicit axes ask for."""
+    """The loss, with the shardings of its products, which explicit axes require."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return simple_loss(params, x, y)
 
     def gathered(leaf):
-        """As a user does it: weights that lie over the data are gathered for use."""
+        """Gathers weights that are sharded over the data, as a user does."""
         kept = [None if a == "data" else a for a in jax.typeof(leaf).sharding.spec]
         return jax.sharding.reshard(leaf, jax.P(*kept))
 
@@ -99,7 +99,7 @@ def simple_loss(params, x, y):
 
 
 def collectives(program):
-    """How often each collective is called, and on what shapes."""
+    """How often each collective is called on which shapes."""
     return collections.Counter(
         (operation, re.sub(r"\{[^}]*\}", "", shape))
         for shape, operation in re.findall(
@@ -129,7 +129,6 @@ def perturb(noise, key, params):
 
 @pytest.mark.parametrize("law", NOISES)
 def test_every_device_draws_its_part_alone(law):
-    """On axes of every kind: its part of the work, and of the noise of one device."""
     params = {
         "kernel": PARAMS["in"]["kernel"],
         "bias": PARAMS["in"]["bias"],
@@ -159,7 +158,7 @@ def test_every_device_draws_its_part_alone(law):
 
 @every_kind
 def test_noise_is_bit_for_bit_the_same_on_every_mesh(kind):
-    """Even of rows that do not divide into words: a word a weight is their bound."""
+    """Even for rows that do not divide into words, at up to one word per weight."""
     params = {"rows": jnp.zeros((8192, 24)), **PARAMS["in"]}
     both = ("data", "model")
     specs = {"rows": jax.P(None, both), "kernel": jax.P(*both), "bias": jax.P("model")}
@@ -178,7 +177,7 @@ def test_noise_is_bit_for_bit_the_same_on_every_mesh(kind):
 
 @pytest.mark.parametrize("kinds", [*KINDS, *MIXED])
 def test_noise_of_known_weights_lies_where_they_do(kinds):
-    """Where all, some or none of the axes are explicit."""
+    """With all, some or none of the axes explicit."""
     mesh, noise = make_mesh(kind=kinds), NOISES["uniform"]
     params = lay(mesh, PARAMS, LAYOUTS["both"])
     draw = functools.partial(noise, params=params)
@@ -198,7 +197,7 @@ def test_noise_of_known_weights_lies_where_they_do(kinds):
 
 @every_kind
 def test_noise_is_drawn_inside_a_map_over_an_axis(kind):
-    """Of a shard that lies over the other axis, and of weights from outside the map."""
+    """For a shard over the other axis, and for weights from outside the map."""
     mesh, noise = make_mesh(kind=kind), NOISES["uniform"]
     kernel = PARAMS["in"]["kernel"]
     half = kernel.astype("bfloat16")
@@ -239,7 +238,7 @@ def test_raw_keys_draw_what_typed_keys_draw_on_a_mesh(implementation):
 
 
 def gradient_step(value_and_grad):
-    """A function that makes a step, and its arguments, from laid parameters."""
+    """Returns a function of sharded parameters to a step and its arguments."""
 
     def make(params):
         def step(key, params, *batch):
@@ -312,7 +311,7 @@ def test_a_step_with_noise_sends_what_the_step_without_sends(name, kind):
 
 @pytest.mark.parametrize("num_copies", [1, 2])
 def test_a_step_on_explicit_axes_costs_what_it_costs_on_automatic_ones(num_copies):
-    """And as much memory, but for buffers that happen to be placed otherwise."""
+    """Memory may differ a little, because buffers are placed differently."""
     steps = [smoothout_step(num_copies)]
     for execution in ("scan", "vmap") if num_copies > 1 else ("auto",):
         options = {"num_copies": num_copies, "execution": execution}
@@ -411,7 +410,7 @@ def over_devices(value_and_grad):
 
 
 def test_a_copy_for_each_device_costs_what_data_parallelism_costs():
-    """The same collectives on the same bytes; the noise alone is computed besides."""
+    """The same collectives on the same bytes, and only the noise on top."""
 
     def data_parallel(key, params, *batch):
         own = jax.lax.pcast(params, "data", to="varying")
@@ -429,7 +428,7 @@ def test_a_copy_for_each_device_costs_what_data_parallelism_costs():
 
 
 def shapes_sent(program):
-    """Operations and shapes, one for each array that a collective sends."""
+    """The operation and shape of each array that a collective sends."""
     for operation, shapes in collectives(program):
         for shape in re.findall(r"\w+\[[\d,]*\]", shapes):
             yield operation, shape
@@ -439,7 +438,7 @@ def shapes_sent(program):
 
 
 def strided(block):
-    """Rows that split between eight copies, of every eighth row, as blocks do."""
+    """Reorders rows so that taking every eighth one yields the original blocks."""
     return block.reshape(8, 8, -1).swapaxes(0, 1).reshape(block.shape)
 
 
@@ -453,7 +452,7 @@ def strided(block):
     ids=["whole batch", "split batch"],
 )
 def test_copies_over_a_mesh_are_the_copies(kind, options, law, order, spec):
-    """And a batch that lies over the same axis is split where it lies."""
+    """A batch sharded over the same axis is split without moving rows."""
     fn = functools.partial(
         smoothout_value_and_grad, simple_loss, NOISES[law], **options
     )
@@ -470,7 +469,7 @@ def test_copies_over_a_mesh_are_the_copies(kind, options, law, order, spec):
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_copies_over_explicit_axes_take_any_key_and_leaves_of_any_size(implementation):
-    """Large leaves alone leave nothing to share, and small ones nothing to draw."""
+    """Without small leaves no draw is shared; without large ones none is separate."""
     noise, key = NOISES["uniform"], jax.random.key(7, impl=implementation)
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
     fn = smoothout_value_and_grad(
@@ -483,7 +482,7 @@ def test_copies_over_explicit_axes_take_any_key_and_leaves_of_any_size(implement
 
 
 def test_copies_stay_apart_in_a_loss_that_is_mapped_over_another_axis():
-    """Where every device would otherwise gather, and run, every copy."""
+    """Otherwise every device would gather and run every copy."""
 
     def layer(x, kernel):
         return jax.lax.psum(x @ kernel, "model")

@@ -52,12 +52,12 @@ every_case = pytest.mark.parametrize(("law", "layout", "check_vma"), CASES)
 
 
 def grads_of(params):
-    """Of a loss that is a sum over the weights, so that each shard has its own."""
+    """Gradients of a sum over the weights, so that each shard has its own."""
     return jax.tree.map(lambda leaf: leaf + jnp.cos(leaf), params)
 
 
 def whole(blocks, specs):
-    """Leaves put together from the blocks of all devices, which must agree on them."""
+    """Assembles leaves from the blocks of all devices, which must agree."""
 
     def put_together(like, blocks, spec):
         found = np.full(like.shape, np.nan)
@@ -76,7 +76,7 @@ def whole(blocks, specs):
 
 @functools.cache
 def run(law, layout, check_vma, **options):
-    """What every device has after each step, in which the clean parameters stay."""
+    """The results on every device after each step with learning rate 0."""
     axis_name, specs = LAYOUTS[layout]
     optimizer = smoothout(
         optax.sgd(0.0), LAWS[law], key=5, axis_name=axis_name, **options
@@ -115,7 +115,7 @@ def run(law, layout, check_vma, **options):
 
 @every_case
 def test_each_shard_has_noise_of_its_own(law, layout, check_vma):
-    """Leaves that are whole have the same everywhere, or could not be put together."""
+    """Replicated leaves get the same noise, or `whole` could not assemble them."""
     _, _, _, held = run(law, layout, check_vma, loss_rise=RISE)
     _, specs = LAYOUTS[layout]
     for name, blocks in held.items():
@@ -146,14 +146,14 @@ def test_the_norm_of_noise_is_that_of_a_whole_filter(law, layout, check_vma):
                 for leaf in (noise, np.float64(param))
             )
             np.testing.assert_allclose(size, scale * RADIUS * norm, rtol=1e-4)
-            # Which is shared out evenly, not by the norms of the shards.
+            # It is spread evenly, not by the norms of the shards.
             first, second = map(np.linalg.norm, np.split(noise, 2))
             assert noise.ndim == 1 or 1 / 3 < first / second < 3
 
 
 @every_case
 def test_the_rise_is_that_of_all_shards_together(law, layout, check_vma):
-    """On every shard, as one device finds it from all noise and gradients."""
+    """Every shard finds the rise that one device finds from all noise and gradients."""
     held, _, scales, _ = run(law, layout, check_vma, loss_rise=RISE)
     np.testing.assert_array_equal(scales, np.broadcast_to(scales[0], scales.shape))
     rule, state = LossRise(RISE), init_loss_rise()

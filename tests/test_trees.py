@@ -1,4 +1,4 @@
-"""Trees of parameters of every framework: paths, layers, and trees that are alike."""
+"""Trees of parameters of every framework: paths, layers and comparison."""
 
 import dataclasses
 import re
