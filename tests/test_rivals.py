@@ -73,19 +73,51 @@ def by_hand(params, steps=4, rho=RHO, decay=0.0):
     return params, held
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
-def test_its_steps_are_those_of_the_algorithm(dtype):
+SCHEDULED = optax.inject_hyperparams(optax.sgd)(0.1, momentum=0.9)
+NOISY = optax.chain(SGD, optax.add_noise(0.0, 1.0, jax.random.key(0)))
+# Optimizers, and what makes their steps others than those of SGD.
+STEPS = {
+    "alone": (msam(SGD, RHO), {}),
+    "weight decay": (
+        msam(optax.chain(optax.add_decayed_weights(0.5), SGD), RHO),
+        {"decay": 0.5},
+    ),
+    "chain": (optax.chain(optax.identity(), msam(SGD, RHO)), {}),
+    "scheduled": (optax.inject_hyperparams(msam)(SGD, rho=lambda step: RHO), {}),
+    "scheduled inside": (msam(SCHEDULED, RHO), {}),
+    "keys in the state": (msam(NOISY, RHO), {}),
+    # Four gradients, each pair of which is taken at the same parameters.
+    "multi steps": (optax.MultiSteps(msam(SGD, RHO), 2), {"steps": 2}),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_its_steps_are_those_of_the_algorithm(name):
+    optimizer, options = STEPS[name]
+    held, state = trained(optimizer, params_of())
+    clean = msam_eval_params(state, held)
+    assert_close((clean, held), by_hand(params_of(), **options))
+
+
+def test_complex_parameters_are_perturbed_by_their_modulus():
     params = jax.tree.map(lambda p: p * (1 + 0.5j), params_of())
-    params = params if dtype == jnp.complex64 else params_of()
     held, state = trained(msam(SGD, RHO), params)
     assert_close((msam_eval_params(state, held), held), by_hand(params))
 
 
-def test_weight_decay_inside_acts_on_the_clean_parameters():
-    optimizer = msam(optax.chain(optax.add_decayed_weights(0.5), SGD), RHO)
-    held, state = trained(optimizer, params_of())
+@pytest.mark.parametrize("other", [True, False], ids=["multi_transform", "masked"])
+def test_it_trains_some_parameters_only(other):
+    params = params_of()
+    optimizer = optax.masked(msam(SGD, RHO), {"mu": True, "trace": False})
+    if other:
+        labels = {name: name for name in params}
+        transforms = {"mu": msam(SGD, RHO), "trace": msam(OPTIMIZERS["adamw"], RHO)}
+        optimizer = optax.multi_transform(transforms, labels)
+    held, state = trained(optimizer, params)
     clean = msam_eval_params(state, held)
-    assert_close((clean, held), by_hand(params_of(), decay=0.5))
+    expected = by_hand({"mu": params["mu"]})
+    assert_close((clean["mu"], held["mu"]), tuple(p["mu"] for p in expected))
+    assert jnp.allclose(clean["trace"], held["trace"]) != other
 
 
 @pytest.mark.parametrize(
@@ -143,42 +175,6 @@ def test_runs_with_several_strengths_train_side_by_side():
     for index, rho in enumerate([0.1, RHO]):
         found = jax.tree.map(lambda leaf, index=index: leaf[index], (clean, held))
         assert_close(found, by_hand(params_of(), rho=rho))
-
-
-LABELS = {"mu": "ours", "trace": "other"}
-WRAPPERS = {
-    "chain": lambda: optax.chain(optax.identity(), msam(SGD, RHO)),
-    "multi_transform": lambda: optax.multi_transform(
-        {"ours": msam(SGD, RHO), "other": msam(OPTIMIZERS["adamw"], RHO)}, LABELS
-    ),
-    "masked": lambda: optax.masked(msam(SGD, RHO), {"mu": True, "trace": False}),
-    "scheduled": lambda: optax.inject_hyperparams(msam)(SGD, rho=lambda step: RHO),
-    "inside": lambda: msam(optax.inject_hyperparams(optax.sgd)(0.1, momentum=0.9), RHO),
-    "keys in the state": lambda: msam(
-        optax.chain(SGD, optax.add_noise(0.0, 1.0, jax.random.key(0))), RHO
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_its_state_is_found_in_wrappers(name):
-    params = params_of()
-    held, state = trained(WRAPPERS[name](), params)
-    clean = msam_eval_params(state, held)
-    if name in ("multi_transform", "masked"):
-        alone = {"mu": params["mu"]}
-        assert_close((clean["mu"], held["mu"]), tuple(p["mu"] for p in by_hand(alone)))
-        is_trained = name == "multi_transform"
-        assert jnp.allclose(clean["trace"], held["trace"]) != is_trained
-    else:
-        assert_close((clean, held), by_hand(params))
-
-
-def test_multi_steps_wrap_it():
-    """Four gradients, each pair of which is taken at the same parameters."""
-    wrapped = optax.MultiSteps(msam(SGD, RHO), every_k_schedule=2)
-    held, state = trained(wrapped, params_of())
-    assert_close((msam_eval_params(state, held), held), by_hand(params_of(), steps=2))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
