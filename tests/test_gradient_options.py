@@ -155,4 +155,8 @@ def test_signatures_show_every_option_with_its_default(transform):
         assert options[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert transform(squares, NOISE, **{name: options[name].default})
         assert re.search(rf"^ +{name}: ", documented, re.M)
-    assert ("loss_rise" in options) == (transform is smoothout_value_and_grad)
+
+
+def test_smooth_takes_no_rise():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss_rise'"):
+        smooth(squares, NOISE, loss_rise=0.1)
