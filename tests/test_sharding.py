@@ -185,14 +185,16 @@ def test_noise_of_known_weights_lies_where_they_do(kinds):
         eager, compiled = draw(KEY), jax.jit(draw)(KEY)
         # One key does not divide over the devices.
         over_keys = jax.vmap(draw)(KEY[None])
-        program = compile_on(mesh, functools.partial(perturb, noise), KEY, params)
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[0], over_keys), eager)
     for drawn in (eager, compiled):
         if kinds in KINDS:
             expect_laid(drawn, LAYOUTS["both"])
         chex.assert_trees_all_equal(drawn, jax.jit(noise)(KEY, PARAMS))
-    alone = jax.jit(functools.partial(perturb, noise)).lower(KEY, PARAMS).compile()
-    assert cost(program)[0] < 1.2 * cost(alone)[0] / 8 + 3e4
+    whole, own = (
+        compile_on(mesh, functools.partial(perturb, noise), KEY, tree["in"]["kernel"])
+        for tree in (PARAMS, params)
+    )
+    assert cost(own)[0] < 1.1 * cost(whole)[0] / 8
 
 
 @every_kind
