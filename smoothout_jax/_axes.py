@@ -1,4 +1,4 @@
-"""What the pictures share: checks of what they are given, colours, scales, labels."""
+"""What the plots share: checks of their inputs, colours, scales and labels."""
 
 import itertools
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from smoothout_jax._grid import Landscape
 
 Units = Mapping[str, str]
 
-# The colours of Okabe and Ito: each method has one in every picture, and networks of
-# other names take them in turn.
+# The colours of Okabe and Ito. A method has the same one in every plot; networks with
+# other names take the free ones in turn.
 METHOD_COLORS = {
     "SGD": "#000000",
     "SmoothOut": "#56b4e9",
@@ -34,7 +34,7 @@ def by_name(results) -> dict[str, Any]:
 
 
 def network_colors(networks, colors: Mapping[str, str] | None) -> dict[str, str]:
-    """The colour of each network: the one given, its method's, or one not yet taken."""
+    """The colour of each network: the given one, its method's, or a free one."""
     known = METHOD_COLORS | dict(colors or {})
     taken = {known[name] for name in networks if name in known}
     free = [color for color in PALETTE if color not in taken] or PALETTE
@@ -74,7 +74,7 @@ def new_axes(**options):
 
 
 def quantity_of(name: str) -> str:
-    """The quantity of a name, without the data set: `"loss"` of `"train loss"`."""
+    """The quantity in a name, without the data set: `"loss"` in `"train loss"`."""
     return name.split()[-1]
 
 
@@ -85,7 +85,7 @@ def default_metric(names) -> str | None:
 
 
 def draw_quantity(ax, curve, quantity, network, color) -> None:
-    """One line for each data set; a metric's has markers."""
+    """Draws a line for each data set, with markers if it shows a metric."""
     names = [name for name in curve.values if quantity_of(name) == quantity]
     for name, style in zip(names, LINE_STYLES, strict=False):
         ax.plot(
@@ -113,10 +113,10 @@ def surface_values(surface, quantity: str | None):
 
 
 def color_norm(values, norm=None):
-    """Colours of all the values: on a logarithmic scale where they spread far."""
+    """The colour scale of all values, logarithmic if they span more than a decade."""
     colors = require("matplotlib.colors", "sharpness")
     if norm is not None:
-        check_kind(colors.Normalize, "one of matplotlib.colors", norm=norm)
+        check_kind(colors.Normalize, "a norm of matplotlib.colors", norm=norm)
         return norm
     low = min(np.nanmin(array) for array in values)
     high = max(np.nanmax(array) for array in values)
@@ -127,7 +127,7 @@ def color_norm(values, norm=None):
 
 
 def drawn_values(surface, quantity: str | None, rise: float | None):
-    """The name of a quantity, and its values or, if asked for, its rises."""
+    """The name of a quantity, and its values, or its rises above the minimum."""
     quantity, values = surface_values(surface, quantity)
     if rise is None:
         return quantity, values
@@ -136,7 +136,7 @@ def drawn_values(surface, quantity: str | None, rise: float | None):
 
 
 def drawn_norm(values, rise: float | None, norm=None):
-    """Colours of all the values: those of rises stop at ten times that of interest."""
+    """The colour scale of all values; that of rises ends at ten times `rise`."""
     if rise is None or norm is not None:
         return color_norm(values, norm)
     highest = max(np.nanmax(array) for array in values)
@@ -149,7 +149,7 @@ def drawn_label(quantity: str, units: Units | None, rise: float | None) -> str:
 
 
 def show_all(axes, landscapes) -> None:
-    """Lets all the axes show the same part of the plane."""
+    """Makes all axes show the same part of the plane."""
     for index, set_limits in enumerate(("set_xlim", "set_ylim")):
         points = np.concatenate([each.points[index] for each in landscapes])
         for ax in axes:
@@ -157,20 +157,20 @@ def show_all(axes, landscapes) -> None:
 
 
 def share_of_plane(surface, inside) -> float:
-    """How much of the plane some points stand for, in percent."""
+    """The share of the plane that some points represent, in percent."""
     first, second = (_widths(points) for points in surface.points)
     areas = first[:, None] * second
     return 100 * float(np.sum(areas * inside) / np.sum(areas))
 
 
 def _widths(points: np.ndarray) -> np.ndarray:
-    """The lengths of the line that are nearest to each of the points."""
+    """The length of the line that is nearest to each point."""
     middles = (points[1:] + points[:-1]) / 2
     return np.diff(np.concatenate([points[:1], middles, points[-1:]]))
 
 
 def colorbar_ends(norm, values) -> str:
-    """Which end of the scale of colours some values lie beyond, up to rounding."""
+    """Which ends of the colour scale the values exceed, up to rounding."""
     slack = 1e-6 * (norm.vmax - norm.vmin)
     below = np.nanmin(values) < norm.vmin - slack
     above = np.nanmax(values) > norm.vmax + slack
@@ -185,7 +185,7 @@ def with_unit(name, units: Units | None) -> str:
 
 
 def scale_of_colors(norm):
-    """What tells the colour of a value."""
+    """Maps values to colours."""
     mappable = require("matplotlib.cm", "sharpness").ScalarMappable
     return mappable(norm, "viridis")
 
@@ -202,6 +202,6 @@ def add_colorbar(filled, axes, label: str) -> None:
 
 
 def label_x(ax, label: str, landscapes) -> None:
-    """Labels the axis, and says below it what the landscapes note."""
+    """Labels the axis, with the notes of the landscapes below."""
     notes = dict.fromkeys(each.note for each in landscapes if each.note)
     ax.set_xlabel("\n".join((label, *notes)))

@@ -117,7 +117,7 @@ def loss(**values: Any) -> None:
 def prng_key(key: Any, alone: bool = False) -> None:
     """Requires one PRNG key, typed (`jax.random.key`) or raw (`PRNGKey`).
 
-    It may have been given `alone`, as the step of a schedule is.
+    With `alone`, it is the only argument given, as the step of a schedule is.
     """
     typed, hint = False, ""
     if isinstance(key, (jax.Array, np.ndarray)):
@@ -156,7 +156,7 @@ def arrays(**trees: Any) -> None:
 
 
 def _described_leaf(leaf: Any, name: str, tree: Any) -> str:
-    """What a leaf is that is not an array, and what to pass instead."""
+    """Describes a leaf that is not an array, and says what to pass instead."""
     is_hijax = "HijaxVariable" in classes(leaf, "flax")
     if isinstance(leaf, jax.Ref) or is_hijax or is_traced(leaf):
         return (
@@ -175,7 +175,7 @@ def classes(value: Any, package: str) -> set[str]:
 
 
 def has_class(tree: Any, package: str) -> bool:
-    """Whether a node of a tree is of a class that a package defines."""
+    """Whether a tree contains a node whose class a package defines."""
 
     def is_of_package(node):
         return bool(classes(node, package))

@@ -1,4 +1,4 @@
-"""The perturbed copies of a network: what each of them gets, and their mean."""
+"""Perturbed copies of a network: the inputs of each, and the mean over all."""
 
 import dataclasses
 import functools
@@ -19,37 +19,37 @@ from smoothout_jax._trees import Params, accumulator_dtype, add_noise, leaf_name
 from smoothout_jax.loss_rise import LossRise, LossRiseState, rise_of
 from smoothout_jax.masks import untrained_kinds
 
-# Beyond, compiling the copies takes minutes for a large network.
+# Compiling more copies of a large network takes minutes.
 MAX_UNROLLED = 16
 # Flax's collection of fp8 scales, whose "gradients" are their next values.
 OVERWRITTEN = "_overwrite_with_gradient"
 
-# A tree that is computed once, apart from what reads it.
+# Computes a tree once, separately from the code that reads it.
 written = apart(lambda tree: tree)
 
 
 class Copy(NamedTuple):
-    """What a copy has of its own; of several copies, along a leading axis."""
+    """The inputs of one copy, or of several along a leading axis."""
 
     key: jax.Array
-    # Of the noise: negative for the second of a pair, 0 for the clean copy.
+    # Multiplies the noise: negative for the second of a pair, 0 for the clean copy.
     factor: np.ndarray | jax.Array
     weight: np.ndarray
-    # Arguments of the function averaged, by position.
+    # Arguments of the averaged function, by position.
     args: dict[int, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Copies(Options):
-    """The means that the options describe."""
+    """Computes the means that the options describe."""
 
     def mean_gradients(
         self, fn: Callable, rise: LossRiseState | None, key, params, args, step=None
     ) -> tuple[tuple[Any, Params], Any, LossRiseState | None]:
-        """Averages gradients, under noise that holds the rise if its state is given.
+        """Averages gradients, with noise that holds the rise if its state is given.
 
-        Of a function `fn(params, *args)` to `(value, grads)` and auxiliary outputs.
-        Returns the mean, the auxiliary outputs, and the next state.
+        `fn(params, *args)` returns `(value, grads)` and auxiliary outputs. Returns the
+        mean, the auxiliary outputs, and the next state.
         """
         held = None
         if self.loss_rise is not None and rise is not None:
@@ -65,7 +65,7 @@ class Copies(Options):
         scale = None if rise is None else rise.noise_scale
         (mean, seen), aux = self.mean(with_rise, key, params, args, step, scale)
         if held is not None and rise is not None:
-            # The clean copy sees none.
+            # The clean copy has no noise, and so no rise.
             rise = held.observed(rise, seen / (1 - self.clean_weight))
         return mean, aux, rise
 
@@ -74,8 +74,8 @@ class Copies(Options):
     ) -> tuple[Any, Any]:
         """The weighted mean of a function over the copies, and its auxiliary outputs.
 
-        Of a function `fn(params, noise, *args)` to a pair of them. The noise is that of
-        a copy, if there is a `scale` to multiply it by, and else `None`.
+        `fn(params, noise, *args)` returns a result and auxiliary outputs. Its noise is
+        the copy's, multiplied by `scale`; without a `scale` it is `None`.
         """
         over_devices = self.axis_name is not None
         if self.total > 1 or over_devices:
@@ -97,7 +97,7 @@ class Copies(Options):
 
         stacks = self.aux == "stack" or callable(self.aux)
         if self.total == 1 and not (over_devices or self.spmd_axis_name or stacks):
-            # The auxiliary outputs may be anything, as without copies.
+            # Auxiliary outputs may be of any type, as without copies.
             copy = jax.tree.map(lambda a: a[0], copies)
             return call(perturb(params, copy), copy.args)
 
@@ -143,7 +143,7 @@ class Copies(Options):
 
     def _all(self, key: jax.Array, args: Sequence[Any], scale: Any) -> Copy:
         """All copies, with their noise scaled and their parts of the arguments."""
-        # Split, not folded once more: unsafe_rbg keys fold alike in either order.
+        # Split instead of folding again: unsafe_rbg keys fold alike in either order.
         keys = jax.random.split(key, self.total) if self.total > 1 else key[None]
         factors = np.ones(self.total, np.float32)
         if self.antithetic:
@@ -168,7 +168,7 @@ class Copies(Options):
         return Copy(keys, factors if scale is None else factors * scale, weights, own)
 
     def _rows(self, name: str, path, leaf) -> jax.Array:
-        """The rows of a leaf, those of each copy along a new leading axis."""
+        """The rows of a leaf, grouped by copy along a new leading axis."""
         first, *others = jnp.shape(leaf) or ("no",)
         if first == "no" or first % self.total:
             raise ValueError(
@@ -193,7 +193,7 @@ class Copies(Options):
         self, step: Any, scale: jax.Array | None, params: Params, copy: Copy
     ) -> tuple[Params, Params | None]:
         """The parameters of one copy, and its noise if that is scaled."""
-        # Without a step of ours, the noise may have one bound by functools.partial.
+        # If we have no step, functools.partial may have bound one to the noise.
         steps = () if step is None else (step,)
         noise = self.noise(copy.key, params, *steps)
         if self.antithetic or self.clean_weight or scale is not None:
@@ -210,9 +210,9 @@ class Copies(Options):
 
 
 def _sum(execution, size: int, run, params: Params, copies: Copy) -> tuple[Any, Any]:
-    """The weighted sum of the first results of copies, and the second, stacked.
+    """The weighted sum of the copies' results, and their auxiliary outputs, stacked.
 
-    Those are returned by `run(params, copies)`, of one copy or of `size` at once.
+    `run(params, copies)` returns both, for one copy or for `size` at once.
     """
 
     def weighted(params, copies):
@@ -241,7 +241,7 @@ def _sum(execution, size: int, run, params: Params, copies: Copy) -> tuple[Any, 
         for i in range(len(copies.weight)):
             copy = jax.tree.map(lambda a, i=i: a[i], copies)
             if i > 0:
-                # It waits for the one before: the memory of both is the same.
+                # Wait for the previous copy, so that both use the same memory.
                 params, total, key = written((params, total, copy.key))
                 copy = copy._replace(key=key)
             summand, aux, result = weighted(params, copy)
@@ -255,7 +255,7 @@ def _run(perturb, call, at_once: bool, params: Params, copies: Copy) -> tuple[An
     """Runs one copy, or several at once."""
     if not at_once:
         return call(perturb(params, copies), copies.args)
-    # A loop draws the noise: under vmap, rbg keys would draw another.
+    # Draw the noise in a loop: under vmap, rbg keys would draw other noise.
     perturbed = jax.lax.map(functools.partial(perturb, params), copies)
     return jax.vmap(call)(perturbed, copies.args)
 
@@ -266,14 +266,14 @@ def _over_mesh(perturb, call, axis: str | tuple[str, ...], total: int) -> Callab
     names = (axis,) if isinstance(axis, str) else axis
     if missing := [name for name in names if name not in mesh.axis_names]:
         raise ValueError(
-            f"spmd_axis_name: the mesh has no axis {missing[0]!r}, but"
-            f" {mesh.axis_names}; set it by jax.set_mesh(mesh)"
+            f"spmd_axis_name: the mesh has no axis {missing[0]!r}, only"
+            f" {mesh.axis_names}; set it with jax.set_mesh(mesh)"
         )
     devices = math.prod(mesh.shape[name] for name in names)
     if total % devices:
         raise ValueError(
-            f"spmd_axis_name: the {total} copies do not divide over the {devices}"
-            f" devices of {axis!r}"
+            f"spmd_axis_name: the {total} copies do not divide evenly over the"
+            f" {devices} devices of {axis!r}"
         )
     explicit = AxisType.Explicit in mesh.axis_types
     lay = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
@@ -295,7 +295,7 @@ def _over_mesh(perturb, call, axis: str | tuple[str, ...], total: int) -> Callab
 
 
 def _weigh(weight, result: Any) -> Any:
-    """The weighted result of one copy, or sum over several, in float32 at least."""
+    """The weighted result of one copy, or sum over several, in at least float32."""
 
     def weigh(leaf):
         leaf = leaf.astype(accumulator_dtype(leaf.dtype))
@@ -308,7 +308,7 @@ def _weigh(weight, result: Any) -> Any:
 
 
 def _times(factor, noise: jax.Array) -> jax.Array:
-    """Noise times a factor, in float32 at least; integers are kept, or dropped by 0."""
+    """Noise times a factor, in at least float32; integers are kept, or zeroed by 0."""
     dtype, scaled = jnp.result_type(noise), noise
     if _checks.is_inexact(noise):
         wide = accumulator_dtype(dtype)
@@ -317,14 +317,14 @@ def _times(factor, noise: jax.Array) -> jax.Array:
 
 
 def _refuse_overwritten(params: Params) -> None:
-    """Raises ValueError if gradients of some params are next values, not slopes."""
+    """Raises ValueError if some "gradients" are next values, which have no mean."""
     rows = zip(leaf_names(params), untrained_kinds(params), strict=True)
     if any(OVERWRITTEN in (kind, *name.split("/")) for name, kind in rows):
         raise ValueError(
-            f"params holds Flax's collection {OVERWRITTEN!r}, whose gradients are its"
-            " next values, which must not be averaged over copies: set num_copies=1, or"
-            " differentiate with respect to 'params' alone and pass the collection as"
-            " another argument"
+            f"params contains Flax's collection {OVERWRITTEN!r}, whose gradients are"
+            " its next values, which must not be averaged over copies: set num_copies=1"
+            ", or differentiate with respect to 'params' alone and pass the collection"
+            " as another argument"
         )
 
 
@@ -332,17 +332,19 @@ def _as_outputs(name: str, averaged: bool, tree: Any) -> Any:
     """Outputs as arrays that copies can average, or stack."""
 
     def as_array(path, leaf):
-        told = f"{name}{jax.tree_util.keystr(path)} of fun is {_checks.describe(leaf)}"
+        described = (
+            f"{name}{jax.tree_util.keystr(path)} of fun is {_checks.describe(leaf)}"
+        )
         try:
             leaf = jnp.asarray(leaf)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"{told}, which several copies can neither average nor stack: return"
-                " arrays, or set num_copies=1"
+                f"{described}, which several copies can neither average nor stack:"
+                " return arrays, or set num_copies=1"
             ) from error
         if averaged and not _checks.is_inexact(leaf):
             raise TypeError(
-                f"{told}, which has no mean over copies; return it as an auxiliary"
+                f"{described}, which has no mean over copies; return it as an auxiliary"
                 " output, with aux='first' or aux='stack'"
             )
         return leaf

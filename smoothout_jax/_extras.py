@@ -1,10 +1,10 @@
-"""What is installed by an extra: imported where it is used, or told by name."""
+"""Optional dependencies: imported where used, or an error that names the extra."""
 
 import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# What shows progress in the place of tqdm, the last one; called as `progress` is.
+# Replacements for tqdm, of which the last is used; called like `progress`.
 SHOWN_BY: list[Callable[..., Any]] = []
 
 
@@ -22,9 +22,9 @@ def require(module: str, extra: str) -> Any:
 def progress(
     description: str, items: Iterable[Any] | None = None, total: int | None = None
 ) -> Any:
-    """A progress bar that shows once it has run for two seconds, if tqdm is installed.
+    """A progress bar that appears after two seconds, if tqdm is installed.
 
-    It is an iterable of the items. Without them, call its `update()` and `close()`.
+    Iterate over it or, without items, call its `update()` and `close()`.
     """
     if SHOWN_BY:
         return SHOWN_BY[-1](description, items, total)
@@ -36,7 +36,7 @@ def progress(
 
 
 class _NoBar:
-    """What stands in for a progress bar."""
+    """Shows nothing, in place of a progress bar."""
 
     def __init__(self, items: Iterable[Any] | None):
         self._items = () if items is None else items

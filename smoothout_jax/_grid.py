@@ -1,4 +1,4 @@
-"""Quantities on a grid of points, and the file that they are kept in."""
+"""Quantities on a grid of points, and the file that stores them."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ class Landscape:
         values: quantities by name, such as `"loss"` or `"test accuracy"`, float64, in
             the shape of the grid: (points,) or (points, points). NaN where they are
             not finite.
-        note: what pictures should say of it.
+        note: text that plots show.
     """
 
     points: tuple[np.ndarray, ...]
@@ -34,22 +34,22 @@ class Landscape:
     note: str = ""
 
     def save(self, path: Any) -> None:
-        """Writes it to a file, `.npz`, whole or not at all."""
+        """Writes it to an `.npz` file, completely or not at all."""
         _write(Path(path), self, np.ones(_shape(self.points), bool), "")
 
     @classmethod
     def load(cls, path: Any) -> "Landscape":
-        """Reads one that was saved, or written by `loss_curve` or `loss_surface`.
+        """Reads a file that `save`, `loss_curve` or `loss_surface` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file holds something else, is damaged or unfinished.
+            ValueError: if the file is not a landscape, damaged or unfinished.
         """
         landscape, done, _ = _read(Path(path))
         if not done.all():
             raise ValueError(
-                f"{path} is unfinished: {done.sum()} of {done.size} points; go on with"
-                " the call that wrote it"
+                f"{path} is unfinished: {done.sum()} of {done.size} points;"
+                " continue with the call that wrote it"
             )
         return landscape
 
@@ -66,14 +66,14 @@ def evaluate_grid(
     Args:
         evaluate: function of a point's coordinates to the quantities by name.
         points: coordinates along each axis, finite and increasing.
-        note: what pictures should say.
-        path: file to keep what is done in, and to go on from; or `None`.
-        place: tree of the arrays that, with the points, tell this grid from others.
+        note: text that plots show.
+        path: file that stores finished points, to continue from; or `None`.
+        place: tree of arrays that, with the points, identify this grid.
 
     Raises:
         OSError: if no file can be written there.
-        ValueError: if the points are not as they should be, or the file is damaged or
-            belongs to another landscape.
+        ValueError: if the points are invalid, or the file is damaged or belongs to
+            another landscape.
     """
     points = tuple(_check_points(axis) for axis in points)
     path = None if path is None else check_writable(path)
@@ -110,7 +110,7 @@ def evaluate_grid(
 
 
 def _resume(path, blank, first, fingerprint):
-    """Reads the file; raises ValueError if it is that of another landscape."""
+    """Reads the file; raises ValueError if it belongs to another landscape."""
     landscape, done, written = _read(path)
     corner = (0,) * done.ndim
     start = {name: values[corner] for name, values in landscape.values.items()}

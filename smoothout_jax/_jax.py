@@ -1,4 +1,4 @@
-"""What this package takes from JAX's private, extended and experimental parts.
+"""What this package uses of JAX's private, extended and experimental APIs.
 
 Each has a public successor, named here, and a test that fails when JAX drops it.
 """
@@ -15,11 +15,11 @@ from jax.interpreters import partial_eval
 
 
 def apart(fn: Callable[..., Any], *static_argnames: str) -> Callable[..., Any]:
-    """A jitted function whose results are computed once, and kept.
+    """Jits a function so that its results are computed once and stored.
 
-    XLA fuses cheap arithmetic into all that reads it, and computes it again for each
-    element read: the noise of a bias once for every activation. A barrier stops it;
-    on CPU, where XLA drops barriers, a call that is not inlined does.
+    XLA fuses cheap arithmetic into everything that reads it, and computes it again for
+    each element read: the noise of a bias once for every activation. A barrier prevents
+    that; on CPU, where XLA drops barriers, a call that is not inlined does.
 
     Successor: `jax.jit(inline=jax.Inline.NEVER)`, from JAX 0.11.
     """
@@ -35,7 +35,7 @@ def apart(fn: Callable[..., Any], *static_argnames: str) -> Callable[..., Any]:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is known to the compiled program alone.
+    """Whether a value is known only when the compiled program runs.
 
     Successor: `jax.core.Tracer` is public, but its module is not meant to stay.
     """
@@ -48,7 +48,7 @@ def on_one_cpu() -> bool:
 
 
 def on_one_gpu() -> bool:
-    """Whether the only device is a single GPU, which starts each kernel anew."""
+    """Whether the only device is a single GPU, where starting a kernel is slow."""
     return jax.default_backend() == "gpu" and jax.device_count() == 1
 
 

@@ -1,4 +1,4 @@
-"""PRNG keys in a state: kept as their data, from which the key of each step is folded.
+"""PRNG keys in optimizer states: stored as data, with the step folded in when used.
 
 Typed keys in an optimizer's state break many checkpointers and wrappers.
 """
@@ -16,12 +16,12 @@ def implementation(key: jax.Array) -> Any:
 
 
 def key_data(key: jax.Array) -> jax.Array:
-    """The data of a key: plain integers in a buffer of their own."""
+    """The data of a key: plain integers in their own buffer."""
     return jnp.array(key if implementation(key) is None else jax.random.key_data(key))
 
 
 def fold(impl: Any, data: jax.Array, count: Any) -> jax.Array:
-    """The key of one step, of an implementation, from the data in a state."""
+    """The key of one step, from the implementation and the data of a key."""
     key = jnp.asarray(data)
     if impl is not None:
         key = jax.random.wrap_key_data(key, impl=impl)

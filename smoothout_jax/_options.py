@@ -35,27 +35,27 @@ class SharedOptions(TypedDict, total=False):
         clean_weight: weight λ in [0, 1) of the gradient at θ itself, in
             λ · clean + (1 - λ) · noisy, as RWP mixes them.
         execution: how the copies run; the results are the same to rounding. `"vmap"`
-            runs them together, in the memory of all; `"scan"` one after another, in
-            the memory of one; `"unroll"` does the same without a loop, which takes
-            longest to compile. `"auto"` chooses `"unroll"` for up to 16 copies, then
-            `"scan"`: on CPU, convolutions are many times slower in a loop or under
+            runs them together, in the memory of all; `"scan"` runs them one after
+            another, in the memory of one; `"unroll"` does so without a loop, which
+            takes longest to compile. `"auto"` chooses `"unroll"` for up to 16 copies,
+            then `"scan"`: on CPU, convolutions are many times slower in a loop or under
             `"vmap"`, as docs/performance shows. On accelerators it chooses `"vmap"` for
-            a split batch, which takes no more memory than a plain step (unmeasured).
+            a split batch, which uses no more memory than a plain step (unmeasured).
         chunk_size: number of copies vmapped together inside a scan; it divides the
             number of copies. Implies `execution="scan"`.
         axis_name: name, or names, of the mapped axis of devices inside `jax.shard_map`
             (or `jax.vmap`). Each device draws noise of its own; the value, the
             gradients and `"mean"` or `"clean"` auxiliary outputs are averaged over the
-            axis. Other auxiliary outputs stay each device's own.
-        spmd_axis_name: name, or names, of the mesh axis that the copies are laid over
-            under `jax.jit`, with the mesh set by `jax.set_mesh`; as many copies as
-            devices, or a multiple, run together. A batch is split into blocks, the m-th
-            for copy m, so that one sharded over the axis stays where it is. Excludes
-            `axis_name`, `chunk_size`, and every `execution` but `"vmap"`.
-        compute_dtype: dtype that the function gets the real floating parameters in,
-            such as `jnp.bfloat16` for a network that computes in half precision from
-            parameters in float32. Those are perturbed in their own dtype and rounded
-            once. Gradients come back in the dtypes of the parameters.
+            axis. Other auxiliary outputs remain separate on each device.
+        spmd_axis_name: name, or names, of the mesh axis over which the copies run
+            together under `jax.jit`, with the mesh set by `jax.set_mesh`. The number of
+            copies is a multiple of that of the devices. A batch is split into blocks,
+            the m-th for copy m, so that one sharded over the axis stays where it is.
+            Excludes `axis_name`, `chunk_size`, and every `execution` but `"vmap"`.
+        compute_dtype: dtype to which real floating parameters are cast for the
+            function, such as `jnp.bfloat16` for a network that computes in half
+            precision from parameters in float32. They are perturbed in their own dtype
+            and rounded once. Gradients have the dtypes of the parameters.
     """
 
     num_copies: int
@@ -69,18 +69,18 @@ class SharedOptions(TypedDict, total=False):
 
 
 class SmoothOptions(SharedOptions, total=False):
-    """The options of `smooth` and `smoothout_value_and_grad`, beside `SharedOptions`.
+    """Options of `smooth` and `smoothout_value_and_grad` besides `SharedOptions`.
 
     Attributes:
-        has_aux: whether `fun` returns a pair, the second of which is auxiliary.
+        has_aux: whether `fun` returns a pair whose second element is auxiliary.
         batch_argnums: positions of the arguments, trees of arrays, that are split
             between the copies along their leading axis: of C copies, copy m takes the
             rows m, m + C, m + 2C, …, so that a batch sharded over devices stays where
             it is. Positions are those of `fun`, whose params are 0; other arguments,
-            and keyword arguments, are passed unsplit to every copy. Every copy weighs
-            the same, so a loss that is a mean over valid tokens averages means of
-            unequal numbers of them. To weigh each token alike, return the sum over the
-            rows divided by a number that is the same for every copy.
+            and keyword arguments, are passed unsplit to every copy. Every copy has the
+            same weight, so a loss that is a mean over valid tokens averages means over
+            unequal numbers of tokens. To give every token the same weight, return the
+            sum over the rows divided by a number that is the same for every copy.
         copy_argnums: positions of the arguments with one slice for each copy along
             their leading axis, such as dropout keys.
         aux: what to return of the copies' auxiliary outputs. `"mean"` averages them
@@ -88,8 +88,8 @@ class SmoothOptions(SharedOptions, total=False):
             them along a new leading axis, the clean copy last. `"first"` returns those
             of copy 0, and `"clean"` those of the clean copy: the choice for BatchNorm's
             statistics. A function is called with the stacked outputs, and its result is
-            returned: for states that keep integer counts beside their means, as Haiku's
-            and Equinox's BatchNorm do.
+            returned: for states with integer counts as well as means, such as those of
+            Haiku's and Equinox's BatchNorm.
     """
 
     has_aux: bool
@@ -99,10 +99,10 @@ class SmoothOptions(SharedOptions, total=False):
 
 
 class CopyOptions(SharedOptions, total=False):
-    """The options of `smooth_gradients`, beside `SharedOptions`.
+    """Options of `smooth_gradients` besides `SharedOptions`.
 
     Attributes:
-        loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`.
+        loss_rise: the rise δ of the loss that the noise may cause, as for `smoothout`.
     """
 
     loss_rise: Rise | None
@@ -185,7 +185,7 @@ class Options:
             )
 
     def _check_execution(self):
-        """Requires of spmd_axis_name and chunk_size what they need and exclude."""
+        """Checks that spmd_axis_name and chunk_size suit the other options."""
         if self.spmd_axis_name is not None and (
             self.execution not in ("auto", "vmap")
             or self.chunk_size is not None
@@ -220,10 +220,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes(options: type) -> Callable[[F], F]:
-    """Declares the options of a function `f(…, **options)`, whose types are given.
+    """Declares the options of a function `f(…, **options)` from their `TypedDict`.
 
-    Its signature shows each with its default, for `help`, Sphinx and
-    `optax.inject_hyperparams`, and an unknown one raises a `TypeError`.
+    The signature shows each option with its default, for `help`, Sphinx and
+    `optax.inject_hyperparams`. An unknown option raises a `TypeError`.
     """
 
     def declare(fn: F) -> F:

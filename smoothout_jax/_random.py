@@ -1,7 +1,7 @@
 """Evenly spaced random levels in (-1, 1) for the leaves of a tree, drawn cheaply.
 
-A random word of 32 bits serves as many levels of 8, 16 or 32 bits as it can. Small
-leaves share one draw, because every draw has to be compiled. A large leaf is drawn
+A random word of 32 bits yields as many levels of 8, 16 or 32 bits as fit. Small leaves
+share one draw, because every draw has to be compiled. A large leaf is drawn
 alone, in its own shape with words packed along the last axis, so that each device of a
 mesh draws only its own part.
 """
@@ -33,9 +33,9 @@ Shape = tuple[int, ...]
 def random_like(
     law: Callable[..., jax.Array], key: Key, leaves: Sequence[jax.Array], bits: int
 ) -> list[jax.Array]:
-    """Independent samples of a law in the shapes of the leaves, in float32 or more.
+    """Independent samples of a law in the shapes of the leaves, in at least float32.
 
-    The law is a function of uniform levels: of one array, or two for a complex leaf.
+    The law maps uniform levels to samples: one array, or two for a complex leaf.
     """
     counts = [2 if jnp.iscomplexobj(leaf) else 1 for leaf in leaves]
     parts = [leaf for leaf, n in zip(leaves, counts, strict=True) for _ in range(n)]
@@ -98,8 +98,8 @@ def uniform_levels(key: Key, leaves: Sequence[jax.Array], bits: int) -> list[jax
 def _part(together: jax.Array, start: int, shape: Shape) -> jax.Array:
     """The integers of a small leaf, from those of all of them.
 
-    XLA must not know the start. It would shard the shared draw as it shards the leaf,
-    and devices would have to exchange what they drew.
+    XLA must not know the start: it would shard the shared draw like the leaf, and the
+    devices would have to exchange what they drew.
     """
     hidden = jax.lax.optimization_barrier(jnp.int32(start))
     part = jax.lax.dynamic_slice_in_dim(together.ravel(), hidden, math.prod(shape))
@@ -122,8 +122,8 @@ def _levels(integers: jax.Array, bits: int, dtype) -> jax.Array:
 def _draw_words(key: Key, group: int, start: int, shape: Shape) -> jax.Array:
     """Random words of 32 bits.
 
-    A Threefry key has one stream of words, in which they lie from `start` on. Any other
-    key draws independent words for each `group`.
+    Those of a Threefry key are one stream, read from `start`. Any other key draws
+    independent words for each `group`.
     """
     if not _is_threefry(key) or start + math.prod(shape) > 2**32:
         return jax.random.bits(jax.random.fold_in(key, group), shape, jnp.uint32)

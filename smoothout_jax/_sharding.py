@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh: as XLA decides, or, on explicit axes, as typed."""
+"""How arrays are laid out over a mesh: by XLA, or by their types on explicit axes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from smoothout_jax._jax import is_traced
 
 
 def explicit_sharding(leaf) -> NamedSharding | None:
-    """How a leaf lies over the explicit axes of its mesh, if there are any."""
+    """The sharding of a leaf over the explicit axes of its mesh, if it has any."""
     sharding = jax.typeof(leaf).sharding
     if not sharding.mesh.explicit_axes:
         return None
@@ -28,9 +28,9 @@ def everywhere(sharding: NamedSharding) -> NamedSharding:
 def by_parts(
     fn: Callable[..., jax.Array], sharding: NamedSharding | None
 ) -> Callable[..., Any]:
-    """A function whose result every device computes in part, by an explicit sharding.
+    """Makes each device compute its part of the result, given an explicit sharding.
 
-    XLA splits what is computed on the way: random words need not divide as levels do.
+    XLA splits the intermediate values: random words need not divide as levels do.
     """
     if sharding is None:
         return fn
@@ -39,7 +39,7 @@ def by_parts(
 
 
 def place_like(leaf: jax.Array, noise: jax.Array) -> jax.Array:
-    """Places noise where its leaf lies, if that is known and no type says it."""
+    """Lays noise out like its leaf, if the layout is known but not in its type."""
     if is_traced(leaf) or len(leaf.sharding.device_set) == 1:
         return noise
     if explicit_sharding(leaf) or jax.sharding.get_abstract_mesh().manual_axes:

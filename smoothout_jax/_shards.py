@@ -1,7 +1,7 @@
 """Parameters that are sharded by hand, in `jax.shard_map`.
 
-There a program sees its own shard alone, so it must be told which axes of a leaf lie
-along which axes of the mesh. Leaves that are whole everywhere draw the same noise.
+There a program sees only its own shard, so the caller says over which axes of the mesh
+each axis of a leaf is split. Replicated leaves get the same noise everywhere.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Specs = str | tuple[str, ...] | Any
 
 
 def specs_of(axis_name: Specs) -> Any:
-    """A tree of partition specs: a name stands for the first axis of every leaf."""
+    """A tree of partition specs; a name splits the first axis of every leaf."""
     if axis_name is None or isinstance(axis_name, str):
         return axis_name and jax.P(axis_name)
     if isinstance(axis_name, tuple) and all(isinstance(n, str) for n in axis_name):
@@ -33,7 +33,7 @@ def specs_of(axis_name: Specs) -> Any:
 
 
 def draw(noise: Noise, key: jax.Array, params: Params, step: Any, specs: Any) -> Params:
-    """The noise of this shard; leaves along the same axes of the mesh share a key."""
+    """The noise of this shard; leaves split over the same mesh axes share a key."""
     by_name = dict(zip(leaf_names(params), _by_leaf(specs, params), strict=True))
     groups = list(map(spec_names, by_name.values()))
 

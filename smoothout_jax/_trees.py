@@ -1,7 +1,7 @@
-"""Trees of parameters: names of leaves, whether two are alike, noise added, sums.
+"""Trees of parameters: names of leaves, comparison, added noise, and sums.
 
-Trees are compared by the paths and shapes of their leaves, as containers need not say
-whether they are equal: classes registered with JAX, or NNX modules.
+Trees are compared by the paths and shapes of their leaves, because containers, such as
+NNX modules or classes registered with JAX, need not define equality.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from smoothout_jax._jax import on_one_gpu
 
 Params = Any
 
-# Elements that are summed at once on a GPU.
+# Elements that a GPU sums in one go.
 ROW = 256
 
 
@@ -29,7 +29,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def layer_names(tree: Any) -> list[str]:
-    """The path of each leaf's layer: of the node above it, or its own at the top."""
+    """The path of each leaf's layer: the node above it, or, at the top, the leaf."""
     return [_joined(path[:-1] or path) for path in _leaf_paths(tree)]
 
 
@@ -67,9 +67,9 @@ def broadcast(name: str, tree: Any, params: Any, is_leaf: Any = None) -> list[An
 
 
 def map_leaves(fun: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """A tree like the parameters, of a function of the leaves of trees like them.
+    """Applies a function to the leaves of the parameters and of trees like them.
 
-    `None` is a leaf of the others, and stays where it is one of the parameters.
+    `None` counts as a leaf of the others. Where the parameters have it, it stays.
     """
     rows = zip(*map(leaves_or_none, (params, *others)), strict=True)
     results = [None if row[0] is None else fun(*row) for row in rows]
@@ -78,12 +78,12 @@ def map_leaves(fun: Callable[..., Any], params: Any, *others: Any) -> Any:
 
 
 def leaves_or_none(tree: Any) -> list[Any]:
-    """The leaves of a tree, `None` among them."""
+    """The leaves of a tree, including `None`."""
     return jax.tree.leaves(tree, is_leaf=_is_none)
 
 
 def stored(values: jax.Array, dtype: Any) -> jax.Array:
-    """Values in a dtype, rounded to it even where XLA would carry them on unrounded."""
+    """Values rounded to a dtype, even where XLA would keep excess precision."""
     if dtype == jnp.bfloat16:
         return jax.lax.reduce_precision(values, 8, 7).astype(dtype)
     values = values.astype(dtype)
@@ -105,7 +105,7 @@ def _leaf_paths(tree):
 
 
 def _is_box(node) -> bool:
-    """Whether Flax boxes an array in it: boxes alone can gain an axis, or lose it."""
+    """Whether it is a box of Flax: only boxes can gain or lose an axis."""
     return hasattr(type(node), "add_axis") and hasattr(type(node), "remove_axis")
 
 
@@ -114,7 +114,7 @@ def _joined(path) -> str:
 
 
 def add_noise(params: Params, noise: Params) -> Params:
-    """Adds noise, where it carries no parameter beyond its dtype's range.
+    """Adds noise, except where a parameter would leave the range of its dtype.
 
     PRNG keys stay as they are. Raises ValueError unless the trees are alike.
     """
@@ -134,12 +134,12 @@ def add_noise(params: Params, noise: Params) -> Params:
 
 
 def is_in_range(values: jax.Array, dtype: Any) -> jax.Array:
-    """Whether values fit into a dtype, elementwise; not-a-number does not."""
+    """Whether values fit into a dtype, elementwise; NaN does not."""
     return jnp.abs(values) <= float(jnp.finfo(dtype).max)
 
 
 def accumulator_dtype(dtype: Any) -> Any:
-    """The dtype itself, or float32 in the place of half precision and integers."""
+    """The dtype itself, or float32 for half precision and integers."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return dtype if wide else jnp.dtype(jnp.float32)
 
@@ -148,7 +148,7 @@ def total(arrays: Sequence[jax.Array]) -> jax.Array:
     """The sum of all elements of all arrays, float32.
 
     A GPU takes about as long to start a sum as to add up a small array, and networks
-    have dozens of them: there each is summed in rows, and these together.
+    have dozens of those. There, each array is summed in rows, and all rows together.
     """
     if not on_one_gpu():
         arrays = [jnp.sum(each) for each in arrays]

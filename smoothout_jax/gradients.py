@@ -1,12 +1,12 @@
-"""Where the gradient is taken: at perturbed copies of the network, averaged.
+"""Values and gradients averaged over perturbed copies of the network.
 
 SmoothOut minimises the mean of the loss over noise added to the parameters::
 
     f_a(θ) = E[f(θ + ε)],   ∇f_a(θ) = E[∇f(θ + ε)],
 
-and estimates both from `num_copies` perturbed copies of the network. One copy a step is
-Stochastic SmoothOut; the authors' program splits the batch between several, at the cost
-of one gradient over the batch.
+and estimates both from `num_copies` perturbed copies of the network. One copy per step
+is Stochastic SmoothOut; the authors' program splits the batch between several copies,
+which costs one gradient over the batch.
 
 Reference:
     Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
@@ -48,7 +48,7 @@ smooth_gradients takes the gradients itself, so update needs params and a grad_f
 
 P = TypeVar("P")
 Fun = Callable[..., Any]
-# Of a key and parameters, which the state of the rise precedes if one is held.
+# Functions of a key and parameters, after the state of the rise if one is held.
 ValueAndGrad = Callable[Concatenate[jax.Array, P, ...], tuple[Any, P]]
 HeldValueAndGrad = Callable[
     Concatenate[LossRiseState, jax.Array, P, ...],
@@ -60,19 +60,19 @@ HeldValueAndGrad = Callable[
 def smooth(
     fun: Fun, noise: Noise, **options: Unpack[SmoothOptions]
 ) -> Callable[Concatenate[jax.Array, Any, ...], Any]:
-    """The function averaged over noise in its parameters: f_a, estimated.
+    """Averages a function over noise in its parameters: an estimate of f_a.
 
     Args:
-        fun: function `fun(params, *args, **kwargs)` of a scalar, or of any tree of
-            floating arrays; `(value, aux)` with `has_aux`.
+        fun: function `fun(params, *args, **kwargs)` to a scalar, or any tree of
+            floating arrays; to `(value, aux)` with `has_aux`.
         noise: the law of the noise, such as `uniform(0.01)`.
         **options: those of `smoothout_jax.gradients.SmoothOptions` and
             `SharedOptions`.
 
     Returns:
-        The function `smoothed(key, params, *args, **kwargs)` of the mean value, or of
-        `(value, aux)`. It may be differentiated, but `smoothout_value_and_grad` takes
-        less memory: it never holds the intermediate values of two copies.
+        The function `smoothed(key, params, *args, **kwargs)` to the mean value, or to
+        `(value, aux)`. It can be differentiated, but `smoothout_value_and_grad` uses
+        less memory: it never holds the intermediate values of two copies at once.
 
     Raises:
         TypeError, ValueError: as for `smoothout_value_and_grad`.
@@ -122,18 +122,18 @@ def smoothout_value_and_grad(
 
     The counterpart of `jax.value_and_grad` for SmoothOut. The value estimates the mean
     loss f_a, the gradient is an unbiased estimate of ∇f_a, and the parameters
-    themselves are left alone: there is nothing to de-noise.
+    themselves stay clean, so there is nothing to de-noise.
 
     Args:
-        fun: loss `fun(params, *args, **kwargs)`, a scalar, or `(loss, aux)` with
+        fun: loss `fun(params, *args, **kwargs)` to a scalar, or to `(loss, aux)` with
             `has_aux`.
         noise: the law of the noise, such as `uniform(0.01)`, or any function
             `noise(key, params, step=None)` to a tree like the parameters.
-        loss_rise: the rise δ of the loss that the noise may cost, as for `smoothout`:
-            the noise given is the largest, and is scaled to hold the rise at δ. The
+        loss_rise: the rise δ of the loss that the noise may cause, as for `smoothout`:
+            the given noise is the largest, and is scaled to hold the rise at δ. The
             function then takes a state first and returns the next one last:
-            `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`, beginning
-            with `init_loss_rise(loss_rise)`.
+            `(value, grads), rise = fn(rise, key, params, *args, **kwargs)`. Start with
+            `init_loss_rise(loss_rise)`.
         **options: those of `smoothout_jax.gradients.SmoothOptions` and
             `SharedOptions`.
 
@@ -163,7 +163,7 @@ def smoothout_value_and_grad(
         >>> print(f"{value:.1f}", {name: g.shape for name, g in grads.items()})
         9.0 {'w': (3,)}
 
-        With noise as strong as a rise of the loss by 0.1 allows:
+        With noise as strong as a rise of the loss of 0.1 allows:
 
         >>> from smoothout_jax import init_loss_rise
         >>> value_and_grad = jax.jit(smoothout_value_and_grad(
@@ -204,7 +204,7 @@ def smoothout_value_and_grad(
     ):
         if not isinstance(rise, LossRiseState):
             raise TypeError(
-                "rise must be the state that init_loss_rise, or the call before,"
+                "rise must be the state that init_loss_rise, or the previous call,"
                 " returned, and come before key and params; got"
                 f" {_checks.describe(rise)}"
             )
@@ -218,9 +218,9 @@ class SmoothGradientsState(NamedTuple):
     """State of `smooth_gradients`.
 
     Attributes:
-        smooth_gradients_key_data: data of the PRNG key, from which noise is folded.
+        smooth_gradients_key_data: data of the PRNG key; each step folds its number in.
         smooth_gradients_step: number of updates, int32.
-        smooth_gradients_rise: how strong the noise is, if `loss_rise` is held.
+        smooth_gradients_rise: how strong the noise is, with `loss_rise`.
     """
 
     smooth_gradients_key_data: jax.Array
@@ -232,17 +232,17 @@ class SmoothGradientsState(NamedTuple):
 def smooth_gradients(
     noise: Noise, *, key: jax.Array | int, **options: Unpack[CopyOptions]
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces the gradients by gradients averaged over perturbed copies.
+    """Replaces the gradients with gradients averaged over perturbed copies.
 
-    The first link of a chain: whatever comes before it is dropped. Each update calls
-    `grad_fn(params, copy)`, as `optax.contrib.sam` calls its own, at every copy's
-    perturbed parameters, and the parameters stay clean throughout. The number of the
-    copy is an integer under `execution="unroll"`, else traced; that of the clean copy
-    is `num_copies`.
+    Put it first in a chain: it drops the updates that it is given. Each update calls
+    `grad_fn(params, copy)` at the perturbed parameters of every copy, as
+    `optax.contrib.sam` calls its own. The parameters themselves stay clean. `copy` is
+    the number of the copy: an integer under `execution="unroll"`, otherwise traced. The
+    clean copy has the number `num_copies`.
 
     Args:
         noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
-            gets the number of updates.
+            is called with the number of updates.
         key: PRNG key of the noise, typed or raw, or an integer seed.
         **options: those of `smoothout_jax.gradients.CopyOptions` and `SharedOptions`.
 

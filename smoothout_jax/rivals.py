@@ -1,4 +1,4 @@
-"""Momentum-SAM: the method to compare with at one gradient a step."""
+"""Momentum-SAM: the method to compare with at one gradient per step."""
 
 from typing import Any, NamedTuple
 
@@ -30,8 +30,8 @@ def msam(
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum-SAM: takes gradients at w - ρ v / ‖v‖, where v is the momentum.
 
-    The training loop holds these perturbed parameters, and the state the clean ones, w,
-    for `msam_eval_params`, so call `init` again after changing parameters.
+    The training loop holds these perturbed parameters. The state holds the clean ones,
+    w, for `msam_eval_params`; if you change the parameters, call `init` again.
 
     Weight decay in `optimizer` acts on the clean parameters, as in the authors' AdamW.
     Their SGD decays the perturbed ones, as does `optax.chain(
@@ -39,8 +39,9 @@ def msam(
 
     Args:
         optimizer: an optimizer with one momentum of all parameters, a `trace` or `mu`
-            in its state: `optax.sgd(0.1, momentum=0.9)`, `optax.adamw(1e-3)`. For some
-            parameters, wrap `msam` in `optax.masked` or `optax.multi_transform`.
+            in its state: `optax.sgd(0.1, momentum=0.9)`, `optax.adamw(1e-3)`. To train
+            some parameters only, wrap `msam` in `optax.masked` or
+            `optax.multi_transform`.
         rho: length ρ of the perturbation, at least 0; may be traced. For a schedule,
             `optax.inject_hyperparams(msam)(optimizer, rho=schedule)`.
 
@@ -106,23 +107,23 @@ def msam(
 
 
 def msam_eval_params(state: optax.OptState, params: Params) -> Params:
-    """The clean parameters of a training with `msam`: to evaluate and to save.
+    """The clean parameters in training with `msam`, to evaluate and to save.
 
     Args:
         state: the optimizer's state, or any tree that holds it, such as a `TrainState`.
         params: the perturbed parameters of the training loop. Those that `msam` does
-            not train come back as they are.
+            not train are returned unchanged.
 
     Returns:
         A tree like `params` with the clean parameters.
 
     Raises:
-        ValueError: if the state holds none of `msam`, or that of other parameters.
+        ValueError: if the state has none of `msam`, or one for other parameters.
     """
     found = _nodes(state, {"msam_params"})
     if not found:
         raise ValueError(
-            "state must hold the state of msam, as init or update returned it; got"
+            "state must contain the state of msam, as returned by init or update; got"
             f" {_checks.describe(state)}"
         )
     kept = {name: p for node in found for name, p in named_leaves(node.msam_params)}

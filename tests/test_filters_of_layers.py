@@ -1,11 +1,12 @@
 """The filters of every layer: the weights that make one output, by differentiating.
 
-An output unit is a channel, the unit of an attention head, or what an embedding makes
-of a token. The weights that it depends on, which its gradient shows, are one filter.
+An output unit is a channel, the unit of an attention head, or the vector of a token in
+an embedding. The weights that it depends on, which its gradient shows, are one filter.
 """
 
 import inspect
 import re
+from functools import partial as of
 
 import equinox as eqx
 import haiku as hk
@@ -16,11 +17,12 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from smoothout_jax import equinox_filters, flax_filters, haiku_filters, stacked
+from smoothout_jax import equinox_filters, flax_filters, haiku_filters
 from smoothout_jax._trees import leaf_names
 from smoothout_jax.filters import numbering, raw_axes
 
 KEY = jax.random.key(0)
+RNGS = nnx.Rngs(0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,467 +31,201 @@ def as_frameworks_compute():
         yield
 
 
-def ones(*shape):
-    return jnp.ones(shape)
+ones = of(np.ones, dtype="float32")
+X, STEP, TOKENS = ones((4, 3)), ones((2, 4)), np.arange(5)
+LINE, SQUARE = ones((1, 7, 4)), ones((1, 5, 5, 4))
+CARRY, SQUARES = ones((2, 3)), 2 * (ones((1, 5, 5, 3)),)
+STATE = CARRY, CARRY
+CHANNELS = ones((4, 5, 5))
+
+# By framework, class and what is special: how to make the layer, and its inputs.
+ATTENTION = nn.MultiHeadDotProductAttention(2, qkv_features=6)
+NNX_ATTENTION = of(nnx.MultiHeadAttention, 2, 3, 6, decode=False)
+EQX_ATTENTION = of(eqx.nn.MultiheadAttention, 2, 6, use_query_bias=True)
+LAYERS = {
+    "linen Dense": (nn.Dense(2), X),
+    "linen DenseGeneral": (nn.DenseGeneral((2, 3)), X),
+    "linen DenseGeneral of two inputs": (nn.DenseGeneral(2, axis=(-2, -1)), X),
+    "linen Conv": (nn.Conv(3, (2, 2)), SQUARE),
+    "linen Conv in groups": (nn.Conv(6, (2, 2), feature_group_count=2), SQUARE),
+    "linen ConvLocal": (nn.ConvLocal(3, (2,), padding="VALID"), LINE),
+    "linen ConvTranspose": (nn.ConvTranspose(3, (2, 2)), SQUARE),
+    "linen ConvTranspose, transposed": (
+        nn.ConvTranspose(3, (2, 2), transpose_kernel=True),
+        SQUARE,
+    ),
+    "linen Einsum": (nn.Einsum((3, 2, 5), "nx,xhd->nhd"), X),
+    "linen Embed": (nn.Embed(5, 3), TOKENS),
+    "linen MultiHeadDotProductAttention, query": (ATTENTION, X),
+    "linen MultiHeadDotProductAttention, value": (ATTENTION, X),
+    "linen MultiHeadDotProductAttention, out": (ATTENTION, X),
+    "linen SimpleCell": (nn.SimpleCell(3), CARRY, STEP),
+    "linen LSTMCell": (nn.LSTMCell(3), STATE, STEP),
+    "linen OptimizedLSTMCell": (nn.OptimizedLSTMCell(3), STATE, STEP),
+    "linen GRUCell": (nn.GRUCell(3), CARRY, STEP),
+    "linen MGUCell": (nn.MGUCell(3), CARRY, STEP),
+    "linen ConvLSTMCell": (nn.ConvLSTMCell(3, (2, 2)), SQUARES, SQUARE),
+    "linen WeightNorm": (nn.WeightNorm(nn.Dense(2)), X),
+    "nnx Linear": (of(nnx.Linear, 3, 2), X),
+    "nnx LinearGeneral": (of(nnx.LinearGeneral, 3, (2, 5)), X),
+    "nnx Conv": (of(nnx.Conv, 4, 3, (2, 2)), SQUARE),
+    "nnx ConvTranspose": (of(nnx.ConvTranspose, 4, 3, (2, 2)), SQUARE),
+    "nnx ConvTranspose, transposed": (
+        of(nnx.ConvTranspose, 4, 3, (2, 2), transpose_kernel=True),
+        SQUARE,
+    ),
+    "nnx Einsum": (of(nnx.Einsum, "nx,xhd->nhd", (3, 2, 5), (2, 5)), X),
+    "nnx Embed": (of(nnx.Embed, 5, 3), TOKENS),
+    "nnx MultiHeadAttention, key": (NNX_ATTENTION, X),
+    "nnx MultiHeadAttention, out": (NNX_ATTENTION, ones((4, 2, 3))),
+    "nnx SimpleCell": (of(nnx.SimpleCell, 4, 3), CARRY, STEP),
+    "nnx LSTMCell": (of(nnx.LSTMCell, 4, 3), STATE, STEP),
+    "nnx OptimizedLSTMCell": (of(nnx.OptimizedLSTMCell, 4, 3), STATE, STEP),
+    "nnx GRUCell": (of(nnx.GRUCell, 4, 3), CARRY, STEP),
+    "nnx LoRA, down": (of(nnx.LoRA, 3, 2, 5), X),
+    "nnx LoRA, up": (of(nnx.LoRA, 3, 2, 5), X),
+    "nnx LoRALinear": (of(nnx.LoRALinear, 3, 5, lora_rank=2), X),
+    "nnx WeightNorm": (
+        lambda rngs: nnx.WeightNorm(nnx.Linear(3, 2, rngs=rngs), rngs=rngs),
+        X,
+    ),
+    "equinox Linear": (of(eqx.nn.Linear, 3, 2), ones(3)),
+    "equinox MLP, its last layer": (of(eqx.nn.MLP, 3, 2, 4, 1), ones(3)),
+    "equinox Conv": (of(eqx.nn.Conv, 2, 4, 3, 2), CHANNELS),
+    "equinox Conv in groups": (of(eqx.nn.Conv2d, 4, 6, 2, groups=2), CHANNELS),
+    "equinox ConvTranspose": (of(eqx.nn.ConvTranspose, 2, 4, 3, 2), CHANNELS),
+    "equinox ConvTranspose in groups": (
+        of(eqx.nn.ConvTranspose2d, 4, 6, 2, groups=2),
+        CHANNELS,
+    ),
+    "equinox Embedding": (of(eqx.nn.Embedding, 5, 3), TOKENS),
+    "equinox MultiheadAttention, query": (EQX_ATTENTION, ones(6)),
+    "equinox MultiheadAttention, output": (EQX_ATTENTION, *3 * [ones((4, 6))]),
+    "equinox GRUCell": (of(eqx.nn.GRUCell, 4, 3), ones(4), ones(3)),
+    "equinox LSTMCell": (of(eqx.nn.LSTMCell, 4, 3), ones(4), 2 * (ones(3),)),
+    "equinox WeightNorm": (
+        lambda key: eqx.nn.WeightNorm(eqx.nn.Linear(3, 2, key=key)),
+        ones(3),
+    ),
+    "haiku Linear": (of(hk.Linear, 2), X),
+    "haiku Conv2D": (of(hk.Conv2D, 3, 2), SQUARE),
+    "haiku Conv1DTranspose": (of(hk.Conv1DTranspose, 3, 2), LINE),
+    "haiku Conv2DTranspose": (of(hk.Conv2DTranspose, 3, 2), SQUARE),
+    "haiku DepthwiseConv2D": (of(hk.DepthwiseConv2D, 2, 2), SQUARE),
+    "haiku Embed": (of(hk.Embed, 5, 3), TOKENS),
+    "haiku LSTM": (of(hk.LSTM, 3), STEP, hk.LSTMState(CARRY, CARRY)),
+    "haiku VanillaRNN": (of(hk.VanillaRNN, 3), STEP, CARRY),
+}
+# The outputs, if they are not all that the layer returns: those of a layer inside, or a
+# function of the layer and its inputs.
+OUTPUTS = {
+    "linen MultiHeadDotProductAttention, query": "query",
+    "linen MultiHeadDotProductAttention, value": "value",
+    "linen MultiHeadDotProductAttention, out": "out",
+    "nnx MultiHeadAttention, key": "key",
+    "nnx MultiHeadAttention, out": "out",
+    "nnx LoRA, down": lambda layer, x: x @ layer.lora_a[...],
+    "equinox Embedding": lambda layer, tokens: jax.vmap(layer)(tokens),
+    "equinox MultiheadAttention, query": "query_proj",
+    "equinox LSTMCell": lambda cell, *inputs: cell(*inputs)[0],
+}
+# The filters, if not those of the framework.
+TWO = {"kernel|bias": (-2, -1)}
+FILTERS = dict.fromkeys(
+    ("linen DenseGeneral", "linen Einsum", "nnx LinearGeneral", "nnx Einsum"), TWO
+)
+FILTERS |= {
+    "linen ConvLocal": {"kernel|bias": (0, -1)},
+    "linen ConvTranspose, transposed": {"kernel": -2},
+    "nnx ConvTranspose, transposed": {"kernel": -2},
+}
+# The axes of the outputs that number units, if not the last, or Equinox's first.
+HEADS = "linen ConvLocal", *(name for name in FILTERS if FILTERS[name] is TWO)
+AXES = dict.fromkeys(HEADS, (-2, -1)) | {
+    "linen Embed": (0,),
+    "linen MultiHeadDotProductAttention, query": (-2, -1),
+    "linen MultiHeadDotProductAttention, value": (-2, -1),
+    "nnx Embed": (0,),
+    "nnx MultiHeadAttention, key": (-2, -1),
+    "equinox MultiheadAttention, output": (-1,),
+    "haiku Embed": (0,),
+}
+# The leaves of the outputs' own layer, if not all.
+LEAVES = {
+    "linen MultiHeadDotProductAttention, out": "^out/",
+    "nnx LoRA, up": "lora_b",
+    "nnx LoRALinear": "kernel|bias|lora_b",
+    "equinox MLP, its last layer": "layers/1",
+    "equinox MultiheadAttention, output": "output_proj",
+}
+# How many filters a unit has in a leaf: the gates of a recurrent cell.
+GATES = {
+    "linen ConvLSTMCell": 4,
+    "nnx OptimizedLSTMCell": 4,
+    "nnx GRUCell": 3,
+    "equinox GRUCell": 3,
+    "equinox LSTMCell": 4,
+    "haiku LSTM": 4,
+}
+
+
+def called(module, inputs, wanted):
+    if callable(wanted):
+        return wanted(module, *inputs)
+    return last_of((getattr(module, wanted) if wanted else module)(*inputs))
 
 
 def last_of(outputs):
-    """What a recurrent cell hands on, of (carry, outputs), or the outputs alone."""
+    """The outputs of a recurrent cell, of (carry, outputs), or the outputs alone."""
     return jax.tree.leaves(outputs)[-1]
 
 
-def linen(module, *inputs, of=None):
+def linen(module, *inputs, wanted=None):
     """Parameters, and a function of them to the outputs of a layer, or one inside."""
     params = module.init(KEY, *inputs)["params"]
 
     def outputs(params):
-        if of is None:
+        if wanted is None:
             return last_of(module.apply({"params": params}, *inputs))
         _, seen = module.apply({"params": params}, *inputs, capture_intermediates=True)
-        return seen["intermediates"][of]["__call__"][0]
+        return seen["intermediates"][wanted]["__call__"][0]
 
     return params, outputs
 
 
-def called(module, inputs, of):
-    """The outputs of a module, of a layer inside, or of a function of the module."""
-    if of is None:
-        return last_of(module(*inputs))
-    return of(module) if callable(of) else getattr(module, of)(*inputs)
+def of_nnx(make, *inputs, wanted=None):
+    graph, params, rest = nnx.split(make(rngs=RNGS), nnx.Param, ...)
+    return params, lambda params: called(nnx.merge(graph, params, rest), inputs, wanted)
 
 
-def of_nnx(module, *inputs, of=None):
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-    return params, lambda params: called(nnx.merge(graph, params, rest), inputs, of)
+def equinox(make, *inputs, wanted=None):
+    params, static = eqx.partition(make(key=KEY), eqx.is_inexact_array)
+    return params, lambda params: called(eqx.combine(params, static), inputs, wanted)
 
 
-def equinox(module, *inputs, of=None):
-    params, static = eqx.partition(module, eqx.is_inexact_array)
-    return params, lambda params: called(eqx.combine(params, static), inputs, of)
-
-
-def haiku(make, *inputs):
+def haiku(make, *inputs, wanted=None):
     network = hk.without_apply_rng(hk.transform(lambda *inputs: make()(*inputs)))
     params = network.init(KEY, *inputs)
     return params, lambda params: jax.tree.leaves(network.apply(params, *inputs))[0]
 
 
-class Gradient(nn.Module):
-    """One of Linen's layers in a scan: what it makes of inputs that are constant."""
-
-    layer: nn.Module
-
-    @nn.compact
-    def __call__(self, x):
-        made = self.layer(jax.lax.stop_gradient(x))
-        return made, made
-
-
-def linen_scan(layer, x, axis=0):
-    scan = nn.scan(
-        Gradient,
-        variable_axes={"params": axis},
-        split_rngs={"params": True},
-        length=2,
-    )
-    return linen(scan(layer), x)
-
-
-def nnx_stack(make, x):
-    stack = nnx.split_rngs(splits=2)(nnx.vmap(make, in_axes=0, out_axes=0))
-
-    def outputs(layers):
-        return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(layers, x)
-
-    return of_nnx(stack(nnx.Rngs(0)), of=outputs)
-
-
-def equinox_stack(make, x):
-    layers = eqx.filter_vmap(make)(jax.random.split(KEY, 2))
-    return equinox(layers, of=eqx.filter_vmap(lambda layer: jax.vmap(layer)(x)))
-
-
-def haiku_stack(x):
-    def layer(x, _):
-        made = hk.Linear(3)(jax.lax.stop_gradient(x))
-        return made, made
-
-    stack = hk.experimental.layer_stack(2, with_per_layer_inputs=True)
-    return haiku(lambda: lambda x: stack(layer)(x, ones(2))[1], x)
-
-
-def each(layer):
-    """A layer of Equinox, for several inputs."""
-    return lambda inputs: jax.vmap(layer)(inputs)
-
-
-RNGS = nnx.Rngs(0)
-X, STEP, TOKENS = ones(4, 3), ones(2, 4), jnp.arange(5)
-LINE, SQUARE = ones(1, 7, 4), ones(1, 5, 5, 4)
-CARRY = ones(2, 3)
-STATE = (CARRY, CARRY)
-LAST, HEADS, FIRST = (-1,), (-2, -1), (0,)
-TWO = {"kernel|bias": (-2, -1)}
-ATTENTION = nn.MultiHeadDotProductAttention(2, qkv_features=6)
-NNX_ATTENTION = nnx.MultiHeadAttention(2, 3, 6, decode=False, rngs=RNGS)
-LORA = nnx.LoRA(3, 2, 5, rngs=RNGS)
-
-# By framework, class and what is special: parameters and outputs; the filters; the axes
-# of the outputs that number units; which leaves, if not all; and how many filters a
-# unit has in a leaf, as gates of a recurrent cell that are kept in one.
-LAYERS = {
-    "linen Dense": (lambda: linen(nn.Dense(2), X), flax_filters, LAST),
-    "linen DenseGeneral": (lambda: linen(nn.DenseGeneral((2, 3)), X), TWO, HEADS),
-    "linen DenseGeneral of two inputs": (
-        lambda: linen(nn.DenseGeneral(2, axis=(-2, -1)), X),
-        flax_filters,
-        LAST,
-    ),
-    "linen Conv of lines": (
-        lambda: linen(nn.Conv(3, (2,)), LINE),
-        flax_filters,
-        LAST,
-    ),
-    "linen Conv": (lambda: linen(nn.Conv(3, (2, 2)), SQUARE), flax_filters, LAST),
-    "linen Conv in groups": (
-        lambda: linen(nn.Conv(6, (2, 2), feature_group_count=2), SQUARE),
-        flax_filters,
-        LAST,
-    ),
-    "linen ConvLocal": (
-        lambda: linen(nn.ConvLocal(3, (2,), padding="VALID"), LINE),
-        {"kernel|bias": (0, -1)},
-        HEADS,
-    ),
-    "linen ConvTranspose": (
-        lambda: linen(nn.ConvTranspose(3, (2, 2)), SQUARE),
-        flax_filters,
-        LAST,
-    ),
-    "linen ConvTranspose, transposed": (
-        lambda: linen(nn.ConvTranspose(3, (2, 2), transpose_kernel=True), SQUARE),
-        {"kernel": -2},
-        LAST,
-    ),
-    "linen Einsum": (lambda: linen(nn.Einsum((3, 2, 5), "nx,xhd->nhd"), X), TWO, HEADS),
-    "linen Embed": (lambda: linen(nn.Embed(5, 3), TOKENS), flax_filters, FIRST),
-    "linen MultiHeadDotProductAttention, query": (
-        lambda: linen(ATTENTION, X, of="query"),
-        flax_filters,
-        HEADS,
-    ),
-    "linen MultiHeadDotProductAttention, out": (
-        lambda: linen(ATTENTION, X, of="out"),
-        flax_filters,
-        LAST,
-        "^out/",
-    ),
-    "linen MultiHeadAttention, value": (
-        lambda: linen(nn.MultiHeadAttention(2, qkv_features=6), X, of="value"),
-        flax_filters,
-        HEADS,
-    ),
-    "linen SelfAttention, key": (
-        lambda: linen(nn.SelfAttention(2, qkv_features=6), X, of="key"),
-        flax_filters,
-        HEADS,
-    ),
-    "linen SimpleCell": (
-        lambda: linen(nn.SimpleCell(3), CARRY, STEP),
-        flax_filters,
-        LAST,
-    ),
-    "linen LSTMCell": (lambda: linen(nn.LSTMCell(3), STATE, STEP), flax_filters, LAST),
-    "linen OptimizedLSTMCell": (
-        lambda: linen(nn.OptimizedLSTMCell(3), STATE, STEP),
-        flax_filters,
-        LAST,
-    ),
-    "linen GRUCell": (lambda: linen(nn.GRUCell(3), CARRY, STEP), flax_filters, LAST),
-    "linen MGUCell": (lambda: linen(nn.MGUCell(3), CARRY, STEP), flax_filters, LAST),
-    "linen ConvLSTMCell": (
-        lambda: linen(
-            nn.ConvLSTMCell(3, (2, 2)), (ones(1, 5, 5, 3), ones(1, 5, 5, 3)), SQUARE
-        ),
-        flax_filters,
-        LAST,
-        "",
-        4,
-    ),
-    "linen WeightNorm": (
-        lambda: linen(nn.WeightNorm(nn.Dense(2)), X),
-        flax_filters,
-        LAST,
-    ),
-    "linen Dense in a scan": (
-        lambda: linen_scan(nn.Dense(3), X),
-        stacked(flax_filters),
-        (0, -1),
-    ),
-    "linen Dense in a scan along axis 1": (
-        lambda: linen_scan(nn.Dense(3), X, axis=1),
-        stacked(flax_filters, axis=1),
-        (0, -1),
-    ),
-    "nnx Linear": (lambda: of_nnx(nnx.Linear(3, 2, rngs=RNGS), X), flax_filters, LAST),
-    "nnx LinearGeneral": (
-        lambda: of_nnx(nnx.LinearGeneral(3, (2, 5), rngs=RNGS), X),
-        TWO,
-        HEADS,
-    ),
-    "nnx Conv": (
-        lambda: of_nnx(nnx.Conv(4, 3, (2, 2), rngs=RNGS), SQUARE),
-        flax_filters,
-        LAST,
-    ),
-    "nnx ConvTranspose": (
-        lambda: of_nnx(nnx.ConvTranspose(4, 3, (2, 2), rngs=RNGS), SQUARE),
-        flax_filters,
-        LAST,
-    ),
-    "nnx ConvTranspose, transposed": (
-        lambda: of_nnx(
-            nnx.ConvTranspose(4, 3, (2, 2), transpose_kernel=True, rngs=RNGS), SQUARE
-        ),
-        {"kernel": -2},
-        LAST,
-    ),
-    "nnx Einsum": (
-        lambda: of_nnx(nnx.Einsum("nx,xhd->nhd", (3, 2, 5), (2, 5), rngs=RNGS), X),
-        TWO,
-        HEADS,
-    ),
-    "nnx Embed": (
-        lambda: of_nnx(nnx.Embed(5, 3, rngs=RNGS), TOKENS),
-        flax_filters,
-        FIRST,
-    ),
-    "nnx MultiHeadAttention, key": (
-        lambda: of_nnx(NNX_ATTENTION, X, of="key"),
-        flax_filters,
-        HEADS,
-    ),
-    "nnx MultiHeadAttention, out": (
-        lambda: of_nnx(NNX_ATTENTION, of=lambda module: module.out(ones(4, 2, 3))),
-        flax_filters,
-        LAST,
-    ),
-    "nnx SimpleCell": (
-        lambda: of_nnx(nnx.SimpleCell(4, 3, rngs=RNGS), CARRY, STEP),
-        flax_filters,
-        LAST,
-    ),
-    "nnx LSTMCell": (
-        lambda: of_nnx(nnx.LSTMCell(4, 3, rngs=RNGS), STATE, STEP),
-        flax_filters,
-        LAST,
-    ),
-    "nnx OptimizedLSTMCell": (
-        lambda: of_nnx(nnx.OptimizedLSTMCell(4, 3, rngs=RNGS), STATE, STEP),
-        flax_filters,
-        LAST,
-        "",
-        4,
-    ),
-    "nnx GRUCell": (
-        lambda: of_nnx(nnx.GRUCell(4, 3, rngs=RNGS), CARRY, STEP),
-        flax_filters,
-        LAST,
-        "",
-        3,
-    ),
-    "nnx LoRA, down": (
-        lambda: of_nnx(LORA, of=lambda module: X @ module.lora_a[...]),
-        flax_filters,
-        LAST,
-    ),
-    "nnx LoRA, up": (lambda: of_nnx(LORA, X), flax_filters, LAST, "lora_b"),
-    "nnx LoRALinear": (
-        lambda: of_nnx(nnx.LoRALinear(3, 5, lora_rank=2, rngs=RNGS), X),
-        flax_filters,
-        LAST,
-        "kernel|bias|lora_b",
-    ),
-    "nnx WeightNorm": (
-        lambda: of_nnx(nnx.WeightNorm(nnx.Linear(3, 2, rngs=RNGS), rngs=RNGS), X),
-        flax_filters,
-        LAST,
-    ),
-    "nnx Linear, stacked": (
-        lambda: nnx_stack(lambda rngs: nnx.Linear(3, 2, rngs=rngs), X),
-        stacked(flax_filters),
-        (0, -1),
-    ),
-    "nnx Embed, stacked": (
-        lambda: nnx_stack(lambda rngs: nnx.Embed(5, 3, rngs=rngs), TOKENS),
-        stacked(flax_filters),
-        (0, 1),
-    ),
-    "equinox Linear": (
-        lambda: equinox(eqx.nn.Linear(3, 2, key=KEY), ones(3)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox MLP, its last layer": (
-        lambda: equinox(eqx.nn.MLP(3, 2, 4, 1, key=KEY), ones(3)),
-        equinox_filters,
-        FIRST,
-        "layers/1",
-    ),
-    "equinox Conv": (
-        lambda: equinox(eqx.nn.Conv(2, 4, 3, 2, key=KEY), ones(4, 5, 5)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox Conv1d in groups": (
-        lambda: equinox(eqx.nn.Conv1d(4, 6, 2, groups=2, key=KEY), ones(4, 7)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox Conv2d": (
-        lambda: equinox(eqx.nn.Conv2d(4, 3, 2, key=KEY), ones(4, 5, 5)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox Conv3d": (
-        lambda: equinox(eqx.nn.Conv3d(2, 3, 2, key=KEY), ones(2, 3, 3, 3)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox ConvTranspose": (
-        lambda: equinox(eqx.nn.ConvTranspose(2, 4, 3, 2, key=KEY), ones(4, 5, 5)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox ConvTranspose1d in groups": (
-        lambda: equinox(eqx.nn.ConvTranspose1d(4, 6, 2, groups=2, key=KEY), ones(4, 7)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox ConvTranspose2d": (
-        lambda: equinox(eqx.nn.ConvTranspose2d(4, 3, 2, key=KEY), ones(4, 5, 5)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox ConvTranspose3d": (
-        lambda: equinox(eqx.nn.ConvTranspose3d(2, 3, 2, key=KEY), ones(2, 3, 3, 3)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox Embedding": (
-        lambda: equinox(
-            eqx.nn.Embedding(5, 3, key=KEY), of=lambda layer: each(layer)(TOKENS)
-        ),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox MultiheadAttention, query": (
-        lambda: equinox(
-            eqx.nn.MultiheadAttention(2, 6, use_query_bias=True, key=KEY),
-            ones(6),
-            of="query_proj",
-        ),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox MultiheadAttention, output": (
-        lambda: equinox(eqx.nn.MultiheadAttention(2, 6, key=KEY), *[ones(4, 6)] * 3),
-        equinox_filters,
-        (-1,),
-        "output_proj",
-    ),
-    "equinox GRUCell": (
-        lambda: equinox(eqx.nn.GRUCell(4, 3, key=KEY), ones(4), ones(3)),
-        equinox_filters,
-        FIRST,
-        "",
-        3,
-    ),
-    "equinox LSTMCell": (
-        lambda: equinox(
-            eqx.nn.LSTMCell(4, 3, key=KEY),
-            of=lambda cell: cell(ones(4), (ones(3), ones(3)))[0],
-        ),
-        equinox_filters,
-        FIRST,
-        "",
-        4,
-    ),
-    "equinox WeightNorm": (
-        lambda: equinox(eqx.nn.WeightNorm(eqx.nn.Linear(3, 2, key=KEY)), ones(3)),
-        equinox_filters,
-        FIRST,
-    ),
-    "equinox Linear, stacked": (
-        lambda: equinox_stack(lambda key: eqx.nn.Linear(3, 2, key=key), X),
-        stacked(equinox_filters),
-        (0, -1),
-    ),
-    "equinox Embedding, stacked": (
-        lambda: equinox_stack(lambda key: eqx.nn.Embedding(5, 3, key=key), TOKENS),
-        stacked(equinox_filters),
-        (0, 1),
-    ),
-    "haiku Linear": (lambda: haiku(lambda: hk.Linear(2), X), haiku_filters, LAST),
-    "haiku Linear, stacked": (
-        lambda: haiku_stack(X),
-        stacked(haiku_filters, "layer_stack"),
-        (0, -1),
-    ),
-    "haiku Conv1D": (
-        lambda: haiku(lambda: hk.Conv1D(3, 2), LINE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku Conv2D": (
-        lambda: haiku(lambda: hk.Conv2D(3, 2), SQUARE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku Conv1DTranspose": (
-        lambda: haiku(lambda: hk.Conv1DTranspose(3, 2), LINE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku Conv2DTranspose": (
-        lambda: haiku(lambda: hk.Conv2DTranspose(3, 2), SQUARE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku DepthwiseConv2D": (
-        lambda: haiku(lambda: hk.DepthwiseConv2D(2, 2), SQUARE),
-        haiku_filters,
-        LAST,
-    ),
-    "haiku Embed": (
-        lambda: haiku(lambda: hk.Embed(5, 3), TOKENS),
-        haiku_filters,
-        FIRST,
-    ),
-    "haiku LSTM": (
-        lambda: haiku(lambda: hk.LSTM(3), STEP, hk.LSTMState(CARRY, CARRY)),
-        haiku_filters,
-        LAST,
-        "",
-        4,
-    ),
-    "haiku VanillaRNN": (
-        lambda: haiku(lambda: hk.VanillaRNN(3), STEP, CARRY),
-        haiku_filters,
-        LAST,
-    ),
+FRAMEWORKS = {
+    "linen": (linen, flax_filters),
+    "nnx": (of_nnx, flax_filters),
+    "equinox": (equinox, equinox_filters),
+    "haiku": (haiku, haiku_filters),
 }
 
-# Modules that hold no kernel, or those of others.
+
+# Modules without a kernel, or that hold those of others.
+COMMON = "BatchNorm GroupNorm LayerNorm RMSNorm PReLU Dropout Sequential SpectralNorm "
+FLAX = COMMON + "InstanceNorm Module RNN Bidirectional RNNCellBase "
 WITHOUT = {
-    "linen": "BatchNorm GroupNorm InstanceNorm LayerNorm RMSNorm PReLU Dropout Module"
-    " RNN Bidirectional RNNCellBase Sequential SpectralNorm Fp8DirectDotGeneralOp"
-    " Fp8DotGeneralOp Fp8Einsum NANOOFp8DotGeneralOp",
-    "nnx": "BatchNorm GroupNorm InstanceNorm LayerNorm RMSNorm PReLU Dropout Module"
-    " RNN Bidirectional RNNCellBase Sequential SpectralNorm Dict List",
-    "equinox": "BatchNorm GroupNorm LayerNorm RMSNorm PReLU Dropout Identity Lambda"
-    " Sequential Shared SpectralNorm StateIndex StatefulLayer RotaryPositionalEmbedding"
-    " Pool AdaptivePool",
+    "linen": FLAX + "Fp8DirectDotGeneralOp Fp8DotGeneralOp Fp8Einsum"
+    " NANOOFp8DotGeneralOp",
+    "nnx": FLAX + "Dict List",
+    "equinox": COMMON + "Identity Lambda Shared StateIndex StatefulLayer"
+    " RotaryPositionalEmbedding Pool AdaptivePool",
 }
 
 
@@ -503,25 +239,18 @@ WITHOUT = {
     ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_every_class_with_a_kernel_is_here(framework, classes, base):
-    found = {
+    """A class of its own, or a special case of one that is here."""
+    here = {name.replace(",", "").split()[1] for name in LAYERS if framework in name}
+    here |= set(WITHOUT[framework].split())
+    missing = [
         each.__name__
         for each in vars(classes).values()
-        if inspect.isclass(each) and issubclass(each, base)
-    }
-    found = {name for name in found if not re.search("(Avg|Max)Pool", name)}
-    here = {name.replace(",", "").split()[1] for name in LAYERS if framework in name}
-    assert found - here <= set(WITHOUT[framework].split())
-
-
-OF_FRAMEWORKS = flax_filters, equinox_filters, haiku_filters
-
-
-@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")
-@pytest.mark.parametrize("name", [n for n in LAYERS if LAYERS[n][1] in OF_FRAMEWORKS])
-def test_the_framework_of_a_layer_is_recognised(name):
-    make, filter_axis, *_ = LAYERS[name]
-    params, _ = make()
-    assert raw_axes("auto", params) == raw_axes(filter_axis, params)
+        if inspect.isclass(each)
+        and issubclass(each, base)
+        and here.isdisjoint(c.__name__ for c in each.__mro__ if c.__name__ != "Module")
+        and each is not base
+    ]
+    assert not [name for name in missing if not re.search("(Avg|Max)Pool", name)]
 
 
 def randomized(params):
@@ -540,14 +269,13 @@ def units_of(outputs, params, axes):
     def sums(params):
         found = outputs(params)
         kept = {axis % found.ndim for axis in axes}
-        rest = tuple(axis for axis in range(found.ndim) if axis not in kept)
+        others = tuple(axis for axis in range(found.ndim) if axis not in kept)
         # Each element counts differently, so that none cancels another.
         weights = 1 + jax.random.uniform(KEY, found.shape)
-        return jnp.sum(jnp.sin(found) * weights, rest).ravel()
+        return jnp.sum(jnp.sin(found) * weights, others).ravel()
 
-    return jax.tree.map(
-        lambda leaf: np.abs(leaf) > 1e-9, jax.jit(jax.jacrev(sums))(params)
-    )
+    jacobian = jax.jit(jax.jacrev(sums))(params)
+    return jax.tree.map(lambda leaf: np.abs(leaf) > 1e-9, jacobian)
 
 
 def by_filter(counts, filters):
@@ -557,27 +285,28 @@ def by_filter(counts, filters):
     return moved.reshape(number, len(counts), counts[0].size // number)
 
 
-@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_filter_is_the_weights_that_one_output_depends_on(name):
-    make, filter_axis, axes, *options = LAYERS[name]
-    leaves, gates = (*options, *("", 1)[len(options) :])
-    params, outputs = make()
+    framework = name.split()[0]
+    make, filters = FRAMEWORKS[framework]
+    params, outputs = make(*LAYERS[name], wanted=OUTPUTS.get(name))
+    axes = AXES.get(name, (0,) if framework == "equinox" else (-1,))
+    assert raw_axes("auto", params) == raw_axes(filters, params)
     params = randomized(params)
     counted = jax.tree.leaves(units_of(outputs, params, axes))
-    given = raw_axes(filter_axis, params)
+    given = raw_axes(FILTERS.get(name, filters), params)
     seen = 0
     for path, axes_of_leaf, counts in zip(
         leaf_names(params), given, counted, strict=True
     ):
-        # Of another part of the layer are those that count for no unit.
-        if not re.search(leaves, path) or not counts.any():
+        # Weights of another part of the layer count for no unit.
+        if not re.search(LEAVES.get(name, ""), path) or not counts.any():
             continue
         seen += 1
-        filters = numbering(axes_of_leaf, counts.shape[1:], path).filters
-        units = by_filter(counts, filters)
+        numbered = numbering(axes_of_leaf, counts.shape[1:], path).filters
+        units = by_filter(counts, numbered)
         assert (units == units[..., :1]).all(), path  # all its weights are alike,
         units = units[..., 0]
         assert (units.sum(1) == 1).all(), path  # of one unit,
-        assert set(units.sum(0)) <= {1, gates}, path  # which has no other.
+        assert set(units.sum(0)) <= {1, GATES.get(name)}, path  # which has no other.
     assert seen

@@ -1,4 +1,4 @@
-"""Random words are those of one stream, and a step draws them once."""
+"""Random words come from one stream, and a step draws them once."""
 
 import math
 import os
@@ -28,7 +28,7 @@ PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
     ],
 )
 def test_thirteen_rounds_are_those_of_the_authors_of_threefry(counter_and_key, words):
-    """The known answers that Random123 comes with."""
+    """Known answers from Random123."""
     x, y, *key = map(jnp.uint32, counter_and_key)
     assert tuple(map(int, _random.threefry(*key, x, y))) == words
 
@@ -41,10 +41,9 @@ def test_draws_are_parts_of_one_stream():
     assert len(np.unique(whole)) == 60
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("row", [1, 4, 256])
+@pytest.mark.parametrize(("bits", "row"), [(8, 1), (8, 256), (16, 4), (32, 256)])
 def test_every_leaf_has_its_place_in_the_stream(monkeypatch, bits, row):
-    """Small leaves one after another, then every row of a large leaf in whole words."""
+    """Small leaves in sequence, then every row of a large leaf in whole words."""
     monkeypatch.setattr(_random, "LARGE", 50)
     monkeypatch.setattr(_random, "ROW", row)
     shapes = [(7,), (9, 6), (3,), (2, 5, 9), (61,), (4, 4), (200,)]
@@ -90,19 +89,6 @@ def test_large_and_small_leaves_are_uncorrelated(implementation):
     assert np.abs(correlations).max() < 5 / np.sqrt(min(sizes))
 
 
-def on_one_cpu(program):
-    """What a program prints in a process that has one CPU device."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
-
-
 def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     program = """
     import jax, jax.numpy as jnp
@@ -137,7 +123,11 @@ def test_a_step_draws_its_words_once_and_in_the_memory_of_one_copy():
     memory = [program.memory_analysis().temp_size_in_bytes for program in compiled]
     print(on_one_cpu(), *rounds[:2], *memory[2:], 4 * (300 * 300 + 5 * 300))
     """
-    one_cpu, alone, in_step, *memory, params = on_one_cpu(program)
+    one_cpu, alone, in_step, *memory, params = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        text=True,
+    ).split()
     plain, four_copies, one_relative, twelve_relative = map(int, memory)
     assert one_cpu == "True"
     assert int(alone) == int(in_step) > 13

@@ -1,6 +1,7 @@
-"""Parameters, batches and copies laid over devices: what they compute and send."""
+"""Parameters, batches and copies on several devices: what they compute and send."""
 
 import collections
+import contextlib
 import functools
 import re
 
@@ -68,31 +69,28 @@ def make_mesh(data=4, model=2, kind=AxisType.Auto):
 
 
 def lay(mesh, tree, specs):
-    """A tree laid over a mesh by a spec for each leaf, or one for all."""
+    """Puts a tree on a mesh, by one spec for each leaf or for all."""
     laid = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return jax.device_put(tree, laid)
 
 
 def loss(params, x, y):
-    """Explicit axes need to be told how products are laid out; automatic ones not."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit in mesh.axis_types:
-        kernels = params["in"]["kernel"], params["out"]["kernel"]
-        # As a user does it: weights that are laid over the data are gathered for use.
-        inner, outer = (
-            jax.sharding.reshard(kernel, jax.P(*[_kept(axis) for axis in spec]))
-            for kernel, spec in (
-                (kernel, jax.typeof(kernel).sharding.spec) for kernel in kernels
-            )
-        )
-        bias = jax.typeof(params["in"]["bias"]).sharding.spec
-        bias = jax.sharding.reshard(params["in"]["bias"], jax.P(_kept(bias[0])))
-        columns = jax.typeof(inner).sharding.spec[1]
-        hidden = jnp.matmul(x, inner, out_sharding=jax.P("data", columns))
-        hidden = jnp.tanh(hidden + bias[None])
-        out = jnp.matmul(hidden, outer, out_sharding=jax.P("data", None))
-        return jnp.mean((out - y) ** 2)
-    return simple_loss(params, x, y)
+    """The loss, with the shardings of its products, which explicit axes require."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return simple_loss(params, x, y)
+
+    def gathered(leaf):
+        """Gathers weights that are sharded over the data, as a user does."""
+        kept = [None if a == "data" else a for a in jax.typeof(leaf).sharding.spec]
+        return jax.sharding.reshard(leaf, jax.P(*kept))
+
+    params = jax.tree.map(gathered, params)
+    inner = params["in"]["kernel"]
+    columns = jax.typeof(inner).sharding.spec[1]
+    hidden = jnp.matmul(x, inner, out_sharding=jax.P("data", columns))
+    hidden = jnp.tanh(hidden + params["in"]["bias"][None])
+    outer, out = params["out"]["kernel"], jax.P("data", None)
+    return jnp.mean((jnp.matmul(hidden, outer, out_sharding=out) - y) ** 2)
 
 
 def simple_loss(params, x, y):
@@ -100,12 +98,8 @@ def simple_loss(params, x, y):
     return jnp.mean((hidden @ params["out"]["kernel"] - y) ** 2)
 
 
-def _kept(axis):
-    return None if axis == "data" else axis
-
-
 def collectives(program):
-    """How often each collective is called, and on what shapes."""
+    """How often each collective is called on which shapes."""
     return collections.Counter(
         (operation, re.sub(r"\{[^}]*\}", "", shape))
         for shape, operation in re.findall(
@@ -135,7 +129,6 @@ def perturb(noise, key, params):
 
 @pytest.mark.parametrize("law", NOISES)
 def test_every_device_draws_its_part_alone(law):
-    """On axes of every kind: its part of the work, and of the noise of one device."""
     params = {
         "kernel": PARAMS["in"]["kernel"],
         "bias": PARAMS["in"]["bias"],
@@ -165,7 +158,7 @@ def test_every_device_draws_its_part_alone(law):
 
 @every_kind
 def test_noise_is_bit_for_bit_the_same_on_every_mesh(kind):
-    """Even of rows that do not divide into words: a word a weight is their bound."""
+    """Even for rows that do not divide into words, at up to one word per weight."""
     params = {"rows": jnp.zeros((8192, 24)), **PARAMS["in"]}
     both = ("data", "model")
     specs = {"rows": jax.P(None, both), "kernel": jax.P(*both), "bias": jax.P("model")}
@@ -182,43 +175,31 @@ def test_noise_is_bit_for_bit_the_same_on_every_mesh(kind):
         assert not collectives(program)
 
 
-@pytest.mark.parametrize("kinds", MIXED, ids=["model", "data"])
-def test_noise_is_the_same_where_only_some_axes_are_explicit(kinds):
-    mesh = make_mesh(kind=kinds)
-    kernel = PARAMS["in"]["kernel"]
-    laid = lay(mesh, kernel, jax.P("data", "model"))
-    noise = NOISES["uniform"]
-    over_keys = jax.vmap(noise, (0, None))
-    with jax.set_mesh(mesh):
-        program = compile_on(mesh, functools.partial(perturb, noise), KEY, laid)
-        drawn = noise(KEY, laid), over_keys(KEY[None], laid)[0]
-        closed_over = jax.jit(lambda key: noise(key, laid))(KEY)
-    alone = jax.jit(noise)(KEY, kernel)
-    for found in (*drawn, closed_over):
-        np.testing.assert_array_equal(found, alone)
-    whole = compile_on(mesh, functools.partial(perturb, noise), KEY, kernel)
-    assert cost(program)[0] < 1.1 * cost(whole)[0] / 8
-
-
-@every_kind
-def test_noise_of_known_weights_lies_where_they_do(kind):
-    mesh, noise = make_mesh(kind=kind), NOISES["uniform"]
+@pytest.mark.parametrize("kinds", [*KINDS, *MIXED])
+def test_noise_of_known_weights_lies_where_they_do(kinds):
+    """With all, some or none of the axes explicit."""
+    mesh, noise = make_mesh(kind=kinds), NOISES["uniform"]
     params = lay(mesh, PARAMS, LAYOUTS["both"])
+    draw = functools.partial(noise, params=params)
     with jax.set_mesh(mesh):
-        eager = noise(KEY, params)
-        compiled = jax.jit(lambda key: noise(key, params))(KEY)
+        eager, compiled = draw(KEY), jax.jit(draw)(KEY)
         # One key does not divide over the devices.
-        over_keys = jax.vmap(lambda key: noise(key, params))(KEY[None])
-    first = jax.tree.map(lambda leaf: leaf[0], over_keys)
-    chex.assert_trees_all_equal(first, eager)
+        over_keys = jax.vmap(draw)(KEY[None])
+    chex.assert_trees_all_equal(jax.tree.map(lambda a: a[0], over_keys), eager)
     for drawn in (eager, compiled):
-        expect_laid(drawn, LAYOUTS["both"])
+        if kinds in KINDS:
+            expect_laid(drawn, LAYOUTS["both"])
         chex.assert_trees_all_equal(drawn, jax.jit(noise)(KEY, PARAMS))
+    whole, own = (
+        compile_on(mesh, functools.partial(perturb, noise), KEY, tree["in"]["kernel"])
+        for tree in (PARAMS, params)
+    )
+    assert cost(own)[0] < 1.1 * cost(whole)[0] / 8
 
 
 @every_kind
 def test_noise_is_drawn_inside_a_map_over_an_axis(kind):
-    """Of a shard that lies over the other axis, and of weights from outside the map."""
+    """For a shard over the other axis, and for weights from outside the map."""
     mesh, noise = make_mesh(kind=kind), NOISES["uniform"]
     kernel = PARAMS["in"]["kernel"]
     half = kernel.astype("bfloat16")
@@ -240,7 +221,6 @@ def test_noise_is_drawn_inside_a_map_over_an_axis(kind):
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 def test_raw_keys_draw_what_typed_keys_draw_on_a_mesh(implementation):
-    """And the same each time, whatever the kind of key."""
     key = jax.random.key(3, impl=implementation)
     mesh = make_mesh()
     params = lay(mesh, PARAMS, LAYOUTS["both"])
@@ -250,32 +230,17 @@ def test_raw_keys_draw_what_typed_keys_draw_on_a_mesh(implementation):
     )
     with jax.set_mesh(mesh), jax.default_prng_impl(implementation):
         first = draw(key, params)
-        chex.assert_trees_all_equal(draw(key, params), first)
         chex.assert_trees_all_equal(draw(jax.random.key_data(key), params), first)
     kernel = np.asarray(first["in"]["kernel"])
-    assert len(np.unique(kernel, axis=0)) == len(kernel)
-    assert len(np.unique(kernel, axis=1).T) == len(kernel.T)
-
-
-def test_only_threefry_promises_the_noise_of_one_device_on_a_mesh():
-    """Of rbg keys the noise is of the same law, but may be of other bits."""
-    params = lay(make_mesh(), PARAMS, LAYOUTS["fully sharded"])
-    draw = jax.jit(NOISES["uniform"], out_shardings=shardings(params))
-    for implementation, promised in (("threefry2x32", True), ("rbg", False)):
-        key = jax.random.key(3, impl=implementation)
-        laid = draw(key, params)["in"]["kernel"]
-        alone = jax.jit(NOISES["uniform"])(key, PARAMS)["in"]["kernel"]
-        if promised:
-            chex.assert_trees_all_equal(laid, alone)
-        for noise in (laid, alone):
-            np.testing.assert_allclose(np.var(noise), 0.1**2 / 3, rtol=0.02)
+    for axis in (0, 1):
+        assert np.unique(kernel, axis=axis).shape == kernel.shape
 
 
 # Steps
 
 
 def gradient_step(value_and_grad):
-    """A function that makes a step, and its arguments, from laid parameters."""
+    """Returns a function of sharded parameters to a step and its arguments."""
 
     def make(params):
         def step(key, params, *batch):
@@ -289,8 +254,7 @@ def gradient_step(value_and_grad):
 
 def smoothout_step(num_copies):
     def make(params):
-        sgd = optax.sgd(0.1, momentum=0.9)
-        optimizer = smoothout(sgd, uniform(0.1), key=KEY, num_copies=num_copies)
+        optimizer = smoothout(SGD, uniform(0.1), key=KEY, num_copies=num_copies)
 
         def step(state, params, *batch):
             grads = jax.grad(loss)(params, *batch)
@@ -316,49 +280,40 @@ def plain(key, params, *batch):
     return jax.value_and_grad(loss)(params, *batch)
 
 
+def sent_by(kind, name, make):
+    """How often each collective sends each shape."""
+    return collections.Counter(shapes_sent(compile_step(kind, name, make)))
+
+
+@every_kind
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_step_with_noise_sends_what_the_step_without_sends(name):
-    for kind in KINDS:
-        without = collectives(compile_step(kind, name, gradient_step(plain)))
-        assert without
-        for law in ("uniform", "filter"):
-            fn = smoothout_value_and_grad(loss, NOISES[law])
-            sent = collectives(compile_step(kind, name, gradient_step(fn)))
-            more = sent - without
-            assert not without - sent
-            if law == "filter" and name != "whole":
-                # One sum of squares for each filter that lies on several devices.
-                assert {operation for operation, _ in more} == {"all-reduce"}
-                numbers = re.findall(r"f32\[(\d+)\]", " ".join(s for _, s in more))
-                assert sum(map(int, numbers)) <= 2 * (512 + 64)
-            else:
-                assert not more, (kind, law)
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_smoothout_sends_few_numbers_a_leaf_besides_what_its_optimizer_sends(name):
-    def make(params):
-        def step(params, *batch):
-            grads = jax.grad(loss)(params, *batch)
-            return None, optax.tree.add_scale(params, -0.1, grads)
-
-        return step, (params,)
-
-    for kind in KINDS:
-        without, with_noise = (
-            collections.Counter(shapes_sent(compile_step(kind, name, each)))
-            for each in (make, smoothout_step(1))
-        )
-        assert not without - with_noise
-        more = with_noise - without
-        assert set(more) <= {("all-reduce", "f32[]")}
-        # Before, after, and, where the noise is drawn again, for its largest.
-        assert more.total() <= 3 * len(jax.tree.leaves(PARAMS))
+def test_a_step_with_noise_sends_what_the_step_without_sends(name, kind):
+    without = sent_by(kind, name, gradient_step(plain))
+    assert without
+    for law in ("uniform", "filter"):
+        fn = smoothout_value_and_grad(loss, NOISES[law])
+        sent = sent_by(kind, name, gradient_step(fn))
+        more = sent - without
+        assert not without - sent
+        if law == "filter" and name != "whole":
+            # One sum of squares for each filter that lies on several devices.
+            assert {operation for operation, _ in more} == {"all-reduce"}
+            numbers = [
+                int(re.fullmatch(r"f32\[(\d+)\]", shape)[1]) * times
+                for (_, shape), times in more.items()
+            ]
+            assert sum(numbers) <= 2 * (512 + 64)
+        else:
+            assert not more, law
+    more = sent_by(kind, name, smoothout_step(1)) - without
+    # Before, after, and, where the noise is drawn again, for its largest.
+    assert set(more) <= {("all-reduce", "f32[]")}
+    assert more.total() <= 3 * len(jax.tree.leaves(PARAMS))
 
 
 @pytest.mark.parametrize("num_copies", [1, 2])
 def test_a_step_on_explicit_axes_costs_what_it_costs_on_automatic_ones(num_copies):
-    """And as much memory, but for buffers that happen to be placed otherwise."""
+    """Memory may differ a little, because buffers are placed differently."""
     steps = [smoothout_step(num_copies)]
     for execution in ("scan", "vmap") if num_copies > 1 else ("auto",):
         options = {"num_copies": num_copies, "execution": execution}
@@ -394,17 +349,16 @@ def train(kind, make_optimizer, mesh_shape=(4, 2)):
     return params, state
 
 
+SGD = optax.sgd(0.1, momentum=0.9)
+
+
 def wrapped():
-    noise = uniform(0.1, relative_to="filter")
-    sgd = optax.sgd(0.1, momentum=0.9)
-    optimizer = smoothout(sgd, noise, key=KEY, num_copies=2)
+    optimizer = smoothout(SGD, NOISES["filter"], key=KEY, num_copies=2)
     return optax.with_extra_args_support(optimizer)
 
 
 def linked():
-    noise = uniform(0.1, relative_to="filter")
-    smoothed = smooth_gradients(noise, key=KEY, num_copies=2)
-    return optax.chain(smoothed, optax.sgd(0.1, momentum=0.9))
+    return optax.chain(smooth_gradients(NOISES["filter"], key=KEY, num_copies=2), SGD)
 
 
 @pytest.mark.slow
@@ -435,13 +389,10 @@ def test_half_precision_over_a_mesh_warns_where_noise_is_lost(kind):
     mesh = make_mesh(kind=kind)
     params = lay(mesh, optax.tree.cast(PARAMS["in"], "float16"), LAYOUTS["both"]["in"])
     with jax.set_mesh(mesh):
-        for law in (uniform, gaussian):
-            law(0.1)(KEY, params)
-            with pytest.warns(UserWarning, match="below the resolution") as caught:
-                law(1e-5)(KEY, params)
-            told = " ".join(str(warning.message) for warning in caught)
-            assert "'bias'" in told
-            assert "'kernel'" in told
+        uniform(0.1)(KEY, params)
+        with pytest.warns(UserWarning, match="below the resolution") as caught:
+            uniform(1e-5)(KEY, params)
+    assert [str(each.message).split("'")[1] for each in caught] == ["bias", "kernel"]
 
 
 # A copy for each device
@@ -460,19 +411,15 @@ def over_devices(value_and_grad):
     )
 
 
-def big_batch(rows=8192):
-    return tuple(jnp.tile(array, (rows // 64, 1)) for array in BATCH)
-
-
 def test_a_copy_for_each_device_costs_what_data_parallelism_costs():
-    """The same collectives on the same bytes; the noise alone is computed besides."""
+    """The same collectives on the same bytes, and only the noise on top."""
 
     def data_parallel(key, params, *batch):
         own = jax.lax.pcast(params, "data", to="varying")
         return jax.lax.pmean(jax.value_and_grad(simple_loss)(own, *batch), "data")
 
     smoothed = smoothout_value_and_grad(simple_loss, uniform(0.1), axis_name="data")
-    arguments = KEY, PARAMS, *big_batch()
+    arguments = KEY, PARAMS, *(jnp.tile(array, (128, 1)) for array in BATCH)
     programs = [
         over_devices(fn).lower(*arguments).compile() for fn in (data_parallel, smoothed)
     ]
@@ -483,7 +430,7 @@ def test_a_copy_for_each_device_costs_what_data_parallelism_costs():
 
 
 def shapes_sent(program):
-    """Operations and shapes, one for each array that a collective sends."""
+    """The operation and shape of each array that a collective sends."""
     for operation, shapes in collectives(program):
         for shape in re.findall(r"\w+\[[\d,]*\]", shapes):
             yield operation, shape
@@ -492,27 +439,39 @@ def shapes_sent(program):
 # Copies laid over an axis of a mesh
 
 
+def strided(block):
+    """Reorders rows so that taking every eighth one yields the original blocks."""
+    return block.reshape(8, 8, -1).swapaxes(0, 1).reshape(block.shape)
+
+
 @every_kind
-def test_copies_over_a_mesh_are_the_copies(kind):
-    options = {"num_copies": 16, "antithetic": True}
-    noise = uniform(0.1, relative_to="filter")
-    alone = smoothout_value_and_grad(simple_loss, noise, execution="vmap", **options)
-    laid = smoothout_value_and_grad(
-        simple_loss, noise, spmd_axis_name="data", **options
+@pytest.mark.parametrize(
+    ("options", "law", "order", "spec"),
+    [
+        ({"num_copies": 16, "antithetic": True}, "filter", jnp.asarray, jax.P()),
+        ({"num_copies": 8, "batch_argnums": (1, 2)}, "uniform", strided, jax.P("data")),
+    ],
+    ids=["whole batch", "split batch"],
+)
+def test_copies_over_a_mesh_are_the_copies(kind, options, law, order, spec):
+    """A batch sharded over the same axis is split without moving rows."""
+    fn = functools.partial(
+        smoothout_value_and_grad, simple_loss, NOISES[law], **options
     )
-    expected = jax.jit(alone)(KEY, PARAMS, *BATCH)
+    alone, laid = fn(execution="vmap"), fn(spmd_axis_name="data")
+    expected = jax.jit(alone)(KEY, PARAMS, *map(order, BATCH))
     mesh = jax.make_mesh((8,), ("data",), (kind,))
     with jax.set_mesh(mesh):
-        arguments = jax.device_put((PARAMS, *BATCH), NamedSharding(mesh, jax.P()))
+        arguments = lay(mesh, PARAMS, jax.P()), *lay(mesh, BATCH, spec)
         program = jax.jit(lambda *args: laid(KEY, *args)).lower(*arguments).compile()
-        chex.assert_trees_all_close(program(*arguments), expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(program(*arguments), expected, rtol=1e-4, atol=1e-6)
     assert {operation for operation, _ in collectives(program)} == {"all-reduce"}
-    assert len(collectives(program)) == 1
+    assert len(collectives(program)) == 1 or "batch_argnums" in options
 
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_copies_over_explicit_axes_take_any_key_and_leaves_of_any_size(implementation):
-    """Large leaves alone leave nothing to share, and small ones nothing to draw."""
+    """Without small leaves no draw is shared; without large ones none is separate."""
     noise, key = NOISES["uniform"], jax.random.key(7, impl=implementation)
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
     fn = smoothout_value_and_grad(
@@ -524,31 +483,8 @@ def test_copies_over_explicit_axes_take_any_key_and_leaves_of_any_size(implement
             np.testing.assert_allclose(value, 0.1**2 / 3, rtol=0.05)
 
 
-@every_kind
-def test_a_batch_over_the_same_axis_is_split_where_it_lies(kind):
-    options = {"num_copies": 8, "batch_argnums": (1, 2)}
-    fn = smoothout_value_and_grad(
-        simple_loss, uniform(0.1), spmd_axis_name="data", **options
-    )
-    mesh = jax.make_mesh((8,), ("data",), (kind,))
-    with jax.set_mesh(mesh):
-        params = jax.device_put(PARAMS, NamedSharding(mesh, jax.P()))
-        arguments = params, *lay(mesh, BATCH, jax.P("data"))
-        program = jax.jit(lambda *args: fn(KEY, *args)).lower(*arguments).compile()
-        value, grads = program(*arguments)
-    assert {operation for operation, _ in collectives(program)} == {"all-reduce"}
-    keys = jax.random.split(KEY, 8)
-    each = []
-    for copy, key in enumerate(keys):
-        noisy = optax.tree.add(PARAMS, uniform(0.1)(key, PARAMS))
-        rows = slice(8 * copy, 8 * copy + 8)
-        each.append(jax.value_and_grad(simple_loss)(noisy, *(a[rows] for a in BATCH)))
-    mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each)
-    chex.assert_trees_all_close((value, grads), mean, rtol=1e-4, atol=1e-6)
-
-
 def test_copies_stay_apart_in_a_loss_that_is_mapped_over_another_axis():
-    """Where every device would otherwise gather, and run, every copy."""
+    """Otherwise every device would gather and run every copy."""
 
     def layer(x, kernel):
         return jax.lax.psum(x @ kernel, "model")
@@ -569,33 +505,21 @@ def test_copies_stay_apart_in_a_loss_that_is_mapped_over_another_axis():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("num_copies", "axis", "mesh", "message"),
     [
-        ({"execution": "scan"}, "excludes every execution .* got execution='scan'"),
-        ({"chunk_size": 2}, "chunk_size=2"),
-        ({"axis_name": "d"}, "axis_name, which is for jax.shard_map; .* axis_name='d'"),
+        (8, "data", None, r"no axis 'data', only \(\); set it with jax"),
+        (6, "data", (4, 2), "6 copies do not divide evenly over the 4 dev"),
+        (12, ("data", "model"), (4, 2), "12 copies do not divide evenly over the 8"),
+        (8, "copies", (4, 2), "no axis 'copies'"),
     ],
 )
-def test_options_that_exclude_copies_over_a_mesh(options, message):
-    with pytest.raises(ValueError, match=message):
-        smoothout_value_and_grad(
-            simple_loss, uniform(0.1), num_copies=8, spmd_axis_name="data", **options
-        )
-
-
-def test_a_mesh_that_does_not_suit_the_copies_is_told():
-    def laid(num_copies, name="data"):
-        fn = smoothout_value_and_grad(
-            simple_loss, uniform(0.1), num_copies=num_copies, spmd_axis_name=name
-        )
-        return fn(KEY, PARAMS, *BATCH)
-
-    with pytest.raises(ValueError, match=r"no axis 'data', but \(\); set it by jax"):
-        laid(8)
-    with jax.set_mesh(make_mesh()):
-        with pytest.raises(ValueError, match="6 copies do not divide over the 4 dev"):
-            laid(6)
-        with pytest.raises(ValueError, match="12 copies do not divide over the 8"):
-            laid(12, ("data", "model"))
-        with pytest.raises(ValueError, match="no axis 'copies'"):
-            laid(8, "copies")
+def test_a_mesh_that_does_not_suit_the_copies_is_refused(
+    num_copies, axis, mesh, message
+):
+    options = {"num_copies": num_copies, "spmd_axis_name": axis}
+    fn = smoothout_value_and_grad(simple_loss, uniform(0.1), **options)
+    with (
+        jax.set_mesh(make_mesh(*mesh)) if mesh else contextlib.nullcontext(),
+        pytest.raises(ValueError, match=message),
+    ):
+        fn(KEY, PARAMS, *BATCH)
