@@ -41,6 +41,12 @@ def standard_promotion():
         yield
 
 
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
 def pytest_configure(config):
     """Keep compilations where pytest keeps what it knows of earlier runs.
 

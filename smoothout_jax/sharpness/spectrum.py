@@ -151,8 +151,8 @@ def hessian_density(
     needed = math.ceil((high - low) / width) + 10
     if num_points < needed:
         raise ValueError(
-            f"num_points={num_points} lie too far apart for peaks of width={width:.2g}"
-            f" between the eigenvalues {low:.2g} and {high:.2g}: {needed} would do"
+            f"num_points={num_points} is too coarse for width={width:.2g} between the"
+            f" eigenvalues {low:.2g} and {high:.2g}; use at least {needed}"
         )
     densities = np.stack(
         [_gaussian_mixture(eigenvalues, *rule, width) for rule in rules]
