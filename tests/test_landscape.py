@@ -96,19 +96,21 @@ def test_interpolation_is_linear_and_keeps_dtypes(coordinate):
     exact = (1 - coordinate) * one["w"] + coordinate * other["w"]
     assert_allclose(between["w"], exact, rtol=1e-6)
     assert between["n"] == 3
+    assert direction_between(one, other)["n"] == 0
     chex.assert_trees_all_equal_dtypes(between, one)
     half = between["h"].astype("float32")
     assert_allclose(half, np.full(2, 1 + 4 * coordinate), rtol=0.01)
 
 
 def test_parameters_in_half_precision_are_moved_in_float32():
-    params, along = jnp.ones(3, "bfloat16"), jnp.full(3, 0.5, "bfloat16")
+    params, half_a_step = jnp.ones(3, "bfloat16"), jnp.full(3, 2.0**-8, "bfloat16")
 
     def total(params):
         assert params.dtype == jnp.bfloat16
         return jnp.sum(params.astype("float32"))
 
-    assert_allclose(loss_curve(total, params, along, [0, 1]).values["loss"], [3, 4.5])
+    surface = loss_surface(total, params, [half_a_step] * 2, [[0, 1]] * 2)
+    assert_allclose(surface.values["loss"], [[3, 3], [3, 3 + 3 * 2.0**-7]])
 
 
 def test_points_on_a_line_are_spaced_evenly_or_by_a_sine():
@@ -255,7 +257,7 @@ def test_an_interrupted_surface_is_resumed(
     [
         {"params": moved(0.01, direction())},
         {"direction": direction(1)},
-        {"points": POINTS * 2},
+        {"points": np.r_[POINTS[:3], 3]},  # with the same first value
         {"loss": lambda params: 2 * mean_square(params)},
         {"loss": lambda params: {"other": mean_square(params)}},
     ],
