@@ -329,7 +329,7 @@ REFUSED_BY_ONE = [
     ("name", "given", "message"),
     [
         *((name, *row) for name, row in product(("expected", "sam"), REFUSED_BY_EACH)),
-        *(("sam by layer", *row) for row in REFUSED_BY_EACH[1:4]),
+        *(("sam by layer", *row) for row in REFUSED_BY_EACH[1:9]),
         *REFUSED_BY_ONE,
     ],
 )
