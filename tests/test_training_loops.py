@@ -1,4 +1,4 @@
-"""The loops users have: Flax Linen, Flax NNX and plain JAX, and their checkpoints."""
+"""Training loops of Flax Linen and NNX, and their checkpoints."""
 
 import functools
 import pickle
