@@ -1,4 +1,4 @@
-"""How it looks: the loss on lines and planes through the parameters, and pictures.
+"""The loss on lines and planes through the parameters.
 
 A line or plane is θ + c₁ d₁ (+ c₂ d₂): parameters θ, directions d, trees like the
 parameters, and coordinates c in units of the directions' lengths.
@@ -54,26 +54,26 @@ def filter_normalized_direction(
     filter_axis: FilterAxis = -1,
     mask: Mask | None = None,
 ) -> Params:
-    """A random direction, each filter of which has the norm of the network's own.
+    """A random direction whose filters have the norms of the network's filters.
 
     Networks whose weights differ in scale can then be compared: a distance of one
     changes every filter by its own norm.
 
     Args:
-        key: PRNG key, or an integer seed. Networks of one structure get the same
-            direction but for scale.
+        key: PRNG key, or an integer seed. Networks with the same structure get the same
+            direction up to scale.
         params: the parameters.
         relative_to: `"filter"`; `"layer"` for the norms of whole leaves; `"weight"` for
             normal entries times each weight's size; `None` for normal entries.
         filter_axis: the axes that number the filters, as for `uniform`.
-        mask: which leaves move, by Optax's convention: `exclude("bias", "Norm")` holds
-            biases and norm layers, as Li et al. do.
+        mask: which leaves move, by Optax's convention: `exclude("bias", "Norm")` keeps
+            biases and norm layers fixed, as Li et al. do.
 
     Returns:
         A tree like the parameters.
 
     Raises:
-        TypeError, ValueError: as the noise of `gaussian` does.
+        TypeError, ValueError: as for the noise of `gaussian`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -97,7 +97,7 @@ def filter_normalized_direction(
 
 
 def direction_between(params: Params, other: Params) -> Params:
-    """The direction from one network to another: coordinate 0 is one, 1 the other.
+    """The direction from one network, at coordinate 0, to another, at coordinate 1.
 
     Leaves that are not floating or complex do not move.
 
@@ -139,8 +139,8 @@ def line_points(
         low: first coordinate.
         high: last coordinate, above the first.
         num: number of coordinates, at least 2.
-        spacing: `"linear"`, or `"sine"`: dense at the ends, as is (1 - cos πs) / 2 for
-            evenly spaced s.
+        spacing: `"linear"`, or `"sine"`, which is denser at the ends: (1 - cos πs) / 2
+            for evenly spaced s.
 
     Returns:
         The coordinates, float64, (num,).
@@ -182,26 +182,26 @@ def loss_curve(
         direction: direction d, a tree like the parameters: random, from
             `direction_between` two networks, or an eigenvector of the Hessian.
         points: coordinates, increasing, (points,).
-        batches: batches of the loss's second argument; or a dict of them by the name
-            of the data set, which precedes the quantity's: `"train loss"`.
-        statistics: for networks with BatchNorm: function `statistics(params, batch)` of
-            the batch's statistics. At each point their mean over the batches (of the
-            first data set) is the last argument of the loss. Without it, the running
-            statistics that the loss holds are kept.
-        note: what pictures should say, such as "BatchNorm: running statistics"; by
-            default that statistics are re-estimated, where they are.
-        path: file, `.npz`, that the values are written to from time to time; where it
-            holds some already, from a call that was cut short, they are kept.
+        batches: batches of the loss's second argument, or a dict of them by data set,
+            whose name then precedes the quantity's: `"train loss"`.
+        statistics: for networks with BatchNorm: a function `statistics(params, batch)`
+            that returns the statistics of a batch. At each point, their mean over the
+            batches (of the first data set) is passed to the loss as its last argument.
+            Without it, the loss keeps the running statistics that it holds.
+        note: text for pictures, such as "BatchNorm: running statistics"; by default it
+            says so if statistics are re-estimated.
+        path: `.npz` file to which the values are written from time to time. Values that
+            an interrupted call left there are kept.
 
     Returns:
-        The landscape, of one axis.
+        A landscape with one axis.
 
     Raises:
         OSError: if no file can be written at `path`.
         TypeError: if the loss returns no real scalars, or an argument is of another
             type.
-        ValueError: if points are not finite and increasing, the direction is not like
-            the parameters, or the file at `path` belongs to another landscape.
+        ValueError: if points are not finite and increasing, the direction does not
+            match the parameters, or the file at `path` belongs to another landscape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -244,10 +244,10 @@ def loss_surface(
         path: as for `loss_curve`.
 
     Returns:
-        The landscape, of two axes: values of shape (first points, second points).
+        A landscape with two axes: values of shape (first points, second points).
 
     Raises:
-        OSError, TypeError, ValueError: as `loss_curve` does.
+        OSError, TypeError, ValueError: as for `loss_curve`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -315,7 +315,7 @@ def _default_note(statistics) -> str:
 
 
 def _move(params, directions, coordinates):
-    """The parameters moved along the directions, in the dtypes they have."""
+    """The parameters moved along the directions, in their own dtypes."""
 
     def move(leaf, *steps):
         leaf = jnp.asarray(leaf)
@@ -340,7 +340,7 @@ def _call(fun, params, batch, extra):
 
 @jax.jit
 def _quantities(loss, params, batch, extra):
-    """The scalars by name, each seen to be one."""
+    """The scalars by name; raises TypeError unless each is a real scalar."""
     result = loss(params, *batch, *extra)
     named = result if isinstance(result, Mapping) else {"loss": result}
     return OrderedDict((name, real_scalar(named[name], name)) for name in named)

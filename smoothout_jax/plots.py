@@ -1,8 +1,8 @@
-"""Pictures of landscapes and spectra, in Matplotlib's axes.
+"""Pictures of landscapes and spectra, drawn with Matplotlib.
 
-Networks differ in colour, and data sets in the style of the line. Networks that are
-named after a method, such as `"SGD"` or `"AdaSmoothOut"`, have its colour in every
-picture; the palette is one that readers of every colour vision can tell apart.
+Networks differ in colour, data sets in line style. Networks named after a method, such
+as `"SGD"` or `"AdaSmoothOut"`, have its colour in every picture. The palette is safe
+for readers with colour blindness.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,24 +60,24 @@ def plot_curve(
     colors: Mapping[str, str] | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draws the loss on a line on the left axis, and a metric on the right one.
+    """Draws the loss along a line on the left axis, and a metric on the right axis.
 
     Args:
-        curves: what `loss_curve` returned, or several of them by the network's name.
-        metric: quantity for the right axis, such as `"accuracy"`; by default the one
-            that is not the loss, if there is one.
+        curves: a result of `loss_curve`, or a dict of them by network name.
+        metric: quantity for the right axis, such as `"accuracy"`; by default the first
+            that is not the loss, if any.
         units: units of the quantities, such as `{"loss": "nats", "accuracy": "%"}`.
-        colors: colours of the networks by name; by default those of the methods that
-            they are named after, and others of the palette.
-        ax: Matplotlib's axes to draw on; by default those of a new figure.
+        colors: colours of the networks by name; by default those of the methods they
+            are named after, or others of the palette.
+        ax: Matplotlib axes to draw on; by default those of a new figure.
 
     Returns:
-        The axes, of the loss.
+        The axes of the loss.
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
         TypeError: if an argument is of another type.
-        ValueError: if a landscape has not one axis, or no such quantity.
+        ValueError: if a landscape does not have one axis, or lacks the quantity.
     """
     check_style(units=units, colors=colors)
     check_axes(ax=ax)
@@ -126,19 +126,19 @@ def plot_contour(
     """Draws a surface as filled contours, with a cross at the parameters.
 
     Args:
-        surface: what `loss_surface` returned.
+        surface: a result of `loss_surface`.
         quantity: name of the values to draw; by default the first, which is the loss.
         units: units of the quantities, such as `{"loss": "nats"}`.
         rise: draws the rise of the quantity above its lowest value, with a thick
-            contour where it is as large as this, say 0.1 nats: the wider that contour,
-            the flatter the minimum. Colours are then linear by default, and stop at ten
-            times the rise. Without it, the quantity itself is drawn, and minima that
-            are deeper look narrower than they are.
-        norm: Matplotlib's norm of the colours; without `rise` it is by default
-            logarithmic for positive values of more than one order of magnitude, and
-            linear otherwise.
-        colorbar: whether to draw the scale of the colours.
-        ax: Matplotlib's axes to draw on; by default those of a new figure.
+            contour at this rise, say 0.1 nats: the wider the contour, the flatter the
+            minimum. Colours are then linear by default, and end at ten times the rise.
+            Without it, the quantity itself is drawn, and deeper minima look narrower
+            than they are.
+        norm: Matplotlib norm of the colours; by default, without `rise`, logarithmic
+            for positive values that span more than one order of magnitude, and linear
+            otherwise.
+        colorbar: whether to draw a colour bar.
+        ax: Matplotlib axes to draw on; by default those of a new figure.
 
     Returns:
         The axes.
@@ -146,8 +146,8 @@ def plot_contour(
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
         TypeError: if an argument is of another type.
-        ValueError: if the landscape has not two axes, no such quantity, or no value, or
-            if the rise is not positive.
+        ValueError: if the landscape does not have two axes, lacks the quantity, or has
+            no finite value, or if the rise is not positive.
     """
     check_style(units=units)
     check_axes(ax=ax)
@@ -185,23 +185,23 @@ def plot_side_by_side(
     rise: float | None = None,
     axes: Any = None,
 ) -> Sequence[Any] | np.ndarray:
-    """Draws the surfaces of several networks beside each other on one colour scale.
+    """Draws the surfaces of several networks side by side on one colour scale.
 
     Args:
-        surfaces: what `loss_surface` returned, by the network's name.
+        surfaces: results of `loss_surface`, by network name.
         quantity: as for `plot_contour`.
         units: as for `plot_contour`.
-        rise: as for `plot_contour`; each network's is above its own lowest value. The
-            titles say how much of the plane lies below it.
-        axes: Matplotlib's axes, one for each network; by default those of a new figure.
+        rise: as for `plot_contour`, above each network's own lowest value. The titles
+            say how much of the plane lies below it.
+        axes: Matplotlib axes, one for each network; by default those of a new figure.
 
     Returns:
-        The axes, all of which show the same part of the plane.
+        The axes, which all show the same part of the plane.
 
     Raises:
         ImportError: if Matplotlib is not installed (extra `sharpness`).
         TypeError: if an argument is of another type.
-        ValueError: if there is no surface, not one of the axes for each, or as for
+        ValueError: if there is no surface, or not one of the axes for each; or as for
             `plot_contour`.
     """
     check_style(units=units)
@@ -237,7 +237,7 @@ def plot_side_by_side(
         ax.label_outer()
     show_all(axes, surfaces.values())
     label = drawn_label(drawn[0][0], units, rise)
-    # Of all panels, the one whose colours are cut off where those of any are.
+    # From a panel whose colours are cut off, if those of any are.
     ends = [colorbar_ends(norm, values) for _, values in drawn]
     widest = max(range(len(ends)), key=lambda index: ends[index] != "neither")
     add_colorbar(axes[widest].collections[0], list(axes), label)
@@ -256,13 +256,13 @@ def plot_surface(
     """Draws a surface in three dimensions.
 
     Args:
-        surface: what `loss_surface` returned.
+        surface: a result of `loss_surface`.
         quantity: as for `plot_contour`.
         units: as for `plot_contour`.
         norm: as for `plot_contour` without a rise; the height is on the same scale as
             the colour.
-        colorbar: whether to draw the scale of the colours.
-        ax: Matplotlib's axes, of projection `"3d"`; by default those of a new figure.
+        colorbar: whether to draw a colour bar.
+        ax: Matplotlib axes with projection `"3d"`; by default those of a new figure.
 
     Returns:
         The axes.
@@ -314,10 +314,10 @@ def plot_density(
     The band is the density plus and minus twice its standard error.
 
     Args:
-        densities: what `hessian_density` returned, or several by the network's name.
-        colors: colours of the networks by name; by default those of the methods that
-            they are named after, and others of the palette.
-        ax: Matplotlib's axes to draw on; by default those of a new figure.
+        densities: a result of `hessian_density`, or a dict of them by network name.
+        colors: colours of the networks by name; by default those of the methods they
+            are named after, or others of the palette.
+        ax: Matplotlib axes to draw on; by default those of a new figure.
 
     Returns:
         The axes.

@@ -1,8 +1,8 @@
 """Settings for every test: eight CPU devices, quick compiles, no silent promotion.
 
-What was compiled is kept for the processes that tests start and for the next run;
-``--cache-clear`` forgets it. With ``XLA_FLAGS=--xla_backend_optimization_level=3`` the
-programs are compiled as users have them.
+Compiled programs are kept for the next run and for processes that tests start;
+``--cache-clear`` removes them. With
+``XLA_FLAGS=--xla_backend_optimization_level=3`` they are compiled as users have them.
 """
 
 import gc
@@ -19,7 +19,7 @@ if jaxlib.version.__version_info__ < (0, 11):
 
 
 def flags(given):
-    """The flags of XLA; a worker finds those of the process that started it."""
+    """The flags of XLA; a worker inherits those of the process that started it."""
     wanted = ["--xla_force_host_platform_device_count=8"]
     if "--xla_backend_optimization_level" not in given:
         wanted += QUICK
@@ -30,22 +30,28 @@ def flags(given):
 os.environ["XLA_FLAGS"] = flags(os.environ.get("XLA_FLAGS", ""))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# What is compiled stays, so that looking for garbage in it takes long for little.
+# Compiled programs stay alive, so frequent garbage collection only costs time.
 gc.set_threshold(100_000)
 
 
 @pytest.fixture(scope="module")
 def standard_promotion():
-    """Promotion of dtypes as users have it, as Optax's schedules need it."""
+    """JAX's default promotion of dtypes, which Optax's schedules need."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
-def pytest_configure(config):
-    """Keep compilations where pytest keeps what it knows of earlier runs.
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
 
-    Each worker has its own: JAX writes a program in place, so that others would read
-    one of which only a part is written.
+
+def pytest_configure(config):
+    """Keep compiled programs in pytest's cache.
+
+    Each worker has its own folder: JAX writes a program in place, so others could read
+    one that is half written.
     """
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return

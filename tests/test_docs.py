@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its code runs, prints and fails as it says."""
+"""The code of the documentation runs, prints and fails as the pages say."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def raised(source, namespace):
     "blocks", [b for _, b in SECTIONS], ids=[t for t, _ in SECTIONS]
 )
 def test_code_does_what_the_page_says(blocks, tmp_path, monkeypatch, capsys):
-    """Comments behind a print are its output; a text block is an error, all of it."""
+    """A comment after a print is its output; a text block is the whole error."""
     monkeypatch.chdir(tmp_path)
     namespace = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -70,12 +70,12 @@ def test_code_does_what_the_page_says(blocks, tmp_path, monkeypatch, capsys):
                 check_training(printed)
 
 
-# How many points noise brings, by the plain optimizer beside it.
+# The points that noise must add to the plain optimizer's accuracy.
 POINTS = {"SGD": 0, "Adam": 10, "AdamW": 10}
 
 
 def check_training(lines):
-    """Noise brings these points at least, or takes away more than one nat."""
+    """Noise adds at least these points, or lowers the loss by more than one nat."""
     found = re.findall(r"^(.+): ([-\d.]+) (%|nats)", "\n".join(lines), re.M)
     reached = [(name, float(value), unit) for name, value, unit in found]
     for (baseline, plain, unit), (name, noisy, _) in itertools.pairwise(reached):
@@ -98,7 +98,7 @@ def test_every_framework_and_recipe_shows_its_baseline():
     assert len(re.findall(printed, recipes, re.M)) == sections
 
 
-def test_every_public_name_has_its_place_in_the_reference():
+def test_every_public_name_is_in_the_reference():
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("api/*.md"))
     named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.M)
     modules = smoothout_jax, smoothout_jax.sharpness, landscape, plots, rivals

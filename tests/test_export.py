@@ -1,4 +1,4 @@
-"""What trains lowers for GPUs and TPUs, by the branches that those devices take.
+"""Training steps lower for GPUs and TPUs, in the branches that those devices take.
 
 `jax.export` lowers for a device that this machine does not have.
 """

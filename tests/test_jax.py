@@ -1,4 +1,4 @@
-"""What is private or experimental in JAX: each test names what breaks without it."""
+"""What the package takes from private or experimental parts of JAX still works."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from smoothout_jax import _jax
 
 
-def test_noise_that_depends_on_the_parameters_is_told_from_noise_that_does_not():
+def test_noise_that_depends_on_the_parameters_is_recognised():
     assert _jax.reads_its_input(lambda tree: tree["w"] * 2, {"w": jnp.ones(2)})
     assert not _jax.reads_its_input(
         lambda tree: jnp.zeros_like(tree["w"]) + 1, {"w": jnp.ones(2)}
@@ -25,7 +25,7 @@ def test_noise_is_compiled_apart_from_what_reads_it(one_cpu, monkeypatch):
     np.testing.assert_array_equal(doubled(jnp.ones(2)), 2.0)
 
 
-def test_checks_tell_traced_values_from_known_ones():
+def test_traced_values_are_recognised():
     assert not _jax.is_traced(jnp.ones(2))
     assert not _jax.is_traced(1.0)
     jax.jit(lambda x: pytest.fail("known") if not _jax.is_traced(x) else x)(1.0)

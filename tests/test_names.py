@@ -8,22 +8,19 @@ import pytest
 
 import smoothout_jax
 
+MODULES = "sharpness", "landscape", "plots", "rivals"
+
 
 def test_names_that_never_were_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         smoothout_jax.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "module", ["", ".sharpness", ".landscape", ".plots", ".rivals"]
-)
+@pytest.mark.parametrize("module", ["", *(f".{module}" for module in MODULES)])
 def test_every_public_name_is_there(module):
     module = importlib.import_module(f"smoothout_jax{module}")
     for name in module.__all__:
         assert hasattr(module, name)
-
-
-MODULES = "sharpness", "landscape", "plots", "rivals"
 
 
 @pytest.mark.parametrize("module", MODULES)

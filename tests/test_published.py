@@ -39,14 +39,16 @@ def test_it_has_the_published_regime_and_no_trials(form, tmp_path, monkeypatch):
     assert settings.precision == "bfloat16"
     assert (settings.shift, settings.flip) == (0, False)
     monkeypatch.setattr(trials, "Task", lambda settings, data=None: FakeTask(settings))
-    monkeypatch.setattr(trials, "Trainer", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(
+        trials, "Trainer", lambda *_: pytest.fail("a strength was tried")
+    )
     found = try_strengths(case, tmp_path, {})
     chosen = {name: trial["chosen"] for name, trial in found.items()}
     assert chosen == {"sgd": 0.1, "adasmoothout": 0.15, "sam": 0.05, "msam": 1.0}
 
 
 class FakeTask:
-    """A task of which nobody needs more than the settings."""
+    """A task with settings only."""
 
     data = None
 

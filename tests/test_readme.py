@@ -1,4 +1,4 @@
-"""The README and the made pages tell the truth: their figures are committed ones."""
+"""The README and the generated pages show the figures of the committed results."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_values_are_those_of_the_committed_results(path):
     assert with_values(text) == text
 
 
-def test_a_value_takes_its_place_between_its_marks():
+def test_a_value_is_written_between_its_marks():
     text = "a\n<!-- made: 6 * 7:.1f -->\nold\n<!-- /made -->\nb"
     assert with_values(text) == text.replace("old", "42.0")
 

@@ -1,4 +1,4 @@
-"""The site can be read without a network, and says what it means to show."""
+"""The site can be read offline, and shows what its sources say."""
 
 import html.parser
 import re
@@ -13,7 +13,7 @@ for module in ("furo", "math_core", "myst_nb", "sphinx_copybutton"):
     pytest.importorskip(module, reason="the site needs the extra docs")
 
 
-# What a page loads: the attribute of each tag that has its address.
+# The attribute of each tag with the address of what a page loads.
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src"}
 
 

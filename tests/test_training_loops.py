@@ -1,7 +1,6 @@
-"""The loops users have: Flax Linen, Flax NNX and plain JAX, and their checkpoints."""
+"""Training loops of Flax Linen and NNX, and their checkpoints."""
 
 import functools
-import itertools
 import pickle
 from typing import Any
 
@@ -15,7 +14,6 @@ from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
 
 from smoothout_jax import (
-    exclude,
     smooth_gradients,
     smoothout,
     smoothout_eval_params,
@@ -124,17 +122,14 @@ def test_linen_train_state_trains_in_its_unchanged_loop(num_copies):
     assert 0.05 < optax.tree.max(jax.tree.map(jnp.abs, noise)) < 0.1001
 
 
-@pytest.mark.parametrize("aux", ["mean", "first", "clean"])
-def test_batch_statistics_move_once_a_step_whatever_the_number_of_copies(aux):
-    num_copies, clean_weight = 3, 0.4
+def test_batch_statistics_move_once_a_step_whatever_the_number_of_copies():
     value_and_grad = jax.jit(
         smoothout_value_and_grad(
             loss_and_batch_stats,
             NOISE,
-            num_copies=num_copies,
-            clean_weight=clean_weight,
+            num_copies=3,
+            clean_weight=0.4,
             has_aux=True,
-            aux=aux,
             copy_argnums=2,
             execution="scan",
         )
@@ -142,48 +137,21 @@ def test_batch_statistics_move_once_a_step_whatever_the_number_of_copies(aux):
     state = create(SGD)
     for step in range(2):
         noise_key, dropout_key = jax.random.split(jax.random.fold_in(KEY, step))
-        dropout_keys = jax.random.split(dropout_key, num_copies + 1)
+        dropout_keys = jax.random.split(dropout_key, 4)
         (_, batch_stats), grads = value_and_grad(
             noise_key, state.params, state.batch_stats, dropout_keys
         )
-        perturbed = [
+        networks = [
             optax.apply_updates(state.params, NOISE(key, state.params))
-            for key in jax.random.split(noise_key, num_copies)
+            for key in jax.random.split(noise_key, 3)
         ]
         *noisy, clean = (
             moved_batch_stats(params, state.batch_stats, key)
-            for params, key in zip(
-                [*perturbed, state.params], dropout_keys, strict=True
-            )
+            for params, key in zip([*networks, state.params], dropout_keys, strict=True)
         )
-        expected = {
-            "mean": jax.tree.map(lambda c, *n: 0.4 * c + 0.2 * sum(n), clean, *noisy),
-            "first": noisy[0],
-            "clean": clean,
-        }
-        assert_close(batch_stats, expected[aux])
+        expected = jax.tree.map(lambda c, *n: 0.4 * c + 0.2 * sum(n), clean, *noisy)
+        assert_close(batch_stats, expected)
         state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
-
-
-def test_trainings_run_in_a_scan_vmapped_over_seeds():
-    @jax.jit
-    @jax.vmap
-    def train(seed):
-        state = create(smoothout(SGD, NOISE, key=jax.random.key(seed)))
-        keys = jax.vmap(lambda call: jax.random.fold_in(KEY, call))(jnp.arange(30))
-        state = state.replace(step=jnp.int32(0))
-        state, _ = jax.lax.scan(lambda s, key: (linen_step(s, key), None), state, keys)
-        return smoothout_eval_params(state, state.params), state.batch_stats
-
-    trained = train(jnp.arange(3))
-    before = evaluation_loss(**VARIABLES)
-    assert jnp.all(jax.vmap(evaluation_loss)(*trained) < before / 3)
-    alone = linen_train(create(SMOOTHOUTS[1]), 30)
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda leaf: leaf[0], trained),
-        (smoothout_eval_params(alone, alone.params), alone.batch_stats),
-        atol=1e-3,
-    )
 
 
 # Checkpoints
@@ -210,9 +178,9 @@ def through_orbax(saved, template, path):
 @pytest.mark.parametrize(
     ("optimizer", "through"),
     [
-        *itertools.product(
-            SMOOTHOUTS.values(), [through_msgpack, through_pickle, through_orbax]
-        ),
+        (SMOOTHOUTS[1], through_msgpack),
+        (SMOOTHOUTS[2], through_pickle),
+        (SMOOTHOUTS[2], through_orbax),
         (DRAWN_AGAIN, through_orbax),
     ],
 )
@@ -294,18 +262,6 @@ def test_nnx_optimizer_trains_in_its_unchanged_loop():
     graph, _, rest = nnx.split(evaluation_model(model), nnx.Param, ...)
     assert_equal(nnx_loss(nnx.merge(graph, clean, rest)), nnx_loss(updated))
     assert nnx_loss(updated) != nnx_loss(evaluation_model(model))
-
-
-def test_exclude_leaves_the_batch_normalisation_of_nnx_alone():
-    noise = uniform(0.1, mask=exclude("^bn/"))
-    model, optimizer, _ = nnx_train(smoothout(SGD, noise, key=KEY), steps=3)
-    params = nnx.state(model, nnx.Param)
-    added = optax.tree.sub(params, clean_params(model, optimizer))
-    for path, leaf in jax.tree.leaves_with_path(added):
-        if "bn" in jax.tree_util.keystr(path):
-            assert_close(leaf, jnp.zeros_like(leaf))
-        else:
-            assert jnp.all(leaf != 0)
 
 
 def test_smooth_gradients_take_their_grad_fn_through_the_optimizer_of_nnx():

@@ -1,12 +1,13 @@
-"""How flat it got: measures of the sharpness of a minimum.
+"""Measures of sharpness: how flat a minimum is.
 
-Every measure takes `loss(params)`, or `loss(params, batch)` with an iterable of
-`batches`: trees of arrays whose leading axis is the example, of which the loss is the
-mean. Then the measure is that of the mean over all examples, in the memory of one
-batch and a few trees like the parameters. Loss and measure share a unit, such as nats.
+Every measure takes `loss(params)`, or `loss(params, batch)` and an iterable of
+`batches`. A batch is a tree of arrays whose leading axis is the example, and the loss
+is the mean over the batch. The measure is then that of the mean loss over all examples;
+it needs memory for one batch and a few trees like the parameters. A rise has the unit
+of the loss, such as nats.
 
-A loss is compiled once, for all networks of one structure that it is measured at. Pass
-the same function each time, and large arrays by `jax.tree_util.Partial(loss, data)`.
+A loss is compiled once for all networks with the same structure. Pass the same function
+each time, and bind large arrays with `jax.tree_util.Partial(loss, data)`.
 
 References:
     Bisla et al., `Low-Pass Filtering SGD for Recovering Flat Optima in the Deep

@@ -1,8 +1,9 @@
 """The leading eigenvalues of the Hessian of a loss, and their eigenvectors.
 
-They come from products of the Hessian with vectors, of which each costs about two
-gradients; the matrix is never built. SciPy's ARPACK takes products computed batch by
-batch, restarts in bounded memory, and finds an eigenvalue as often as it occurs.
+They come from Hessian-vector products, each of which costs about two gradients; the
+matrix is never built. The products are computed batch by batch. SciPy's ARPACK
+restarts, so memory is bounded, and a repeated eigenvalue is found as often as it
+occurs.
 """
 
 import functools
@@ -24,11 +25,11 @@ class Eigenpairs(NamedTuple):
     """Leading eigenvalues and eigenvectors of a Hessian.
 
     Attributes:
-        values: eigenvalues λ, float64, (eigenvalues,), the leading one first.
-        vectors: eigenvectors v of norm 1, a tree like the parameters with a leading
-            axis of the eigenvalues.
-        residuals: norms of H v - λ v, float64, (eigenvalues,). An eigenvalue of H lies
-            within that distance of λ.
+        values: eigenvalues λ, float64, (eigenvalues,), leading one first.
+        vectors: unit eigenvectors v, a tree like the parameters with a leading axis
+            over the eigenvalues.
+        residuals: norms of H v - λ v, float64, (eigenvalues,). Some eigenvalue of H
+            lies within this distance of λ.
     """
 
     values: np.ndarray
@@ -53,22 +54,22 @@ def hessian_eigenvalues(
 ) -> Eigenpairs:
     """Leading eigenvalues of the Hessian of the loss, with their eigenvectors.
 
-    Takes tens of products of the Hessian with a vector, and some ten for each
-    eigenvalue, a last search for missed ones included; and the memory of
-    3 · num_eigenvalues + 1 vectors, 20 at least.
+    Takes tens of Hessian-vector products, plus about ten for each eigenvalue, including
+    a final search for missed ones. It keeps 3 · num_eigenvalues + 1 vectors in memory,
+    at least 20.
 
     Args:
-        loss: `loss(params)` or `loss(params, batch)`, a real scalar with two
-            derivatives, the second by forward over reverse mode.
+        loss: `loss(params)` or `loss(params, batch)`, a real scalar that can be
+            differentiated twice, by forward over reverse mode.
         params: parameters, in float32 or float64.
         num_eigenvalues: number of eigenvalues.
         which: `"LA"` for the largest, `"SA"` for the smallest, `"LM"` for the largest
             in magnitude.
         tolerance: residual norm at which a pair has converged, relative to its
-            eigenvalue plus the root mean square of all; above 0, and above 1e-6 in
-            float32.
+            eigenvalue plus the root mean square of all eigenvalues; above 0, and above
+            1e-6 in float32.
         max_iterations: restarts after which to give up.
-        key: PRNG key of the first vector, or an integer seed.
+        key: PRNG key of the start vector, or an integer seed.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
@@ -76,9 +77,9 @@ def hessian_eigenvalues(
 
     Raises:
         ImportError: if SciPy is not installed (extra `sharpness`).
-        RuntimeError: if they have not converged in `max_iterations`.
+        RuntimeError: if they do not converge within `max_iterations`.
         TypeError: if a parameter is not in float32 or float64.
-        ValueError: if an argument is out of its range, or the loss is not finite.
+        ValueError: if an argument is out of range, or the loss is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,8 +91,8 @@ def hessian_eigenvalues(
         [3. 2.]
 
     Reference:
-        Lehoucq, Sorensen and Yang, ARPACK Users' Guide, 1998: Lanczos' iteration with
-        implicit restarts.
+        Lehoucq, Sorensen and Yang, ARPACK Users' Guide, 1998: the implicitly restarted
+        Lanczos iteration.
     """
     _checks.count(num_eigenvalues=num_eigenvalues, max_iterations=max_iterations)
     _checks.choice(WHICH, which=which)
@@ -122,12 +123,12 @@ def hessian_eigenvalues(
 
 
 def _num_vectors(num_eigenvalues: int) -> int:
-    """The vectors that ARPACK keeps."""
+    """The number of vectors that ARPACK keeps."""
     return max(2 * num_eigenvalues + 1, 20)
 
 
 def _dense(product, size, *_):
-    """All eigenvalues, of a matrix no larger than the vectors ARPACK would keep."""
+    """All eigenpairs of a matrix with no more rows than ARPACK would keep vectors."""
     matrix = np.stack([product(row) for row in np.eye(size)])
     return np.linalg.eigh((matrix + matrix.T) / 2)
 
@@ -135,9 +136,9 @@ def _dense(product, size, *_):
 def _arpack(product, size, num_eigenvalues, which, tolerance, max_iterations, key):
     """The leading eigenvalues, and eigenvectors in columns.
 
-    Lanczos' iteration meets one vector of each eigenspace, and only rounding brings in
-    the others. So the search is repeated without the pairs that were found, until it
-    finds none that leads one of them.
+    The Lanczos iteration sees one vector of each eigenspace; only rounding brings in
+    the others. So the search is repeated with the found pairs projected out, until no
+    new eigenvalue ranks among those wanted.
     """
     linalg = require("scipy.sparse.linalg", "sharpness")
     search = functools.partial(
@@ -149,7 +150,7 @@ def _arpack(product, size, num_eigenvalues, which, tolerance, max_iterations, ke
     scale = np.linalg.norm(image) / np.linalg.norm(start)
     if not scale:
         return np.zeros(num_eigenvalues), np.eye(size, num_eigenvalues)
-    # Keeps what is left ahead of zero, the eigenvalue of the pairs projected out.
+    # Keeps the remaining eigenvalues ahead of zero, that of the pairs projected out.
     shift = start.dtype.type({"LA": scale, "SA": -scale, "LM": 0}[which])
     values, found = np.zeros(0), np.zeros((size, 0), start.dtype)
 
@@ -199,5 +200,5 @@ def _search(
 
 
 def _rank(values, which: str):
-    """What sorts the eigenvalues, the leading one first."""
+    """Sort keys that put the leading eigenvalue first."""
     return {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]

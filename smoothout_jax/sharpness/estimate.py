@@ -8,8 +8,8 @@ import numpy as np
 class Estimate(NamedTuple):
     """A mean of independent samples.
 
-    Two networks measured with one key share their random numbers: their difference
-    is known best from `Estimate.from_samples(one.samples - other.samples)`.
+    Two networks measured with the same key share their random numbers, so compare them
+    in pairs: `Estimate.from_samples(one.samples - other.samples)`.
 
     Attributes:
         value: mean of the samples.

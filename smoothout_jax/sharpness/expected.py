@@ -32,18 +32,19 @@ def expected_sharpness(
 ) -> Estimate:
     """Mean rise of the loss under noise, E f(θ + ε) - f(θ).
 
-    The measure that SmoothOut lowers, and of those tried by Bisla et al. the one that
-    predicts generalisation best. One pass over the batches draws each sample's noise
-    again for each batch, so that only one perturbed network is in memory.
+    This is what SmoothOut lowers. Of the measures that Bisla et al. tried, it predicts
+    generalisation best. It makes one pass over the batches and redraws each sample's
+    noise for every batch, so only one perturbed network is in memory at a time.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar.
         params: parameters θ.
-        noise: the law of the noise ε, such as `uniform(0.5, relative_to="filter")`.
-        key: PRNG key of the noise, or an integer seed. Networks measured with one key
-            meet the same random numbers, so that they can be compared in pairs.
-        num_samples: number of samples of the noise, each at the cost of one loss.
-        batches: batches of the loss's second argument; an iterator will do.
+        noise: the distribution of the noise ε, such as `uniform(0.5,
+            relative_to="filter")`.
+        key: PRNG key of the noise, or an integer seed. Networks measured with the same
+            key get the same random numbers, so they can be compared in pairs.
+        num_samples: number of noise samples; each costs one evaluation of the loss.
+        batches: batches of the loss's second argument; may be an iterator.
 
     Returns:
         The estimate, in the units of the loss.
@@ -54,7 +55,7 @@ def expected_sharpness(
             is not finite.
 
     Example:
-        Of f(w) = w², whatever w is, the rise is the variance of the noise, a²/3:
+        For f(w) = w², the rise is the variance of the noise, a²/3, whatever w is:
 
         >>> import jax, jax.numpy as jnp
         >>> from smoothout_jax import uniform

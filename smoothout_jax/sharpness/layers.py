@@ -28,36 +28,36 @@ def per_layer(
     stacked: Mapping[str, int] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """A measure of each layer: with the weights of all others held where they are.
+    """Measures each layer on its own, with the weights of all other layers fixed.
 
     Args:
         measure: `expected_sharpness`, `keskar_sharpness`, `sam_sharpness`, one of the
-            `hessian_` functions, or any function `measure(loss, params, ...)`. It gets
-            a tree like `params` in which the leaves of the other layers are empty: of
-            size 0 along their first axis. So patterns, masks and filters' axes mean
-            what they mean for the whole network; where a mask leaves a layer no noise,
-            its loss rises by 0.
+            `hessian_` functions, or any function `measure(loss, params, ...)`. It is
+            called with a tree like `params` in which the leaves of the other layers are
+            empty (size 0 along their first axis), so patterns, masks and filter axes
+            mean the same as for the whole network. If a mask leaves a layer without
+            noise, its rise is 0.
         loss: the loss of the whole network.
-        params: the parameters of the whole network. A layer is what lies right below
-            one node, such as a module's kernel and bias, whether Flax boxes them or
-            not; leaves at the top are layers each. What is not floating or complex,
-            such as counters and PRNG keys, is of no layer, and stays where it is.
+        params: the parameters of the whole network. A layer is all leaves directly
+            below one node, such as a module's kernel and bias, whether or not Flax
+            boxes them; each leaf at the top is a layer. Leaves that are not floating or
+            complex, such as counters and PRNG keys, belong to no layer and stay fixed.
         *args: further positional arguments of the measure.
-        stacked: the axes, counted from 0, along which a scan or `vmap` has stacked
-            layers, by patterns that are searched for in the paths of the leaves, such
-            as `{"^params/layers/": 0}`; the first that matches counts. Each index is
-            then a layer of its own, whose leaves keep that axis, of size 1.
+        stacked: the axes, counted from 0, along which a scan or `vmap` stacks layers,
+            by regular expressions that are searched for in the paths of the leaves,
+            such as `{"^params/layers/": 0}`; the first match counts. Each index is then
+            a layer of its own, whose leaves keep that axis with size 1.
         **options: the measure's keyword arguments, the same for every layer.
 
     Returns:
-        What the measure returns, by the path of the layer, such as `"params/Dense_0"`,
-        or, of stacked ones, `"params/layers/Dense_0[2]"`.
+        The measure's result for each layer, by path, such as `"params/Dense_0"`, or
+        `"params/layers/Dense_0[2]"` if it is stacked.
 
     Raises:
         ValueError: if `params` has no floating or complex leaf.
-        TypeError, ValueError: if `stacked` holds what is no pattern or no axis, or an
-            axis that a leaf does not have, or if leaves of one layer are stacked unlike
-            often.
+        TypeError, ValueError: if `stacked` contains an invalid pattern or axis, or an
+            axis that a leaf does not have, or if leaves of the same node have different
+            numbers of stacked layers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,7 +91,7 @@ def per_layer(
             for number, leaf in enumerate(leaves)
         ]
         own, where = zip(*parts, strict=True)
-        # Is called as the loss is, so that a measure can check it.
+        # Keeps the signature of the loss, so that a measure can check it.
         whole = functools.update_wrapper(
             Partial(_with_layer, partial, params, where), partial
         )
@@ -102,7 +102,7 @@ def per_layer(
 
 def _with_layer(loss, params, where, layer, *batch):
     """The loss of the whole network with one layer replaced."""
-    # Containers need not say that they are equal, but hold their leaves in one order.
+    # Containers may not compare equal, but they hold their leaves in the same order.
     old, structure = jax.tree.flatten(params)
     replaced = [
         o if not jnp.size(n) else n if its is None else _place(its, n, o)
@@ -123,7 +123,7 @@ def _check_axes(stacked) -> None:
 
 
 def _layers(params, stacked) -> dict[str, dict[int, Any]]:
-    """The parts of each layer: what `_cut` takes, by the number of the leaf."""
+    """The parts of each layer, as `_cut` takes them, by the number of the leaf."""
     layers, depths = {}, {}
     rows = zip(layer_names(params), named_leaves(params), strict=True)
     for number, (layer, (path, leaf)) in enumerate(rows):
@@ -146,14 +146,14 @@ def _layers(params, stacked) -> dict[str, dict[int, Any]]:
 
 
 def _cut(leaf, place):
-    """A layer's part of a leaf, and where it lies there if it is not all of it."""
+    """A layer's part of a leaf, and a mask of its place unless it is the whole leaf."""
     if place is None:
         return leaf, None
     axis, index = place
     shape = [size if each == axis else 1 for each, size in enumerate(leaf.shape)]
     where = np.arange(leaf.shape[axis]).reshape(shape) == index
     bounds, sharding = (index, index + 1), explicit_sharding(leaf)
-    if sharding is not None:  # One layer cannot lie along the axis of all.
+    if sharding is not None:  # A single layer cannot be sharded along the stacked axis.
         spec = [None if each == axis else its for each, its in enumerate(sharding.spec)]
         sharding = NamedSharding(sharding.mesh, jax.P(*spec))
     cut = by_parts(lambda leaf: lax.slice_in_dim(leaf, *bounds, axis=axis), sharding)
@@ -161,12 +161,12 @@ def _cut(leaf, place):
 
 
 def _place(where, layer, leaf):
-    """A leaf with a layer's part in its place."""
+    """The leaf with a layer's part replaced."""
     return by_parts(jnp.where, explicit_sharding(leaf))(where, layer, leaf)
 
 
 def _emptied(leaf, dtype):
-    """In the place of a leaf of another layer, or of none: one without weights."""
+    """An empty leaf, in place of one that is not part of the layer."""
     if not _checks.is_inexact(leaf):
         return jnp.zeros(0, dtype)
     return jnp.atleast_1d(leaf)[:0]

@@ -1,4 +1,4 @@
-"""A loss over all the data, with one batch of them in memory."""
+"""A loss over all the data, with one batch in memory at a time."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,9 +45,9 @@ def check_batches(batches: Any, name: str = "batches", *, passes: int = 2) -> No
     """Requires an iterable of batches, or `None`.
 
     Args:
-        batches: what is given as batches.
-        name: what the messages call it.
-        passes: how often it is gone through: an iterator does for one pass alone.
+        batches: the value to check.
+        name: its name in error messages.
+        passes: number of passes over it; an iterator allows only one.
     """
     if batches is None:
         return
@@ -86,31 +86,32 @@ def finite(value: float, where: str = "at params") -> float:
 
 
 def loss_arguments(batches: Any) -> tuple[str, ...]:
-    """What a loss is called with."""
+    """The names of the loss's arguments."""
     return ("params",) if batches is None else ("params", "batch")
 
 
 def as_partial(fun: Any, *arguments: str, name: str = "loss") -> Partial:
     """A function as a pytree, so that jitted functions can take it as an argument.
 
-    It is compared by identity: networks measured with one loss share their compiled
-    programs. Arrays it is bound to, if it is a `Partial` already, are arguments too,
-    and not constants of the program.
+    It is compared by identity, so networks measured with the same loss share compiled
+    programs. If it already is a `Partial`, the arrays bound to it are arguments of the
+    program rather than constants.
 
     Args:
         fun: the function.
-        arguments: names of what it will be called with; without any, they go unchecked.
-        name: what the messages call it.
+        arguments: names of the arguments it will be called with; without any, the
+            signature is not checked.
+        name: its name in error messages.
     """
     check_function(fun, *arguments, name=name)
     return fun if isinstance(fun, Partial) else Partial(fun)
 
 
 def check_function(fun: Any, *arguments: str, name: str) -> None:
-    """Requires a function that can be called with such arguments, in this order.
+    """Requires a function that takes these arguments, in this order.
 
-    One that has a parameter of the same name in another place is refused, so that
-    losses and noises are told from each other.
+    A function with a parameter of the same name in another place is refused, so that a
+    noise is not mistaken for a loss.
     """
     if not callable(fun):
         raise TypeError(f"{name} must be a function; got {_checks.describe(fun)}")
@@ -143,14 +144,14 @@ def _accepts(signature, arguments) -> bool:
 class VectorLoss:
     """A loss over all the data as a function of the parameters in one vector.
 
-    A context manager, which shows how many gradients or products it took.
+    A context manager that shows the number of gradients or products computed.
 
     Args:
         loss: function `loss(params)`, or `loss(params, batch)`, to a real scalar.
         params: parameters in float32 or float64.
         batches: the batches, or `None`.
-        description: what it is evaluated for.
-        total: number of gradients or products, if it is known.
+        description: the label of the progress bar.
+        total: number of gradients or products, if known.
 
     Attributes:
         params: the parameters, (weights,).
@@ -182,7 +183,7 @@ class VectorLoss:
         self._bar.close()
 
     def value_and_grad(self, params: jax.Array, where: str) -> tuple[float, jax.Array]:
-        """The loss and its gradient; what is not finite is an error that says where."""
+        """The loss and its gradient; raises ValueError unless the loss is finite."""
         value, grad = self._mean(_value_and_grad, params)
         self._bar.update()
         return finite(float(value), where), grad

@@ -21,13 +21,14 @@ class SpectralDensity(NamedTuple):
     """Density of the eigenvalues of a Hessian.
 
     Attributes:
-        eigenvalues: where the density is given, float64, (points,).
+        eigenvalues: points at which the density is evaluated, float64, (points,).
         density: fraction of the eigenvalues per unit, float64, (points,): the density
             of the eigenvalues convolved with a Gaussian; its integral is one.
-        standard_error: of the density at each point, over the probes; NaN for one.
-        nodes: Ritz values of each probe, (probes, depth); NaN where Lanczos' iteration
-            ended early, having met every eigenvalue.
-        weights: their weights, (probes, depth); those of a probe add up to one.
+        standard_error: of the density at each point, over the probes; NaN for a single
+            probe.
+        nodes: Ritz values of each probe, (probes, depth); padded with NaN if the
+            Lanczos iteration ended early because it had found every eigenvalue.
+        weights: their weights, (probes, depth); those of each probe sum to one.
     """
 
     eigenvalues: np.ndarray
@@ -47,14 +48,14 @@ def hessian_trace(
 ) -> Estimate:
     """Trace of the Hessian of the loss: the sum of its eigenvalues.
 
-    Hutchinson's estimate, the mean of vᵀ H v over vectors v of random signs.
+    Hutchinson's estimator: the mean of vᵀ H v over vectors v of random signs.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, as for `hessian_eigenvalues`.
         params: parameters, in float32 or float64.
-        key: PRNG key of the vectors, or an integer seed; networks measured with one key
-            meet the same.
-        num_samples: number of vectors, each at the cost of two gradients.
+        key: PRNG key of the vectors, or an integer seed; networks measured with the
+            same key get the same vectors.
+        num_samples: number of vectors; each costs about two gradients.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
@@ -107,11 +108,11 @@ def hessian_density(
         params: parameters, in float32 or float64.
         key: PRNG key of the probes, vectors of random signs, or an integer seed.
         num_samples: number of probes.
-        depth: iterations of Lanczos, a product with the Hessian each, or fewer where
-            every eigenvalue is met before; at most the number of weights.
-        num_points: points at which the density is given, no further apart than the
-            width.
-        width: standard deviation of the Gaussian that each eigenvalue becomes, in the
+        depth: Lanczos iterations for each probe, one Hessian-vector product each; fewer
+            if every eigenvalue is found earlier. At most the number of weights.
+        num_points: number of points at which the density is evaluated; they must not be
+            further apart than the width.
+        width: standard deviation of the Gaussian that replaces each eigenvalue, in the
             units of eigenvalues; by default a hundredth of the spectrum's range.
         batches: batches of the loss's second argument; not an iterator.
 
@@ -121,7 +122,7 @@ def hessian_density(
     Raises:
         ImportError: if SciPy is not installed (extra `sharpness`).
         TypeError: if a parameter is not in float32 or float64.
-        ValueError: if an argument is out of its range, or the loss is not finite.
+        ValueError: if an argument is out of range, or the loss is not finite.
 
     Reference:
         Ghorbani, Krishnan and Xiao, `An Investigation into Neural Net Optimization via
@@ -151,8 +152,8 @@ def hessian_density(
     needed = math.ceil((high - low) / width) + 10
     if num_points < needed:
         raise ValueError(
-            f"num_points={num_points} lie too far apart for peaks of width={width:.2g}"
-            f" between the eigenvalues {low:.2g} and {high:.2g}: {needed} would do"
+            f"num_points={num_points} is too coarse for width={width:.2g} between the"
+            f" eigenvalues {low:.2g} and {high:.2g}; use at least {needed}"
         )
     densities = np.stack(
         [_gaussian_mixture(eigenvalues, *rule, width) for rule in rules]
@@ -168,13 +169,13 @@ def hessian_density(
 
 
 def _probes(like, key, num_samples: int):
-    """Random vectors of signs, drawn one at a time."""
+    """Vectors of random signs, drawn one at a time."""
     for probe_key in jax.random.split(key, num_samples):
         yield jax.random.rademacher(probe_key, like.shape, like.dtype)
 
 
 def _gauss_rule(linalg, product, probe, depth: int):
-    """Nodes and weights of the quadrature that Lanczos' iteration makes of a probe."""
+    """Nodes and weights of the quadrature rule that Lanczos derives from a probe."""
     diagonal, couplings = _tridiagonalize(product, probe, depth)
     values, vectors = linalg.eigh_tridiagonal(diagonal, couplings)
     nodes, weights = np.full((2, depth), np.nan)
@@ -183,10 +184,11 @@ def _gauss_rule(linalg, product, probe, depth: int):
 
 
 def _tridiagonalize(product, start, depth: int):
-    """Lanczos' iteration: a tridiagonal matrix, its diagonal and what is beside it.
+    """The Lanczos iteration: diagonal and off-diagonal of a tridiagonal matrix.
 
-    It ends early once a coupling vanishes: every eigenvalue is met, and the rest would
-    be rounding. Vectors are not made orthogonal again, so three in memory will do.
+    It ends early once a coupling vanishes: every eigenvalue has been found, and the
+    rest would be rounding errors. Vectors are not reorthogonalised, so only three are
+    in memory.
     """
     vector, previous = start / jnp.linalg.norm(start), jnp.zeros_like(start)
     diagonal, couplings = [], [0.0]
@@ -204,7 +206,7 @@ def _tridiagonalize(product, start, depth: int):
 
 @jax.jit
 def _lanczos_step(image, vector, previous, coupling):
-    """An entry of the diagonal, the one beside it, and the next vector."""
+    """A diagonal entry, the off-diagonal entry, and the next vector."""
     entry = jnp.vdot(vector, image)
     residual = image - entry * vector - jnp.asarray(coupling, image.dtype) * previous
     norm = jnp.linalg.norm(residual)

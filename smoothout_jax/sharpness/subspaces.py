@@ -1,4 +1,4 @@
-"""Random subspaces of the parameters, without the matrix that spans them in memory."""
+"""Random subspaces of the parameters, without storing the matrix that spans them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ BLOCK = 8192
 
 
 class WholeSpace:
-    """All the space: every map is the identity."""
+    """The whole space: every map is the identity."""
 
     def coordinates(self, vector: jax.Array) -> np.ndarray:
         """The coordinates of a vector, float64."""
         return np.asarray(vector, np.float64)
 
     def lift(self, point: jax.Array) -> jax.Array:
-        """The vector of given coordinates."""
+        """The vector with the given coordinates."""
         return point
 
     def project(self, grad: jax.Array) -> jax.Array:
@@ -26,15 +26,15 @@ class WholeSpace:
 class Subspace:
     """The span of the columns of a matrix A with standard normal entries.
 
-    The matrix is drawn again, in blocks of rows, wherever it is used.
+    The matrix is redrawn, in blocks of rows, whenever it is used.
 
     Args:
         key: PRNG key of the matrix.
-        size: number of weights, its rows.
-        dimension: its columns.
+        size: number of weights, and of rows.
+        dimension: dimension of the subspace, and number of columns.
 
     Raises:
-        ValueError: if it has more columns than rows.
+        ValueError: if there are more columns than rows.
     """
 
     def __init__(self, key: jax.Array, size: int, dimension: int):

@@ -13,10 +13,10 @@ from smoothout_jax._sharding import everywhere, explicit_sharding
 
 
 def ravel(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """Parameters in one vector, and the function from such a vector to their tree.
+    """The parameters as one vector, and the function back to a tree.
 
-    On explicit axes, which the entries of a vector cannot keep, every device has all of
-    it; the leaves of the tree lie where those of the parameters do.
+    With explicit mesh axes, which a vector cannot keep, every device holds the whole
+    vector; the leaves of the tree are placed like those of the parameters.
     """
     leaves, structure = jax.tree.flatten(params)
     leaves = list(map(jnp.asarray, leaves))
@@ -28,13 +28,13 @@ def ravel(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Unravel:
-    """From a vector to a tree; equal to another for trees of one kind."""
+    """Turns a vector into a tree; instances for like trees compare equal."""
 
     unravel: Callable[[jax.Array], Any]
     shardings: tuple[NamedSharding | None, ...]
 
     def __call__(self, vector: jax.Array) -> Any:
-        """The tree, its leaves placed."""
+        """The tree, with its leaves placed."""
         leaves, structure = jax.tree.flatten(self.unravel(vector))
         return jax.tree.unflatten(structure, _moved(leaves, self.shardings))
 

@@ -32,12 +32,13 @@ def keskar_sharpness(
 
         φ = 100 · (max_z f(θ + A z) - f(θ)) / (1 + f(θ)),   |z_i| ≤ ε (|(A⁺ θ)_i| + 1)
 
-    Climbs from random points of the box, as the gradient at a minimum is zero: first by
-    steps whose gradient, clipped, is the next point, which lead to the largest
-    curvature, then by SciPy's L-BFGS-B. The highest loss met counts. By default it
-    takes some 45 gradients, and on quadratics and small networks of which many long
-    climbs found the maximum it reached 95 % to 98 % of it on average, 77 % at least; 10
-    iterations of L-BFGS-B alone took 13, and reached 88 % to 92 %, 59 % at least.
+    Climbs from random points of the box, since the gradient at a minimum is zero. The
+    first steps take the clipped gradient as the next point, which leads towards the
+    largest curvature; then SciPy's L-BFGS-B takes over. The highest loss seen counts.
+    By default this takes about 45 gradients. On quadratics and small networks whose
+    maximum many long climbs had found, it reached 95 % to 98 % of the maximum on
+    average, and at least 77 %; 10 iterations of L-BFGS-B alone took 13 gradients and
+    reached 88 % to 92 %, at least 59 %.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar above -1.
@@ -47,19 +48,20 @@ def keskar_sharpness(
             standard normal entries, drawn a block of rows at a time; `None` takes the
             whole space.
         key: PRNG key of the starts and subspaces, or an integer seed.
-        num_samples: number of repetitions, each with starts and a subspace of its own.
-        num_starts: points that each repetition climbs from.
-        max_iterations: steps of each climb, and as many iterations of L-BFGS-B, each of
-            one gradient or a few.
+        num_samples: number of repetitions, each with its own starts and subspace.
+        num_starts: number of starting points of each repetition.
+        max_iterations: steps of each climb, followed by as many iterations of L-BFGS-B,
+            which take one or a few gradients each.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
-        The estimate, in percent: the mean over the repetitions, one of `samples` each.
+        The estimate, in percent: the mean over the repetitions; `samples` has one value
+        for each.
 
     Raises:
         ImportError: if SciPy is not installed (extra `sharpness`).
         TypeError: if a parameter is not in float32 or float64.
-        ValueError: if an argument is out of its range, or the loss at θ is not finite.
+        ValueError: if an argument is out of range, or the loss at θ is not finite.
 
     Example:
         The box reaches from 1 - 0.2 to 1 + 0.2, where w² is 0.44 above f(1) = 1:
@@ -111,18 +113,18 @@ def sam_sharpness(
 ) -> Estimate:
     """Rise of the loss at the worst point of a ball, max f(θ + ε) - f(θ), ‖ε‖ ≤ ρ.
 
-    Normalised gradient ascent from a random point of the ball's surface, each step
-    followed by the projection onto the ball. Steps have length ρ, and half of it each
-    time that one does not rise; the highest point counts. Near a minimum the rise is
-    ρ²/2 times the Hessian's leading eigenvalue.
+    Runs normalised gradient ascent from a random point on the surface of the ball, with
+    a projection onto the ball after each step. Steps have length ρ, halved whenever one
+    does not raise the loss; the highest point counts. Near a minimum the rise is ρ²/2
+    times the Hessian's leading eigenvalue.
 
     Args:
         loss: `loss(params)` or `loss(params, batch)`, a real scalar.
         params: parameters θ, in float32 or float64.
         rho: radius ρ of the ball, above 0, in the units of the weights.
         key: PRNG key of the starts, or an integer seed.
-        num_samples: number of repetitions, each from a start of its own.
-        max_iterations: steps of the ascent, each of one gradient.
+        num_samples: number of repetitions, each from its own start.
+        max_iterations: steps of the ascent, one gradient each.
         batches: batches of the loss's second argument; not an iterator.
 
     Returns:
@@ -130,7 +132,7 @@ def sam_sharpness(
 
     Raises:
         TypeError: if a parameter is not in float32 or float64.
-        ValueError: if an argument is out of its range, or the loss at θ is not finite.
+        ValueError: if an argument is out of range, or the loss at θ is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,18 +169,18 @@ def sam_sharpness(
 
 
 def _repeat(sample, objective, key, num_samples: int) -> Estimate:
-    """The estimate from samples that are each a function of the loss and a key."""
+    """The estimate from one sample for each key."""
     keys = jax.random.split(key, num_samples)
     return Estimate.from_samples(np.array([sample(objective, key) for key in keys]))
 
 
 def _highest_in_box(objective, space, epsilon, start_keys, climb) -> float:
-    """The largest rise met in the box, in climbs from a random start for each key."""
+    """The largest rise seen in climbs through the box, one from each key's start."""
     half_widths = epsilon * (np.abs(space.coordinates(objective.params)) + 1)
     rises = [0.0]
 
     def rise_and_slope(point):
-        """Of a point of the unit box."""
+        """The rise and its gradient at a point of the unit box."""
         offset = space.lift(jnp.asarray(point * half_widths, objective.params.dtype))
         value, grad = objective.value_and_grad(
             objective.params + offset, f"within epsilon={epsilon} of params"
@@ -193,7 +195,7 @@ def _highest_in_box(objective, space, epsilon, start_keys, climb) -> float:
 
 
 def _climb(optimize, max_iterations: int, rise_and_slope, point) -> None:
-    """Climbs in the unit box, by SciPy's module `optimize` at last."""
+    """Climbs in the unit box, finally by `scipy.optimize`."""
     size = 1.0
     for _ in range(max_iterations):  # like the power method
         slope = rise_and_slope(point)[1]
@@ -201,7 +203,7 @@ def _climb(optimize, max_iterations: int, rise_and_slope, point) -> None:
         point = np.clip(slope / size, -1, 1)
 
     def negative(point):
-        """In units that make the first step long."""
+        """Scaled so that the first step is long."""
         rise, slope = rise_and_slope(point)
         return -10 * rise / size, -10 * slope / size
 
