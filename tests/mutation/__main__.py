@@ -51,10 +51,10 @@ PAGE = pathlib.Path(__file__).with_name("survivors.md")
 
 # The files that test each module: the quick and broad first.
 TESTS = {
-    "noise": ["noise", "properties", "sharding", "filters"],
-    "masks": ["noise", "trees", "properties"],
+    "noise": ["noise", "masks", "properties", "sharding", "filters"],
+    "masks": ["masks", "trees", "properties"],
     "_sharding": ["noise", "sharding"],
-    "_resolution": ["noise", "transforms"],
+    "_resolution": ["resolution"],
     "_random": ["random", "noise", "sharding"],
     "_copies": ["gradients", "sharding"],
     "_options": ["gradients", "sharding"],
