@@ -174,6 +174,7 @@ def test_map_params_finds_the_trees_like_the_parameters(noise, keep_noise):
     assert_equal(smoothout_eval_params(same, params), clean)
     assert jnp.all(clean["kernel"] != params["kernel"])
     assert_equal(clean["bias"], params["bias"])
+    assert jnp.all(clean["bias"] != PARAMS["bias"])
 
 
 @one_copy_and_three

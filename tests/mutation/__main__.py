@@ -70,7 +70,7 @@ TESTS = {
     ],
     "_shards": ["shards"],
     "_keys": ["transforms", "states"],
-    "loss_rise": ["rise", "properties"],
+    "loss_rise": ["rise", "rise_theory", "properties"],
     "rivals": ["rivals"],
     "sharpness/eigenvalues": ["sharpness"],
     "sharpness/estimate": ["sharpness"],
