@@ -77,7 +77,7 @@ def test_noise_is_like_the_parameters(params, data, law, relative_to, axis):
         assert jnp.any(other) == is_noisy
 
 
-@few_examples
+@settings(few_examples, max_examples=10)
 @given(
     st.integers(1, 4),
     st.integers(1, 3),

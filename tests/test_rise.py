@@ -1,4 +1,4 @@
-"""How strong the noise is where the rise of the loss under it is held: the controller."""
+"""The rise of the loss, held: its controller, its state, and what it refuses."""
 
 import collections
 import functools
