@@ -100,7 +100,7 @@ def heldout_gap(
     gap brings stronger noise, which narrows it. Report both losses, once an epoch or
     so, to `smoothout_report`. Each report moves the rise a fifth of the way to that
     share, but never up while the held-out loss reaches a new minimum, since a network
-    that still generalises better needs no more noise.
+    that is still improving needs no more noise.
 
     Args:
         share: the ratio of the rise to the gap, at least 0; may be traced. A larger

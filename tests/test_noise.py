@@ -15,12 +15,7 @@ from flax import nnx
 from flax.core import freeze
 from scipy import stats
 
-from smoothout_jax import (
-    _checks,
-    _random,
-    gaussian,
-    uniform,
-)
+from smoothout_jax import _checks, _random, gaussian, uniform
 
 KEY = jax.random.key(2018)
 # Where the law does not matter: its draws compile several times faster.

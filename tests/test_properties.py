@@ -9,12 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from smoothout_jax import (
-    gaussian,
-    init_loss_rise,
-    smoothout_value_and_grad,
-    uniform,
-)
+from smoothout_jax import gaussian, init_loss_rise, smoothout_value_and_grad, uniform
 from smoothout_jax.loss_rise import LossRise
 
 # Draws of other keys than threefry's compile several times faster.

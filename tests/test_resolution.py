@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from smoothout_jax import (
-    gaussian,
-    smooth_gradients,
-    smoothout,
-    smoothout_value_and_grad,
-    uniform,
-)
+from smoothout_jax import gaussian, uniform
 
 KEY = jax.random.key(2018, impl="unsafe_rbg")
 
@@ -53,34 +47,6 @@ def test_noise_warns_where_it_is_lost_and_only_there(dtype):
     uniform(lost, mask={"half": False, "single": True})(KEY, params)
     noise = uniform(0.0)(KEY, params)
     assert not any(leaf.any() for leaf in jax.tree.leaves(noise))
-
-
-def gradients_of_copies(noise, leaf):
-    def loss(leaf):
-        return jnp.sum(leaf.astype("float32"))
-
-    return smoothout_value_and_grad(loss, noise, num_copies=2)(KEY, leaf)
-
-
-def update_of_smoothout(noise, leaf):
-    optimizer = smoothout(optax.sgd(0.1), noise, key=KEY)
-    return optimizer.update(leaf, optimizer.init(leaf), leaf)
-
-
-def update_of_smooth_gradients(noise, leaf):
-    optimizer = smooth_gradients(noise, key=KEY, num_copies=2)
-    state = optimizer.init(leaf)
-    return optimizer.update(leaf, state, leaf, grad_fn=lambda leaf, copy: leaf)
-
-
-@pytest.mark.parametrize(
-    "use", [gradients_of_copies, update_of_smoothout, update_of_smooth_gradients]
-)
-def test_lost_noise_warns_however_it_is_used(use):
-    leaf = jnp.array([1.0, 1.0, 1e-6], "bfloat16")
-    jax.eval_shape(lambda: use(uniform(0.1), leaf))
-    with pytest.warns(UserWarning, match="below the resolution"):
-        jax.eval_shape(lambda: use(uniform(1e-6), leaf))
 
 
 def test_an_eager_loop_warns_once_of_lost_noise():

@@ -270,17 +270,6 @@ def test_smooth_gradients_equals_the_loop_with_smoothout_value_and_grad():
         assert_close(state[0].smooth_gradients_rise, rise)
 
 
-def test_no_rise_is_no_noise():
-    optimizer = wrapping(loss_rise=0.0)
-    params = expected = nearby(0.1)
-    state = optimizer.init(params)
-    for _ in range(3):
-        params, state = user_step(optimizer, params, state)
-        expected, _ = user_step(SGD, expected, SGD.init(expected))
-    assert_close(params, expected)
-    assert scales(state) == estimates(state) == 0
-
-
 # The state in Optax
 
 

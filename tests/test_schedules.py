@@ -8,12 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothout_jax import (
-    anneal_schedule,
-    cosine_schedule,
-    rise_schedule,
-    tanh_schedule,
-)
+from smoothout_jax import anneal_schedule, cosine_schedule, rise_schedule, tanh_schedule
 
 STEPS = np.array([0, 1, 7, 20, 39, 40, 41, 1000])
 ARGUMENTS = {
