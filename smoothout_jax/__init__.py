@@ -1,8 +1,9 @@
 """SmoothOut for JAX and Optax: train on the loss without its sharp minima.
 
-Here is what trains; `smoothout_jax.sharpness` measures how flat it got,
-`smoothout_jax.landscape` evaluates the loss around it, `smoothout_jax.plots` draws
-both, and `smoothout_jax.rivals` is what to compare with.
+This module holds the training functions. `smoothout_jax.sharpness` measures how flat a
+minimum is, `smoothout_jax.landscape` evaluates the loss around it,
+`smoothout_jax.plots` draws both, and `smoothout_jax.rivals` has methods to compare
+with.
 """
 
 import importlib
@@ -74,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the modules that do not train when they are first used."""
+    """Imports the other modules when they are first used."""
     if name in ("sharpness", "landscape", "plots", "rivals"):
         return importlib.import_module(f"smoothout_jax.{name}")
     raise AttributeError(f"module 'smoothout_jax' has no attribute {name!r}")

@@ -13,7 +13,7 @@ def warn_if_lost(leaf, path: str, name: str, scale: Any, relative_to) -> None:
 
     For noise relative to the weights, their size makes no difference.
     """
-    if is_traced(scale) or leaf.dtype.itemsize > 2 or leaf.size == 0:
+    if is_traced(scale) or leaf.dtype.itemsize > 2:
         return
     # The numbers above 1 are eps apart: noise of less than half of that is lost.
     if 0 < float(scale) < float(jnp.finfo(leaf.dtype).eps) / 2:

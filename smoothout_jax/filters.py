@@ -1,14 +1,14 @@
-"""Which weights make one filter: the axes of a leaf whose indices number its filters.
+"""Which weights make up a filter: the axes of a leaf that index its filters.
 
-A filter is all that makes one output, such as the column of a dense kernel. The norms
-that noise is relative to are taken over a leaf's other axes::
+A filter is all weights of one output, such as a column of a dense kernel. The norms
+that scale relative noise are taken over the other axes of a leaf::
 
     parameter                                              filter_axis
-    dense kernel of Flax or Haiku, (inputs, outputs)       -1
-    convolution of theirs, (…, inputs, outputs)            -1
-    attention of Flax, (inputs, heads, head size)          (-2, -1)
+    Flax or Haiku dense kernel, (inputs, outputs)          -1
+    Flax or Haiku convolution, (…, inputs, outputs)        -1
+    Flax attention, (inputs, heads, head size)             (-2, -1)
     embedding, (tokens, features)                          0
-    any of Equinox, (outputs, inputs, …)                   0
+    Equinox, any layer, (outputs, inputs, …)               0
     dense layers stacked by a scan, (layers, in, out)      (0, -1)
 """
 
@@ -29,35 +29,35 @@ Axes = int | tuple[int, ...]
 FilterAxis = Axes | Literal["auto"] | Mapping[str, Axes] | Callable[[Params], Any]
 
 LAST = -1
-# The names of leaves by which frameworks are recognised, and how Haiku has them: by the
-# path of the module, in which slashes are part of a name, and their own.
+# The names of leaves by which frameworks are recognised. Haiku has two levels: the path
+# of the module, whose name may contain slashes, and the name of the leaf.
 FLAX = {"kernel", "embedding", "lora_a", "lora_b"}
 HAIKU = {"w", "embeddings", "w_i", "w_h"}
 
 
 class Numbering(NamedTuple):
-    """The axes of a leaf that number its filters, counted from 0."""
+    """The axes of a leaf that index its filters, counted from 0."""
 
     filters: tuple[int, ...]
-    # Those of them that number stacked layers.
+    # Those among them that index stacked layers.
     layers: tuple[int, ...] = ()
 
 
 def flax_filters(params: Params) -> Params:
-    """The axes of the filters of Flax's layers, Linen's and NNX's, by path.
+    """The filter axes of Flax's layers, Linen's and NNX's, by path.
 
     Attention's queries, keys and values, (inputs, heads, head size), have a filter for
-    each unit of each head. Embeddings, of tokens, of positions or of classes, have one
-    for each row: leaves whose name ends in `embed`, `embedding` or `embeddings`, or is
-    `position`. All else has one for each index of the last axis. Name in a mapping what
-    it cannot know of: transposed convolutions with `transpose_kernel=True`, whose
-    outputs come before their inputs, or outputs of several axes outside attention.
+    each unit of each head. Embeddings of tokens, positions or classes have one for each
+    row; they are the leaves named `position` or ending in `embed`, `embedding` or
+    `embeddings`. All other leaves have one for each index of the last axis. Use a
+    mapping for transposed convolutions with `transpose_kernel=True`, whose outputs come
+    before their inputs, and for outputs of several axes outside attention.
 
     Args:
         params: the parameters.
 
     Returns:
-        A tree like the parameters of axes: a `filter_axis`.
+        A tree of axes like the parameters: a `filter_axis`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,30 +79,30 @@ def flax_filters(params: Params) -> Params:
 
 
 def haiku_filters(params: Params) -> Params:
-    """The axes of the filters of Haiku's layers, by path.
+    """The filter axes of Haiku's layers, by path.
 
     Transposed convolutions, (…, outputs, inputs), have a filter for each index of the
-    last axis but one, and embeddings one for each token; all else has one for each
-    index of the last axis.
+    second-to-last axis, and embeddings one for each token. All other leaves have one
+    for each index of the last axis.
 
     Args:
         params: the parameters.
 
     Returns:
-        A tree like the parameters of axes: a `filter_axis`.
+        A tree of axes like the parameters: a `filter_axis`.
     """
     return _by_rank(params, {r"transpose[^/]*/w$|(^|/)embeddings$": (2, -2)})
 
 
 def equinox_filters(params: Params) -> Params:
-    """The axes of the filters of Equinox's layers: the first, that of their outputs.
+    """The filter axes of Equinox's layers: the first axis, which holds the outputs.
 
     Args:
         params: the parameters.
 
     Returns:
-        A tree like the parameters of axes: a `filter_axis`. Wrap it in `stacked` for
-        layers that `equinox.filter_vmap` has made.
+        A tree of axes like the parameters: a `filter_axis`. Wrap it in `stacked` for
+        layers made by `equinox.filter_vmap`.
     """
     return _tree(params, [0] * len(jax.tree.leaves(params)))
 
@@ -110,23 +110,23 @@ def equinox_filters(params: Params) -> Params:
 def stacked(
     filter_axis: FilterAxis, *patterns: str, axis: int = 0
 ) -> Callable[[Params], Params]:
-    """The filters of layers that a scan or `vmap` has stacked.
+    """The filter axes of layers stacked by a scan or `vmap`.
 
-    Every layer keeps filters, and norms, of its own, with `relative_to="layer"` too.
+    Every layer keeps its own filters and norms, also with `relative_to="layer"`.
 
     Args:
-        filter_axis: the axes of the filters of one layer, as for `uniform`; a function
-            gets the shapes and dtypes of one layer.
-        *patterns: regular expressions, searched for in the paths of the leaves that
-            are stacked, such as `"^layers/"`; without any, all of them are.
+        filter_axis: the filter axes of one layer, as for `uniform`; a function gets the
+            shapes and dtypes of one layer.
+        *patterns: regular expressions, searched for in the paths, that match the
+            stacked leaves, such as `"^layers/"`; without patterns, all are stacked.
         axis: the axis along which they are stacked, counted from 0.
 
     Returns:
-        A function of the parameters to a tree of axes: a `filter_axis`.
+        A function from the parameters to a tree of axes: a `filter_axis`.
 
     Raises:
-        TypeError, ValueError: if an axis or a pattern is not one; from the function, if
-            a stacked leaf has no such axis.
+        TypeError, ValueError: if an axis or a pattern is invalid; from the function, if
+            a stacked leaf does not have the axis.
 
     Example:
         >>> from smoothout_jax import flax_filters, stacked, uniform
@@ -178,7 +178,7 @@ def check_stacked(shape: tuple[int, ...], path: str, axis: int) -> None:
 
 
 def check_filter_axis(filter_axis: FilterAxis) -> None:
-    """Requires "auto", an axis or several, a mapping from patterns, or a function."""
+    """Requires "auto", one or more axes, a mapping from patterns, or a function."""
     if filter_axis == "auto":
         return
     if isinstance(filter_axis, Mapping):
@@ -190,7 +190,7 @@ def check_filter_axis(filter_axis: FilterAxis) -> None:
 
 
 def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
-    """The axes of each leaf's filters, as they were given."""
+    """The filter axes of each leaf, as given."""
     if filter_axis == "auto":
         filter_axis = _of_framework(params)
     if isinstance(filter_axis, Mapping):
@@ -211,7 +211,7 @@ def raw_axes(filter_axis: FilterAxis, params: Params) -> list[Any]:
 
 
 def numbering(axes: Any, shape: tuple[int, ...], path: str) -> Numbering:
-    """The axes of a leaf, counted from 0; raises unless it has them."""
+    """The axes of a leaf, counted from 0; raises if it does not have them."""
     if isinstance(axes, Numbering) or not shape:
         return axes if isinstance(axes, Numbering) else Numbering(())
     _require_axes(f"filter_axis of {path!r}", axes)
@@ -234,7 +234,7 @@ def _require_axes(name: str, axes: Any) -> None:
 
 
 def _by_rank(params: Params, axes: Mapping[str, tuple[int, Axes]]) -> Params:
-    """The axes of the first pattern that a path matches and whose rank its leaf has."""
+    """The axes of the first pattern that matches, for leaves of at least its rank."""
 
     def find(path, leaf):
         for pattern, (rank, found) in axes.items():
@@ -250,10 +250,10 @@ def _tree(params: Params, leaves: list[Any]) -> Params:
 
 
 def _of_framework(params: Params) -> Callable[[Params], Params]:
-    """The filters of the framework whose modules or names the parameters have."""
+    """The filters of the framework that the modules or names in the parameters show."""
     if _checks.has_class(params, "equinox"):
         return equinox_filters
-    # Leaves of fewer than two axes are the same in all of them.
+    # Leaves of fewer than two axes are the same in every framework.
     paths = [path for path, leaf in named_leaves(params) if np.ndim(leaf) > 1]
     last = {path.rpartition("/")[2] for path in paths}
     if last & FLAX or not paths:
@@ -261,7 +261,7 @@ def _of_framework(params: Params) -> Callable[[Params], Params]:
     if last & HAIKU and any("/" in path for path in paths):
         return haiku_filters
     raise ValueError(
-        f"filter_axis='auto' knows the layers of Flax, Equinox and Haiku, but not the"
+        "filter_axis='auto' recognises the layers of Flax, Equinox and Haiku, but not"
         f" parameter {paths[0]!r}: pass the axis of its outputs, such as filter_axis=-1"
         " for x @ w or 0 for w @ x"
     )

@@ -1,16 +1,16 @@
-r"""How strong the noise may be: as strong as the loss bears.
+r"""How strong the noise is: as strong as a given rise of the loss allows.
 
 Noise of mean zero raises the loss by
 
     E f(θ + ε) - f(θ) = ½ E⟨ε, ∇f(θ + ε)⟩ + O(ε⁴),
 
-the trapezoid rule along the line from θ to θ + ε, of whose two ends the clean one has
-mean zero. A step has both factors, so the rise costs it a dot product. It grows with
-the square of the noise: with c the mean of ½⟨ε, ∇f(θ + ε)⟩ / s² over the last steps,
-where s is the scale that the noise was multiplied by, s = √(δ / c) holds the rise at δ.
+by the trapezoid rule along the line from θ to θ + ε; the term at the clean end has mean
+zero. A training step computes both factors anyway, so the rise costs one dot product.
+It grows with the square of the noise: if the noise is multiplied by a scale s, and c is
+the mean of ½⟨ε, ∇f(θ + ε)⟩ / s² over the last steps, s = √(δ / c) holds the rise at δ.
 
-How much a loss bears is read off the gap between held-out and training loss, which
-noise is there to close: `heldout_gap` and `smoothout_report`.
+The right rise follows from the gap between held-out and training loss, which the noise
+is meant to close: `heldout_gap` and `smoothout_report`.
 """
 
 import dataclasses
@@ -25,27 +25,27 @@ from smoothout_jax import _checks
 from smoothout_jax._trees import Params, accumulator_dtype, leaves_or_none, total
 from smoothout_jax.noise import Size, at_step
 
-# Of the running means, a step.
+# Decay of the running means in each step.
 DECAY = 0.98
 # The scale of the first noise, and the factor by which it may grow in a step, so that
-# noise of a strength not seen before does not come at once.
+# strong noise does not set in abruptly.
 START, GROWTH = 0.1, 1.05
-# So that a scale, however small, can be told from no noise.
+# The smallest scale, so that zero means no noise.
 LEAST = 1e-12
-# Of the target: no rise counts as less or more, so that one bad batch can neither set
-# the noise free nor silence it for hundreds of steps.
+# Rises are clipped to these multiples of the target, so that one bad batch can neither
+# release the noise nor silence it for hundreds of steps.
 LEAST_SEEN, MOST_SEEN = -10, 100
 # How far a report moves the target towards the share of the gap.
 GAP_STEP = 0.2
 
 
 class LossGapState(NamedTuple):
-    """What is known of a network's losses; all scalars, float32.
+    """The reported losses of a network; all scalars, float32.
 
     Attributes:
-        gap_share: the rise over the gap.
-        loss_gap: held-out less training loss in the last report, at least 0.
-        least_heldout_loss: the lowest held-out loss that was reported.
+        gap_share: the ratio of the rise to the gap.
+        loss_gap: held-out minus training loss in the last report, at least 0.
+        least_heldout_loss: the lowest held-out loss reported so far.
     """
 
     gap_share: jax.Array
@@ -54,17 +54,17 @@ class LossGapState(NamedTuple):
 
 
 class LossRiseState(NamedTuple):
-    """State of a rise that is held; all scalars, float32 but for the step.
+    """State of `loss_rise`; all scalars, float32 except for the step.
 
     Attributes:
-        noise_scale: the factor in [0, 1] that the noise in use is multiplied by.
-        loss_rise_estimate: mean rise of the loss in the last steps, about 50 of them,
-            in the units of the loss; none counts as more than 100 times the target.
-        rise_per_square: mean of the rise over the square of the scale.
-        rise_weight: weight of these means, the sum of the scales' squares.
+        noise_scale: the factor in [0, 1] by which the current noise is multiplied.
+        loss_rise_estimate: mean rise of the loss over about the last 50 steps, in the
+            units of the loss; each counts as at most 100 times the target.
+        rise_per_square: mean of the rise divided by the square of the scale.
+        rise_weight: weight of these means, the sum of the squares of the scales.
         rise_step: number of gradients so far, int32.
-        loss_rise_target: the rise that the noise is to cost.
-        gap_state: the gap that it follows, if it is held by `heldout_gap`; else `None`.
+        loss_rise_target: the rise that the noise should cause.
+        gap_state: the gap that the target follows with `heldout_gap`; else `None`.
     """
 
     noise_scale: jax.Array
@@ -78,7 +78,7 @@ class LossRiseState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class HeldoutGap:
-    """What `heldout_gap` returns: a rise that follows the reported losses."""
+    """A rise that follows the reported losses; made by `heldout_gap`."""
 
     share: jax.typing.ArrayLike
     start: jax.typing.ArrayLike
@@ -95,16 +95,17 @@ def heldout_gap(
 ) -> HeldoutGap:
     """A `loss_rise` that follows the gap between held-out and training loss.
 
-    Noise is to keep a network from memorising its training data, and the gap tells how
-    much it has: the rise is held at a share of the gap, so noise grows as the gap does,
-    and lowers it. Report both losses, once an epoch or so, to `smoothout_report`: each
-    report moves the rise a fifth of the way to that share, but not upwards while the
-    held-out loss falls below all before, since a network that still learns needs none.
+    The noise should keep a network from memorising its training data, and the gap shows
+    how much it has memorised. The rise is held at a share of the gap, so that a growing
+    gap brings stronger noise, which narrows it. Report both losses, once an epoch or
+    so, to `smoothout_report`. Each report moves the rise a fifth of the way to that
+    share, but never up while the held-out loss reaches a new minimum, since a network
+    that is still improving needs no more noise.
 
     Args:
-        share: the rise over the gap, at least 0; may be traced. More does more where
-            many labels are wrong, and keeps a network from learning where little can be
-            learned.
+        share: the ratio of the rise to the gap, at least 0; may be traced. A larger
+            share helps more where many labels are wrong, and slows learning where
+            little can be learned.
         start: the rise before the first report, in the units of the loss, at least 0;
             may be traced.
 
@@ -136,14 +137,12 @@ def heldout_gap(
 
 
 def init_loss_rise(loss_rise: Rise | None = None) -> LossRiseState:
-    """The state before the first step, when nothing is known yet.
-
-    `smoothout_value_and_grad` with a `loss_rise` starts from it.
+    """The state before the first step of `smoothout_value_and_grad` with `loss_rise`.
 
     Args:
-        loss_rise: that rise; needed if it is a `heldout_gap`.
+        loss_rise: the same `loss_rise`; needed only for `heldout_gap`.
     """
-    # Each in a buffer of its own, to be donated.
+    # Each in its own buffer, so that it can be donated.
     target, gap = jnp.zeros([], jnp.float32), None
     if isinstance(loss_rise, HeldoutGap):
         target = jnp.array(loss_rise.start, jnp.float32)
@@ -167,32 +166,33 @@ def smoothout_report(
     heldout_loss: jax.typing.ArrayLike,
     chance_loss: jax.typing.ArrayLike | None = None,
 ) -> Any:
-    """Tells a rise held by `heldout_gap` how far the network memorises.
+    """Reports the training and held-out loss to `heldout_gap`.
 
     Call it once an epoch or so, with both losses at the clean parameters, the training
     loss on a few hundred training examples, without augmentation and dropout. The gap
     is max(0, min(heldout_loss, chance_loss) - train_loss). A report with a loss that is
-    not finite does not count.
+    not finite is ignored.
 
     Args:
-        state: the optimizer's state, or any tree that holds it, such as a `TrainState`
-            or the state of the rise itself: it is found in chains and wrappers.
-        train_loss: mean loss on training data: a number, traced or not, or for states
-            of several runs side by side an array like their fields.
+        state: the optimizer's state, or any tree that contains it, such as a
+            `TrainState`, or the state of the rise itself; it may be inside chains and
+            wrappers.
+        train_loss: mean loss on training data: a number, traced or not, or, for the
+            stacked states of several runs, an array with one loss for each run.
         heldout_loss: mean loss on held-out data, likewise.
         chance_loss: loss of guessing, likewise: the log of the number of classes for
-            cross entropy, the variance of the targets for squared error. A network that
-            is sure of its mistakes loses far more on held-out data, and would get too
-            much noise for it.
+            cross entropy, the variance of the targets for squared error. It caps the
+            held-out loss: a network that is confidently wrong has a far higher one,
+            which would bring too much noise.
 
     Returns:
-        The state with the report: a tree like `state`. Every rise in it that is held by
-        `heldout_gap` takes the report.
+        A tree like `state`. The report updates every rise in it that `heldout_gap`
+        controls.
 
     Raises:
         TypeError: if a loss is not a real number.
-        ValueError: if no rise in the state is held by `heldout_gap`, or the shape of a
-            loss is not that of the runs.
+        ValueError: if `heldout_gap` controls no rise in the state, or a loss has
+            another shape than the runs.
     """
     losses = {"train_loss": train_loss, "heldout_loss": heldout_loss}
     if chance_loss is not None:
@@ -216,7 +216,7 @@ def smoothout_report(
     def report(node):
         if not _is_rise(node) or node.gap_state is None:
             return node
-        # In an optimizer of NNX the fields are boxes of arrays.
+        # An optimizer of NNX wraps the arrays.
         leaves, boxed = jax.tree.flatten(node)
         gap = LossGapState(*leaves[-3:])
         rise = LossRiseState(*leaves[:-3], gap_state=gap)
@@ -247,24 +247,25 @@ def _reported(
 
 
 def smoothout_metrics(state: Any) -> dict[str, jax.Array]:
-    """How strong the noise is, for a log.
+    """Metrics of the noise, for a log.
 
     Args:
-        state: the optimizer's state, or any tree that holds it, with one rise that is
-            held; as for `smoothout_report`.
+        state: the optimizer's state, or any tree that contains it, with exactly one
+            `loss_rise`; as for `smoothout_report`.
 
     Returns:
-        `noise_scale`, the factor in [0, 1] of the noise in use; `loss_rise_target` and
-        `loss_rise_estimate`, the rise it is to cost and has cost of late, in the units
-        of the loss; and `loss_gap` if it follows one: scalars, or arrays over runs.
+        `noise_scale`, the factor in [0, 1] of the current noise; `loss_rise_target` and
+        `loss_rise_estimate`, the rise that it should cause and that it has caused in
+        the last steps, in the units of the loss; and `loss_gap` with `heldout_gap`.
+        Scalars, or arrays over runs.
 
     Raises:
-        ValueError: if the state holds no rise, or several.
+        ValueError: if the state contains no `loss_rise`, or several.
     """
     rises = _found(state)
     if len(rises) != 1:
         raise ValueError(
-            f"state must hold one loss_rise, as smoothout has it, but has {len(rises)};"
+            f"state must hold one loss_rise, as smoothout's does, but has {len(rises)};"
             f" got {_checks.describe(state)}"
         )
     names = "noise_scale", "loss_rise_target", "loss_rise_estimate"
@@ -278,12 +279,12 @@ def _is_rise(node: Any) -> bool:
 
 
 def _found(state: Any) -> list[LossRiseState]:
-    """The rises in a tree."""
+    """All states of a rise in a tree."""
     return list(filter(_is_rise, jax.tree.leaves(state, is_leaf=_is_rise)))
 
 
 def _array(field: Any) -> jax.Array:
-    """The array of a field, which an optimizer of NNX boxes."""
+    """The array of a field, which an optimizer of NNX wraps."""
     (array,) = jax.tree.leaves(field)
     return array
 
@@ -295,7 +296,7 @@ class LossRise:
     Attributes:
         target: the rise δ, in the units of the loss: a number of at least 0, a traced
             scalar, a schedule of the step, or a share of the gap.
-        copies: gradients observed in a step, one after another.
+        copies: number of gradients in a step, observed one after another.
     """
 
     target: Rise
@@ -313,8 +314,8 @@ class LossRise:
         most = jnp.clip(growth * state.noise_scale, START, 1)
         scale = jnp.clip(jnp.sqrt(held), LEAST, most)
         scale = jnp.where(target > 0, scale, 0)
-        # When the noise weakens, the rises seen so far keep their mean, but weigh only
-        # as much as if their noise had been that weak, or they would last too long.
+        # When the noise weakens, the rises so far get the weight that so weak a noise
+        # would have given them. Otherwise they would dominate the means for too long.
         old = state.noise_scale
         weaker = (scale > 0) & (scale < old)
         ratio = jnp.where(weaker, scale / jnp.where(weaker, old, 1), 1)
@@ -325,9 +326,9 @@ class LossRise:
         )
 
     def observed(self, state: LossRiseState, rise: jax.Array) -> LossRiseState:
-        """The state after a gradient under that noise, and the rise that it showed.
+        """The state after a gradient under that noise, given its estimate of the rise.
 
-        A rise that is not finite is not counted.
+        An estimate that is not finite is ignored.
         """
         square, curvature = jnp.square(state.noise_scale), state.rise_per_square
         seen = (square > 0) & jnp.isfinite(rise)
@@ -358,9 +359,9 @@ class LossRise:
 
 
 def rise_of(noise: Params, grads: optax.Updates) -> jax.Array:
-    """½⟨ε, ∇f(θ + ε)⟩, float32, of the noise and the gradients at θ + ε.
+    """½⟨ε, ∇f(θ + ε)⟩ in float32, for noise ε and the gradients at θ + ε.
 
-    Leaves of the noise that are `None` or not floating do not count.
+    Skips leaves of the noise that are `None` or not floating.
     """
     trees = (leaves_or_none(tree) for tree in (noise, grads))
     products = [
@@ -378,12 +379,12 @@ def _product(noise: jax.Array, grad: jax.Array) -> jax.Array:
             f" {grad.shape} for a parameter of shape {noise.shape}"
         )
     wide = accumulator_dtype(noise.dtype)
-    # As JAX has the gradient of a complex weight, without a conjugate.
+    # No conjugate: JAX's gradient of a complex weight is conjugated already.
     return (noise.astype(wide) * grad.astype(wide)).real
 
 
 def scaled(noise: Params, scale: jax.Array) -> Params:
-    """The noise times a factor, in float32 at least."""
+    """The noise times a factor, in float32 or wider."""
 
     def scale_leaf(leaf):
         if not _checks.is_inexact(leaf):
@@ -395,7 +396,7 @@ def scaled(noise: Params, scale: jax.Array) -> Params:
 
 
 def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:
-    """Requires a state with the rise, or its gap, if it is held, and without if not."""
+    """Requires a rise, and a gap, in the state exactly if the function holds one."""
     if (held is None) != (given is None):
         made, takes = ("without", "with") if given is None else ("with", "without")
         raise ValueError(
@@ -406,7 +407,7 @@ def require_rise(name: str, held: Any, given: LossRiseState | None) -> None:
         given.gap_state is not None
     ):
         raise ValueError(
-            f"state was made for another loss_rise than that of {name}, with"
-            " heldout_gap() only one of them: take the state from its own init, or from"
+            f"state was made for another loss_rise than that of {name}: only one is"
+            " heldout_gap(); take the state from its own init, or from"
             " init_loss_rise(loss_rise)"
         )

@@ -1,4 +1,4 @@
-"""Where noise is added: masks of the leaves, by their paths."""
+"""Where noise is added: masks that select leaves by their paths."""
 
 import re
 import warnings
@@ -14,8 +14,8 @@ from smoothout_jax._trees import Params, broadcast, leaf_names
 
 Mask = Any
 
-# What Flax's layers keep beside their parameters: collections of Linen, types of NNX.
-# NNX makes a type of its own for a Linen collection that it does not know.
+# What Flax's layers keep besides their parameters: collections of Linen, types of NNX.
+# NNX creates a new type for a Linen collection that it does not know.
 STATISTICS = {"batch_stats", "_overwrite_with_gradient"}
 BESIDE_PARAMS = {"cache", "intermediates", "perturbations"}
 VARIABLES = {"BatchStat", "_overwrite_with_gradient", "Cache", "Intermediate"}
@@ -26,12 +26,13 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
 
     Args:
         *patterns: one or more regular expressions, searched for anywhere in a leaf's
-            path: its keys, joined by slashes, without the boxes of Flax, as in
-            `"BatchNorm_0/scale"`. One that matches no leaf warns: it may be misspelt.
+            path: its keys joined by slashes, without Flax's wrappers, as in
+            `"BatchNorm_0/scale"`. A pattern that matches no leaf warns, since it may be
+            misspelt.
 
     Returns:
         A function from parameters to a tree of booleans, `True` where no pattern
-        matches: a `mask` for the noises here and for Optax alike.
+        matches: a `mask` for noise and for Optax.
 
     Raises:
         TypeError: if a pattern is not a string.
@@ -47,7 +48,7 @@ def exclude(*patterns: str) -> Callable[[Params], Params]:
 
 
 def only(*patterns: str) -> Callable[[Params], Params]:
-    """Masks out all leaves but those whose path matches: the complement of `exclude`.
+    """Masks out all leaves except those whose path matches: the opposite of `exclude`.
 
     Args:
         *patterns: one or more regular expressions, as for `exclude`.
@@ -70,7 +71,7 @@ def only(*patterns: str) -> Callable[[Params], Params]:
 def _by_match(
     name: str, patterns: tuple[str, ...], chosen: bool
 ) -> Callable[[Params], Params]:
-    """A mask that is `chosen` where a path matches a pattern, and its opposite else."""
+    """A mask that is `chosen` where a path matches a pattern, else the opposite."""
     if not patterns:
         raise ValueError(f"{name} needs at least one pattern, got none")
     check_patterns(name, patterns)
@@ -131,7 +132,7 @@ def mask_leaves(mask: Mask | None, params: Params) -> list[bool]:
 
 
 def check_noisy(params: Params, noisy: list[bool]) -> None:
-    """Requires something to perturb, and nothing that Flax keeps untrained."""
+    """Requires a leaf to perturb, and none that Flax does not train."""
     leaves = jax.tree.leaves(params)
     if not any(noisy) and any(map(_checks.may_bear_noise, leaves)):
         raise ValueError(
@@ -151,10 +152,10 @@ def check_noisy(params: Params, noisy: list[bool]) -> None:
 
 
 def untrained_kinds(params: Params) -> list[str | None]:
-    """For each leaf, the Linen collection or NNX type that Flax does not train.
+    """For each leaf, its Linen collection or NNX type if Flax does not train it.
 
-    Linen's collections are recognised at the top of the tree, and those whose names a
-    user may give to a layer only beside the collection `params`.
+    Linen's collections are recognised at the top of the tree; those whose names a layer
+    might also have, only beside the collection `params`.
     """
 
     def types(node):

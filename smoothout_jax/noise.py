@@ -1,13 +1,12 @@
-"""What is added: the law of the noise that perturbs the parameters.
+"""What is added: the distribution of the noise that perturbs the parameters.
 
 A noise is a function `noise(key, params, step=None)` that returns a tree like
-`params`: same structure, shapes and dtypes, to be added to the parameters. Any
-function with this signature is a noise; this module makes the ones of SmoothOut
+`params`, with the same structure, shapes and dtypes, to be added to the parameters. Any
+function with this signature is a noise; this module provides those of SmoothOut
 (uniform), AdaSmoothOut (uniform, relative to each filter's norm) and LPF-SGD
 (Gaussian).
 
-The noise is a constant of the loss: no gradient flows through the norms it is
-scaled by.
+The loss treats noise as a constant: no gradient flows through the norms that scale it.
 
 References:
     Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
@@ -72,9 +71,9 @@ def uniform(
     mask: Mask | None = None,
     bits: int = 8,
 ) -> Noise:
-    r"""Uniform noise on a box: SmoothOut's, and AdaSmoothOut's when relative.
+    r"""Uniform noise: SmoothOut's, or AdaSmoothOut's when relative to filters.
 
-    With u uniform on (-1, 1), independent for each weight, the noise of a weight w in
+    With u uniform on (-1, 1), independent for each weight, the noise of weight w in
     filter F of layer L is
 
     ============ =========================== =====================================
@@ -86,38 +85,37 @@ def uniform(
     `"layer"`    radius · ‖L‖ · u / ‖u_L‖    one norm for a whole leaf
     ============ =========================== =====================================
 
-    The levels of u are evenly spaced and symmetric about zero, and never zero; a
-    filter of zeros gets zero noise.
+    The levels of u are evenly spaced, symmetric about zero, and never zero. A filter of
+    zeros gets no noise.
 
     Args:
-        radius: half-width of the noise, in the units of the weights, or its size as a
-            fraction of the norm it is relative to. A number of at least 0, a traced
-            scalar, or an Optax schedule of the step.
+        radius: half-width of the noise, in the units of the weights, or, for relative
+            noise, a fraction of the norm. A number of at least 0, a traced scalar, or
+            an Optax schedule of the step.
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
-        filter_axis: the axis, or tuple of axes, whose indices number the filters, all
-            that makes one output: -1 for Flax's dense layers and convolutions, 0 for
-            Equinox. `"auto"` takes `flax_filters`, `equinox_filters` or
-            `haiku_filters`, by the names that the parameters have. Otherwise a mapping
-            from patterns of the path to axes (regular expressions; the first that is
-            found counts, and where none is, -1), or a function of the parameters to a
-            tree of axes, such as `stacked`. Without axes, `()`, the whole leaf is one
-            filter. By default each weight of a bias or of a norm layer is a filter of
-            its own, as in the authors' program.
+        filter_axis: the axis, or tuple of axes, that indexes the filters; a filter is
+            all weights of one output. -1 for Flax's dense layers and convolutions, 0
+            for Equinox. `"auto"` selects `flax_filters`, `equinox_filters` or
+            `haiku_filters` by the names of the parameters. A mapping from regular
+            expressions, searched for in the path, to axes uses the first match, or -1
+            without a match. A function of the parameters, such as `stacked`, returns a
+            tree of axes. With no axes, `()`, the whole leaf is one filter. By default
+            each weight of a bias or norm layer is a filter of its own, as in the
+            authors' program.
         mask: which leaves get noise, by Optax's convention: a tree (or prefix tree) of
             booleans like the parameters, or a function that makes one from them.
         bits: random bits for each weight, 8, 16 or 32: u has 2**bits levels (2**24 for
-            32 bits below float64). Eight draw fastest, and their variance is that of
-            the box to 2 in 10^5. Sixteen take twice the random words; 32 serve double
-            precision.
+            32 bits below float64). Eight are the fastest; their variance differs from
+            the continuous one by 2 in 10^5. Sixteen take twice as many random words;
+            32 are meant for double precision.
 
     Returns:
-        The noise function. It raises a `ValueError` when no leaf can be perturbed, when
-        `radius` is a schedule and no step is given, when `filter_axis` is out of a
-        leaf's range, or when the mask does not fit the parameters.
+        The noise function. It raises a `ValueError` if no leaf can be perturbed, if
+        `radius` is a schedule and no step is given, if a leaf does not have
+        `filter_axis`, or if the mask does not fit the parameters.
 
     Raises:
-        TypeError: if `radius` is not a number or function, or `filter_axis` is none of
-            those.
+        TypeError: if `radius` is not a number or function, or `filter_axis` is invalid.
         ValueError: if `radius` is negative or not finite, or an option is unknown.
 
     Example:
@@ -155,11 +153,11 @@ def gaussian(
 ) -> Noise:
     """Gaussian noise: LPF-SGD's when relative to filters.
 
-    Every weight's noise is normal with mean zero and standard deviation std, or std
-    times the size of the weight, the norm of its filter or the norm of its layer.
-    Unlike `uniform`, which fixes a filter's noise norm, this fixes the deviation of
-    each weight, as LPF-SGD does: the noise of a filter of n weights has a norm of
-    about std · √n · ‖F‖. The real and imaginary part of a complex weight share the
+    The noise of every weight is normal with mean zero and standard deviation std, or
+    std times the size of the weight, the norm of its filter or the norm of its layer.
+    `uniform` fixes the norm of a filter's noise; this fixes the standard deviation of
+    each weight's, as LPF-SGD does, so the noise of a filter of n weights has a norm of
+    about std · √n · ‖F‖. The real and imaginary parts of a complex weight share the
     variance.
 
     Args:
@@ -168,17 +166,16 @@ def gaussian(
         relative_to: `None`, `"weight"`, `"filter"` or `"layer"`.
         filter_axis: the axes that number the filters, as for `uniform`.
         mask: which leaves get noise, as for `uniform`.
-        normalize: whether the noise of each filter, or layer, is scaled to a norm of
-            exactly std · ‖F‖, as `uniform`'s is and as in the authors' program.
+        normalize: whether to scale the noise of each filter or layer to a norm of
+            exactly std · ‖F‖, like `uniform` and the authors' program.
 
     Returns:
-        The noise function; it raises as that of `uniform` does.
+        The noise function; it raises the same errors as that of `uniform`.
 
     Raises:
-        TypeError: if `std` is not a number or function, or `filter_axis` is none of
-            those for `uniform`.
+        TypeError: if `std` is not a number or function, or `filter_axis` is invalid.
         ValueError: if `std` is negative or not finite, an option is unknown, or
-            `normalize` is asked of noise that is not relative to a filter or layer.
+            `normalize` is set for noise that is not relative to filters or layers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -188,8 +185,8 @@ def gaussian(
         0.00 0.10
 
     Reference:
-        Bisla et al., 2022: LPF-SGD with `relative_to="filter"`, for which each bias and
-        each leaf of a norm layer is one filter: `filter_axis={"bias$|scale$": ()}`.
+        Bisla et al., 2022: LPF-SGD with `relative_to="filter"`. It treats each bias and
+        each leaf of a norm layer as one filter: `filter_axis={"bias$|scale$": ()}`.
     """
     if normalize and relative_to not in ("filter", "layer"):
         raise ValueError(
@@ -214,16 +211,16 @@ def gaussian(
 
 
 def by_path(noises: Mapping[str, Noise]) -> Noise:
-    """Noise of several groups of parameters, each of a law of its own.
+    """Different noise for different groups of parameters.
 
     Args:
-        noises: noises by pattern: a regular expression, searched for in the path of a
-            leaf, such as `"embedding"`. The first that is found counts; leaves without
-            any get no noise. A pattern that matches no leaf warns.
+        noises: a mapping from patterns, regular expressions searched for in the path of
+            a leaf such as `"embedding"`, to noises. The first match counts; leaves
+            without a match get no noise. A pattern that matches no leaf warns.
 
     Returns:
-        The noise function. A mask of one of its noises must be a function of the
-        parameters, such as `exclude`, since it gets those of the group alone, by path.
+        The noise function. The mask of each noise must be a function, such as
+        `exclude`: it gets only the parameters of the group, as a dictionary by path.
 
     Raises:
         TypeError: if a pattern is not a string or a noise not a function.
@@ -250,7 +247,7 @@ def by_path(noises: Mapping[str, Noise]) -> Noise:
 
 
 class _Drawn(abc.ABC):
-    """What the noises of this module share: they are called, and say where they add."""
+    """A noise of this module: checks its arguments, knows which leaves it perturbs."""
 
     def __call__(self, key: jax.Array, params: Params = ..., step: Any = None) -> Any:
         """Noise like the parameters."""
@@ -262,7 +259,7 @@ class _Drawn(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, key: jax.Array, params: Params, step: Any) -> Params:
-        """Noise like the parameters, which were checked."""
+        """Noise like the parameters, after the checks."""
 
     @abc.abstractmethod
     def where(self, params: Params) -> list[bool]:
@@ -271,16 +268,16 @@ class _Drawn(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Law(_Drawn):
-    """Noise of one law.
+    """Noise of one distribution.
 
     Attributes:
-        law: function from uniform levels, one array or two for a complex leaf, to the
-            law of unit size.
+        law: function from uniform levels, one array or two for a complex leaf, to
+            samples of unit size.
         bits: random bits of each level.
         name: the name of the argument that scales it.
         size: the value of that argument.
-        relative_to: as in `uniform`, like the two that follow.
-        filter_axis: the axes that number the filters.
+        relative_to: as in `uniform`, like the next two.
+        filter_axis: the axes that index the filters.
         mask: which leaves get noise.
         normalize: whether a sample is divided by its own norm over the filter or layer.
         specs: how the leaves are sharded by hand in `jax.shard_map`, by their names.
@@ -337,7 +334,7 @@ class _Law(_Drawn):
         return [its and _checks.may_bear_noise(leaf) for its, leaf in rows]
 
     def _axes(self, params: Params) -> list[Any]:
-        """The axes of each leaf's filters, as they were given, if they count."""
+        """The axes of each leaf's filters as given, if they matter."""
         if self.relative_to == "filter" or (
             self.relative_to == "layer" and callable(self.filter_axis)
         ):
@@ -345,7 +342,7 @@ class _Law(_Drawn):
         return [None] * len(jax.tree.leaves(params))
 
     def _norm_axes(self, axes: Any, shape, path: str) -> tuple[int, ...]:
-        """The axes over which the norm that noise is relative to is taken."""
+        """The axes over which to take the norm that scales the noise."""
         if self.relative_to not in ("filter", "layer"):
             return ()
         if self.relative_to == "layer":
@@ -355,7 +352,7 @@ class _Law(_Drawn):
         return tuple(axis for axis in range(len(shape)) if axis not in kept)
 
     def _scaled(self, drawn, leaf, axes, shards: tuple[str, ...], scale) -> jax.Array:
-        """A sample of unit size, scaled as the leaf has it."""
+        """A sample of unit size, scaled to the leaf."""
         weight = jax.lax.stop_gradient(leaf).astype(drawn.dtype)
         factor = jnp.asarray(scale, jnp.finfo(drawn.dtype).dtype)
         if self.relative_to == "weight":
@@ -368,7 +365,7 @@ class _Law(_Drawn):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ByPath(_Drawn):
-    """Noise of several laws, by the patterns of the paths that they are for."""
+    """Several noises, each for the paths that its pattern matches."""
 
     noises: Mapping[str, Noise]
 
@@ -402,12 +399,12 @@ class _ByPath(_Drawn):
 def _norms(
     arrays: Sequence[jax.Array], axes: tuple[int, ...], shards: tuple[str, ...]
 ) -> list[jax.Array]:
-    """Euclidean norms over the axes, kept as axes of size one, and over the shards."""
+    """Euclidean norms over axes, which are kept with size one, and over shards."""
     if not axes:
         return list(map(jnp.abs, arrays))
     squares = [jnp.square(jnp.abs(array)) for array in arrays]
     if len(arrays) > 1 and on_one_gpu():
-        # One kernel instead of one for each.
+        # One kernel for both.
         zeros = [jnp.zeros([], each.dtype) for each in squares]
         sums = jax.lax.reduce(
             squares,
@@ -422,7 +419,7 @@ def _norms(
 
 
 def spec_names(spec: Iterable[Any], axes: Container[int] | None = None) -> tuple:
-    """The axes of the mesh that a leaf, or some of its axes, lie along."""
+    """The axes of the mesh along which a leaf, or some of its axes, is sharded."""
     return tuple(
         name
         for axis, names in enumerate(spec)
@@ -448,7 +445,7 @@ def sharded_noise(noise: Noise, specs: Mapping[str, Any]) -> Noise:
 
 
 def at_step(name: str, size: Any, step: Any) -> Any:
-    """The size at a step, a schedule evaluated; `name` is that of the argument."""
+    """The size at a step, evaluating a schedule; `name` is the argument's name."""
     if not callable(size):
         return size
     if step is None:

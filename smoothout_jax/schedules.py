@@ -1,8 +1,8 @@
-"""How the noise grows: schedules of its radius, or of the rise that it may cost.
+"""How the noise grows: schedules of its radius, or of the rise of the loss.
 
-A schedule is Optax's: a function of the step, so every schedule of `optax.schedules`
-serves too. These are the ones of SmoothOut's and LPF-SGD's programs, and the one that
-`loss_rise` is made for.
+A schedule is a function of the step, as in Optax, so those of `optax.schedules` work
+too. These are the schedules of SmoothOut's and LPF-SGD's programs, and one for
+`loss_rise`.
 
 Reference:
     Wen et al., `SmoothOut <https://arxiv.org/abs/1805.07898>`_, 2018, and the authors'
@@ -15,9 +15,9 @@ import optax
 
 from smoothout_jax import _checks
 
-# The rise of the loss in the end, in nats, and the epochs in which it grows to that.
+# The final rise of the loss, in nats, and the epochs over which it grows.
 LOSS_RISE, RISE_EPOCHS = 0.15, 50.0
-# So that the rise does not overtake the training of large batches.
+# So that the rise does not outpace training with large batches.
 LEAST_RISE_STEPS = 200
 
 
@@ -52,11 +52,12 @@ def anneal_schedule(init_value: float, decay: float = 0.55) -> optax.Schedule:
 def tanh_schedule(
     end_value: float, transition_steps: int, steepness: float = 10.0
 ) -> optax.Schedule:
-    """Noise that sets in midway: `end_value · (1 + tanh(s · (step / T - ½))) / 2`.
+    """Noise that sets in halfway: `end_value · (1 + tanh(s · (step / T - ½))) / 2`.
 
     Args:
         end_value: radius approached at the end, at least 0.
-        transition_steps: number T of steps, half of which bring half the radius.
+        transition_steps: number T of steps; after half of them, half the radius is
+            reached.
         steepness: slope s of the rise, at least 0.
 
     Returns:
@@ -90,8 +91,8 @@ def cosine_schedule(
 
     Args:
         init_value: radius γ₀ at step 0, at least 0.
-        growth: factor α by which it has grown at the end, at least 0.
-        transition_steps: number T of steps of the growth, after which it stays.
+        growth: factor α by which the radius has grown at the end, at least 0.
+        transition_steps: number T of steps of growth, after which the radius stays.
 
     Returns:
         The schedule of the radius.
@@ -122,18 +123,18 @@ def cosine_schedule(
 def rise_schedule(
     steps_per_epoch: int, *, loss_rise: float = LOSS_RISE, epochs: float = RISE_EPOCHS
 ) -> optax.Schedule:
-    """A rise of the loss that grows with the epochs: for `loss_rise`.
+    """A rise of the loss that grows over the epochs, for `loss_rise`.
 
-    It grows from 0, by default by 0.003 nats an epoch, in `epochs` of them but at least
-    200 steps, and stays. It is meant for cross entropy, and for trainings that go on
-    for many epochs after the network fits its images; it does next to nothing in those
-    of a few. Where labels are wrong, a fixed radius chosen on held-out labels helps
-    more.
+    It grows from 0 over `epochs` epochs, but at least 200 steps, by default by 0.003
+    nats an epoch, and then stays. It is meant for cross entropy, and for trainings that
+    continue for many epochs after the network fits its images; over a few epochs it has
+    almost no effect. Where labels are wrong, a fixed radius chosen on held-out labels
+    helps more.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.
-        loss_rise: the rise in the end, in nats, at least 0.
-        epochs: passes over the training data in which it grows, at least 0.
+        loss_rise: the final rise, in nats, at least 0.
+        epochs: passes over the training data during which it grows, at least 0.
 
     Returns:
         The schedule of the rise.
@@ -155,5 +156,5 @@ def rise_schedule(
 
 
 def _real(step) -> jax.Array:
-    """The step as a real number, in the working precision."""
+    """The step as a floating-point number, in the working precision."""
     return jnp.asarray(step, float)

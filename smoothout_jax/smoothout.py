@@ -1,8 +1,8 @@
 """How it trains: SmoothOut as a transformation of Optax.
 
-`smoothout` wraps an optimizer and leaves the training loop as it is: the parameters
-that the loop holds are perturbed, the state holds the noise in them, and the clean ones
-are their difference.
+`smoothout` wraps an optimizer and leaves the training loop unchanged: the loop's
+parameters are perturbed, the state holds their noise, and the clean parameters are the
+difference.
 
 Reference:
     Wen et al., `SmoothOut: Smoothing Out Sharp Minima to Improve Generalization in
@@ -46,14 +46,14 @@ class SmoothoutState(NamedTuple):
     """State of `smoothout`: plain arrays, to be saved beside the parameters.
 
     Attributes:
-        smoothout_noise: the noise ε in the loop's parameters, in float32 at least, and
-            `None` for leaves that get none; with `keep_noise=False` how to draw it.
-        smoothout_key_data: data of the PRNG key, from which every noise is folded.
+        smoothout_noise: the noise ε in the loop's parameters, in float32 or wider, and
+            `None` for leaves without noise; with `keep_noise=False`, how to draw it.
+        smoothout_key_data: data of the PRNG key from which all noise is drawn.
         smoothout_step: number of updates of the clean parameters, int32.
-        smoothout_copy: number of gradients taken since the last of them, int32.
-        gradient_mean: mean of those gradients, in float32 at least; `None` if M = 1.
+        smoothout_copy: number of gradients taken since the last update, int32.
+        gradient_mean: mean of those gradients, in float32 or wider; `None` if M = 1.
         smoothed_state: state of the wrapped optimizer.
-        smoothout_rise: how strong the noise is, if `loss_rise` is held; else `None`.
+        smoothout_rise: state of the noise scale with `loss_rise`; else `None`.
     """
 
     smoothout_noise: Any
@@ -75,35 +75,34 @@ def smoothout(
     keep_noise: bool = True,
     axis_name: Specs = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Trains with SmoothOut, in the training loop you have.
+    """Trains with SmoothOut in your existing training loop.
 
-    The parameters that the loop holds are perturbed ones, so the gradient it computes
-    is SmoothOut's. Each update de-noises, lets `optimizer` update the clean parameters,
-    which weight decay, trust ratios and the like see, and perturbs again. Evaluate and
-    save the clean ones: `smoothout_eval_params(state, params)`. The first gradient is
-    at the initial parameters themselves.
+    The loop's parameters are perturbed, so the gradient it computes is SmoothOut's.
+    Each update removes the noise, lets `optimizer` update the clean parameters, so that
+    weight decay and trust ratios use them, and adds new noise. Evaluate and save the
+    clean parameters: `smoothout_eval_params(state, params)`. The first gradient is
+    taken at the initial parameters.
 
-    The state holds the noise, and the clean parameters are the loop's less that noise.
-    So the loop's parameters remain yours: whatever changes them, be it weights loaded
-    after `init`, a reset or a projection, changes the clean ones by the same amount.
+    The state holds the noise, and the clean parameters are the loop's parameters minus
+    that noise. You may change the loop's parameters at any time: loading weights after
+    `init`, a reset or a projection changes the clean parameters by the same amount.
 
-    Make it the last link of a chain: it writes the loop's parameters, and a link behind
-    it would distort the noise. Clipping goes before it, or into `optimizer`, where it
-    sees the mean gradient of the copies.
+    Make it the last link of a chain: a link after it would distort the noise. Put
+    clipping before it, or into `optimizer`, where it clips the mean gradient of the
+    copies.
 
     Args:
         optimizer: the Optax optimizer of the clean parameters.
-        noise: the law of the noise, such as `uniform(0.01)`. A schedule of its radius
-            gets the number of updates of the clean parameters. Noise that would carry a
-            parameter beyond the range of its dtype is not added to it. By default
-            `uniform(relative_to="filter")`, with `loss_rise=heldout_gap()`: report both
-            losses to `smoothout_report` then.
-        key: PRNG key of the noise, typed or raw, or an integer seed. Runs under
-            `jax.vmap` over seeds take a key each; so do transformations side by side in
-            `optax.multi_transform`.
-        loss_rise: the rise δ of the loss that the noise may cost, in the units of the
-            loss, such as 0.1 nats: the noise given is then the largest, and is scaled
-            so that the loss rises by δ under it, as read off the gradients. A number
+        noise: the distribution of the noise, such as `uniform(0.01)`. A schedule of its
+            radius gets the number of updates of the clean parameters. Noise is not
+            added where it would take a parameter out of the range of its dtype. By
+            default `uniform(relative_to="filter")` with `loss_rise=heldout_gap()`; then
+            report both losses to `smoothout_report`.
+        key: PRNG key of the noise, typed or raw, or an integer seed. Give every run
+            under `jax.vmap` its own key, and every part of `optax.multi_transform`.
+        loss_rise: by how much, δ, the noise may raise the loss, in the units of the
+            loss, such as 0.1 nats. `noise` is then the upper limit: it is scaled down
+            so that it raises the loss by δ, as estimated from the gradients. A number
             of at least 0, a traced scalar, a schedule of the number of updates, or
             `heldout_gap()`. `smoothout_metrics` shows it. The gradients must be those
             of the loss: put clipping and weight decay into `optimizer` rather than
@@ -111,24 +110,24 @@ def smoothout(
         num_copies: number M of perturbed gradients averaged into one update: the
             optimizer runs once in M calls. `optax.MultiSteps` around `smoothout` would
             repeat the same noise, since it keeps its inner state for its micro-steps.
-        keep_noise: whether the state holds the noise. Without, its memory is saved: the
-            noise is drawn again from its key, as Flat-LoRA does. It must then not
-            depend on the parameters' values, as noise relative to them does, nor on a
-            radius that changes but by a schedule; and each update rounds the parameters
-            twice more: they drift, in half precision by much, as docs/scaling.md shows.
-            Orbax saves such a state; Flax's serialization does not.
+        keep_noise: whether the state holds the noise. `False` saves that memory and
+            draws the noise again from its key, as Flat-LoRA does. The noise must then
+            not depend on the values of the parameters, as relative noise does, nor on a
+            radius that changes other than by a schedule. Each update also rounds the
+            parameters twice more, so they drift, considerably in half precision; see
+            docs/scaling.md. Orbax saves such a state; Flax's serialization does not.
         axis_name: how the parameters are sharded by hand, in `jax.shard_map`: the name
             (or a tuple of names) of the mesh axes along which the first axis of every
             leaf lies, or a tree, or prefix tree, of `jax.P` like the `in_specs` of the
             parameters. Each shard then draws its own noise, and norms and the rise are
-            summed over the shards. Under `jax.jit` nothing is needed.
+            summed over the shards. Not needed under `jax.jit`.
 
     Returns:
         The `optax.GradientTransformationExtraArgs`. Its `update` needs the parameters,
-        and hands further keyword arguments on to `optimizer`.
+        and passes extra keyword arguments on to `optimizer`.
 
     Raises:
-        TypeError: if `optimizer`, `noise`, `key` or `num_copies` is of another type;
+        TypeError: if `optimizer`, `noise`, `key` or `num_copies` has the wrong type;
             from `init` and `update`, if a leaf of the parameters is not an array.
         ValueError: if `num_copies` is below 1 or `loss_rise` is negative or not finite,
             or, from `init`, if the noise cannot be drawn again.
@@ -176,18 +175,18 @@ def smoothout_eval_params(state: Any, params: Params) -> Params:
     """The clean parameters of a training with `smoothout`: to evaluate and to save.
 
     Args:
-        state: the optimizer's state, or any tree that holds it, such as a `TrainState`:
-            `smoothout` is found in chains and wrappers.
+        state: the optimizer's state, or any tree that contains it, such as a
+            `TrainState`; `smoothout` may be inside chains and wrappers.
         params: the perturbed parameters of the training loop. Leaves that `smoothout`
-            does not train, under `optax.masked` or `optax.multi_transform`, come back
-            as they are.
+            does not train, under `optax.masked` or `optax.multi_transform`, are
+            returned unchanged.
 
     Returns:
         A tree like `params` with the clean parameters.
 
     Raises:
-        ValueError: if the state holds none of `smoothout`, or that of other parameters,
-            or lies in another memory than the parameters.
+        ValueError: if the state contains no state of `smoothout`, belongs to other
+            parameters, or is in a different memory than the parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -211,12 +210,12 @@ def smoothout_eval_params(state: Any, params: Params) -> Params:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Draws:
-    """The noises of a training, drawn from the key in its state.
+    """Draws the noise of a training from the key in its state.
 
     Attributes:
-        noise: their law.
+        noise: its distribution.
         impl: the implementation of the key; `None` for raw keys.
-        num_copies: noises for each update of the clean parameters.
+        num_copies: draws for each update of the clean parameters.
         specs: how the parameters are sharded by hand, if they are.
     """
 
@@ -226,7 +225,7 @@ class _Draws:
     specs: Any = dataclasses.field(hash=False)
 
     def draw(self, state: SmoothoutState, params: Params) -> Params:
-        """The noise of the state's copy in its step; none before has the same."""
+        """The noise for the state's step and copy; no two are the same."""
         step = state.smoothout_step
         number = step * self.num_copies + state.smoothout_copy
         key = fold(self.impl, state.smoothout_key_data, number)
@@ -239,7 +238,7 @@ class _Draws:
         return noise if rise is None else scaled(noise, rise.noise_scale)
 
     def noise_in(self, state: SmoothoutState, params: Params) -> Params:
-        """The noise in the loop's parameters: as it is kept, or drawn again."""
+        """The noise in the loop's parameters, kept or drawn again."""
         if not isinstance(state.smoothout_noise, _DrawnAgain):
             return state.smoothout_noise
         first = (state.smoothout_step == 0) & (state.smoothout_copy == 0)
@@ -250,18 +249,18 @@ class _Draws:
         return jax.tree.map(since_first, self.draw(state, params))
 
     def rise(self, noise: Params, grads: optax.Updates) -> jax.Array:
-        """The rise of the loss that the gradients at this noise show."""
+        """The rise of the loss, estimated from the gradients at this noise."""
         if self.specs is None:
             return rise_of(noise, grads)
         return _shards.total(rise_of, noise, grads, self.specs)
 
 
 class _Place(NamedTuple):
-    """Stands for a leaf whose noise is drawn again."""
+    """A placeholder for a leaf whose noise is drawn again."""
 
 
 class _DrawnAgain(NamedTuple):
-    """Stands in the state for noise that is not kept."""
+    """Replaces, in the state, noise that is not kept."""
 
     draws: _Draws
     places: Params
@@ -269,7 +268,7 @@ class _DrawnAgain(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Wrapper:
-    """The two functions of the transformation, and what they share."""
+    """The two functions of the transformation, and the settings they share."""
 
     optimizer: optax.GradientTransformationExtraArgs
     key: jax.Array
@@ -361,7 +360,7 @@ class _Wrapper:
         )
 
     def _no_noise(self, params: Params) -> Any:
-        """Zeros in the place of noise, and `None` where there never is any."""
+        """Zeros in place of the noise, and `None` for leaves that never get any."""
         if not self.keep_noise:
             places = jax.tree.map(lambda _: _Place(), params)
             return _DrawnAgain(self.draws, places)
@@ -374,7 +373,7 @@ class _Wrapper:
 
 
 def _denoised(params: Params, noise: Params) -> Params:
-    """The clean parameters: those of the loop less the noise in them."""
+    """The clean parameters: the loop's parameters minus their noise."""
 
     def subtract(param, noise):
         param = jnp.asarray(param)
@@ -388,9 +387,9 @@ def _denoised(params: Params, noise: Params) -> Params:
 def _changes(
     params: Params, steps: optax.Updates, clean: Params, old: Params, noise: Params
 ) -> optax.Updates:
-    """The updates that lead the loop's parameters to the clean ones with noise.
+    """The updates from the loop's parameters to the clean ones plus new noise.
 
-    Leaves whose old noise is `None` take the optimizer's step alone.
+    Leaves whose old noise is `None` take only the optimizer's step.
     """
 
     def change(param, step, clean, old, noise):
@@ -409,7 +408,7 @@ def _changes(
 
 
 def _noise_after(params: Params, changes: Any, clean: Params, old: Params) -> Params:
-    """The noise in what the loop will hold, as it will be rounded there."""
+    """The noise in the loop's next parameters, including their rounding."""
 
     def difference(param, change, clean, old):
         if old is None:
@@ -423,7 +422,7 @@ def _noise_after(params: Params, changes: Any, clean: Params, old: Params) -> Pa
 
 
 def _zeros(params: Params) -> Params:
-    """Zeros like the parameters, in float32 at least."""
+    """Zeros like the parameters, in float32 or wider."""
     return jax.tree.map(
         lambda leaf: jnp.zeros_like(leaf, accumulator_dtype(jnp.result_type(leaf))),
         params,
@@ -431,7 +430,7 @@ def _zeros(params: Params) -> Params:
 
 
 def _in_dtypes_of(old: optax.OptState, new: optax.OptState) -> optax.OptState:
-    """The new state in the dtypes of the old, whatever those of the gradients are."""
+    """The new state in the dtypes of the old one, whatever those of the gradients."""
 
     def cast(new, old):
         dtype = jnp.result_type(old)
@@ -441,7 +440,7 @@ def _in_dtypes_of(old: optax.OptState, new: optax.OptState) -> optax.OptState:
 
 
 def _running_mean(mean: Params, grads: optax.Updates, count: Any) -> Params:
-    """The mean of count + 1 gradients from that of count and one more."""
+    """The mean of `count + 1` gradients, from the mean of `count` and the next one."""
 
     def include(mean, grad):
         if jnp.shape(grad) != mean.shape:
@@ -458,7 +457,7 @@ def _running_mean(mean: Params, grads: optax.Updates, count: Any) -> Params:
 
 
 def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
-    """Requires a noise that is the same whatever the parameters' values are."""
+    """Requires noise that does not depend on the values of the parameters."""
     step = jnp.zeros([], jnp.int32)
     if reads_its_input(lambda params: noise(key, params, step), params):
         raise ValueError(
@@ -469,7 +468,7 @@ def _require_independent(noise: Noise, key: jax.Array, params: Params) -> None:
 
 
 def _noise_of(state: SmoothoutState, given: dict[Any, Any]) -> Params:
-    """The noise in the parameters given by path: as it is kept, or drawn again."""
+    """The noise in the parameters given by path, kept or drawn again."""
     noise = state.smoothout_noise
     if not isinstance(noise, _DrawnAgain):
         return noise
@@ -504,7 +503,7 @@ def _found(state: Any) -> list[SmoothoutState]:
 
 
 def _require_leaf(given: dict[Any, Any], path: Any, noise: Any = None) -> None:
-    """Requires the leaf that noise is in, of its shape and in its memory."""
+    """Requires the noise's leaf, in the noise's shape and memory."""
     leaf = given.get(path)
     if leaf is None or (noise is not None and jnp.shape(leaf) != noise.shape):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -512,7 +511,7 @@ def _require_leaf(given: dict[Any, Any], path: Any, noise: Any = None) -> None:
         below = {other[0] for other in given if other[1:] == path}
         hint = "".join(f"; pass params{jax.tree_util.keystr((k,))}" for k in below)
         raise ValueError(
-            "state is that of other parameters: params has no leaf"
+            "state belongs to other parameters: params has no leaf"
             f" {name!r}{shape}{hint}"
         )
     if noise is not None:
@@ -520,12 +519,12 @@ def _require_leaf(given: dict[Any, Any], path: Any, noise: Any = None) -> None:
 
 
 def _require_memory(kept: Any, leaf: Any) -> None:
-    """Requires an array of the state in the memory of a leaf of the parameters."""
+    """Requires an array of the state in the same memory as a leaf of the parameters."""
     if any(is_traced(each) or not isinstance(each, jax.Array) for each in (kept, leaf)):
         return
     its, others = kept.sharding.memory_kind, leaf.sharding.memory_kind
     if its != others:
         raise ValueError(
-            f"state lies in memory {its!r} and params in {others!r}: move the state to"
+            f"state is in memory {its!r} and params in {others!r}: move the state to"
             " the parameters' memory first, as jax.device_put does"
         )

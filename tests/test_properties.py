@@ -9,12 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from smoothout_jax import (
-    gaussian,
-    init_loss_rise,
-    smoothout_value_and_grad,
-    uniform,
-)
+from smoothout_jax import gaussian, init_loss_rise, smoothout_value_and_grad, uniform
 from smoothout_jax.loss_rise import LossRise
 
 # Draws of other keys than threefry's compile several times faster.
@@ -77,7 +72,7 @@ def test_noise_is_like_the_parameters(params, data, law, relative_to, axis):
         assert jnp.any(other) == is_noisy
 
 
-@few_examples
+@settings(few_examples, max_examples=10)
 @given(
     st.integers(1, 4),
     st.integers(1, 3),
