@@ -57,7 +57,7 @@ def refused(capsys, *arguments, output):
         run(*arguments, output=output)
     shown = capsys.readouterr()
     line = checked(shown.err, ended.value.code)
-    assert not shown.out
+    assert "wrote" not in shown.out
     assert (content(output) or {}) == before
     return line
 

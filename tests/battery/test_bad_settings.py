@@ -13,7 +13,6 @@ from smoothout_jax.experiments.commands.compare import CompareSettings
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.models import MODELS
 from smoothout_jax.experiments.options import InputError, read_settings
-from smoothout_jax.experiments.plans import EXPERIMENTS
 from smoothout_jax.experiments.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -189,6 +188,14 @@ def test_files_of_settings_are_checked(resume, content, message, tmp_path, capsy
     assert message in refused(capsys, "train", *given, output=output)
 
 
+def test_options_override_the_file_of_settings(tmp_path, capsys):
+    path = tmp_path / "settings.json"
+    path.write_text('{"batch_size": 501, "train_size": 600}')
+    given = "--settings", path, "--train-size", 300
+    line = refused(capsys, "train", *given, output=tmp_path / "output")
+    assert "batch_size=501 is larger than train_size=300" in line
+
+
 def test_a_file_of_settings_holds_numbers_words_and_null(tmp_path):
     path = tmp_path / "settings.json"
     path.write_text('{"loss_rise": 1, "network": "f1", "steps": null, "shift": 2}')
@@ -246,9 +253,3 @@ def test_only_images_must_divide_into_patches():
     MODELS["vit"].check_images("vit", (17, 3), "npz")
     with pytest.raises(InputError, match="a multiple of 4 pixels"):
         MODELS["vit"].check_images("vit", (17, 16, 1), "npz")
-
-
-def test_plans_have_cases_of_different_names():
-    for forms in EXPERIMENTS.values():
-        for cases in forms.values():
-            assert len({case.name for case in cases}) == len(cases)
