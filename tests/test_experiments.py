@@ -182,11 +182,12 @@ def test_methods_are_compared_at_rates_and_strengths_of_their_own(monkeypatch):
     monkeypatch.setattr(commands.compare, "Trainer", fake_trainer)
     monkeypatch.setattr(commands.compare, "train_in_turns", fake_training)
     chosen = {"methods": ("sam", "msam"), "learning_rate": 0.5, "seeds": 2, "steps": 6}
+    settings = CompareSettings(**chosen, equal_gradients=True)
     with pytest.raises(TrainingError):
-        compare(CompareSettings(**chosen), {"sam": 0.7}, {"sam": 0.1})
+        compare(settings, {"sam": 0.7}, {"sam": 0.1})
     assert found == {
         "SGD": (0.5, None, 6),
-        "SAM": (0.1, [0.7, 0.7], 6),
+        "SAM": (0.1, [0.7, 0.7], 3),
         "MSAM": (0.5, None, 6),
     }
 

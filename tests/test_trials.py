@@ -9,7 +9,7 @@ import pytest
 
 from smoothout_jax.experiments.commands import evidence, trials
 from smoothout_jax.experiments.commands.unfinished import Unfinished
-from smoothout_jax.experiments.plans import EXPERIMENTS, Case, widened
+from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, Case, widened
 
 CASE = Case(
     data="digits",
@@ -331,5 +331,6 @@ def test_the_cases_of_a_plan_have_different_names():
             names = [case.name for case in cases]
             assert len(set(names)) == len(names), (experiment, form)
             for case in cases:
+                assert case.seeds <= FIRST_TRIAL_SEED
                 for held_out in (True, False):
                     trials.case_settings(case, Path(), held_out=held_out)
