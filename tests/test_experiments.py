@@ -47,7 +47,6 @@ def settings(tmp_path_factory):
         batch_size=50,
         train_size=200,
         hidden_sizes=(64,),
-        relative_radius=0.2,
         radius=0.02,
         noise_samples=3,
         output=tmp_path_factory.mktemp("results"),
@@ -82,6 +81,7 @@ def test_a_seed_gives_the_same_network_alone_and_beside_others(results, settings
 
 
 def test_strengths_train_side_by_side(settings):
+    settings = dataclasses.replace(settings, relative_radius=0.2)
     task = Task(settings)
     method = METHODS["adasmoothout"]
     together = Trainer(method, task, [0, 0], [0.1, 0.4])
@@ -143,29 +143,6 @@ def test_the_rise_grows_over_epochs_and_by_the_schedule():
         cosine = (1 + 19 * (1 - np.cos(np.pi * step / 1000)) / 2) / 20
         expected = 0.2 * cosine * min(1, step / 400)
         assert float(rise(step)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_strength_of_noise_is_written_and_drawn(settings, tmp_path):
-    held = dataclasses.replace(
-        settings,
-        loss_rise="gap",
-        methods=("adasmoothout", "adasmoothout-fixed"),
-        relative_radius=None,
-        output=tmp_path,
-    )
-    results = compare(held)
-    training = results.training["adasmoothout"]
-    radius = training.noise["radius"]
-    assert radius.shape == training.noise["loss_rise"].shape == (3, 20)
-    assert (radius[:, -1] > 0).all()
-    paths = write(results)
-    assert tmp_path / "noise.png" in paths
-    noise = json.loads((tmp_path / "results.json").read_text())["noise"]
-    assert list(noise) == ["adasmoothout"]
-    for name, values in training.noise.items():
-        assert noise["adasmoothout"][name] == values.tolist()
-    (column,) = (each for each in table(results).columns if each.header == "radius")
-    assert list(column.cells) == ["", f"{radius[:, -1].mean():.2g}", ""]
 
 
 def test_methods_are_compared_at_rates_and_strengths_of_their_own(monkeypatch):
@@ -255,8 +232,16 @@ def test_the_files_contain_the_results(results, settings):
     assert document["outcomes"]["sgd"]["test_accuracy"] == pytest.approx(
         results.outcomes["sgd"].test_accuracy.tolist()
     )
-    for name in ("accuracy.png", "landscape.png"):
+    for name in ("accuracy.png", "landscape.png", "noise.png"):
         assert (settings.output / name).read_bytes().startswith(b"\x89PNG")
+    (held,) = document["noise"]  # the size of the other noise is fixed
+    noise = results.training[held].noise
+    assert noise["radius"].shape == noise["loss_rise"].shape == (3, 20)
+    assert (noise["radius"] > 0).all()
+    for name, values in noise.items():
+        assert document["noise"][held][name] == values.tolist()
+    (column,) = (each for each in table(results).columns if each.header == "radius")
+    assert list(column.cells) == [*[""] * 3, f"{noise['radius'][:, -1].mean():.2g}"]
 
 
 def test_every_method_has_a_label_and_a_colour_of_its_own():
