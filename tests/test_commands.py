@@ -123,7 +123,7 @@ def assert_table_agrees(shown, rows, label, name):
 
 @pytest.mark.slow
 def test_sharpness_measures_what_the_library_does(measured, checkpoints):
-    """The rise under noise, once more by a plain loop."""
+    """The rise of the loss under noise, by a plain loop."""
     output, _ = measured
     (row, *_) = json.loads((output / "sharpness.json").read_text())["rows"]
     kept = load_checkpoint(checkpoints / "sgd")

@@ -47,7 +47,7 @@ def write_idx(folder, *, compress=False, **changed):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_idx_files_are_read_as_they_are(compress, tmp_path):
+def test_idx_files_are_read(compress, tmp_path):
     train, test = read_idx_folder(write_idx(tmp_path, compress=compress))
     np.testing.assert_array_equal(train.images, some_images(0, 20, 3, 5)[..., None])
     np.testing.assert_array_equal(test.labels, np.arange(12) % 10)

@@ -1,4 +1,4 @@
-"""Label smoothing, dropout and averaged weights, and images that are watched."""
+"""Label smoothing, dropout, averaged weights and watched images."""
 
 import dataclasses
 import shutil
@@ -39,7 +39,7 @@ def digits(tmp_path_factory):
 
 
 def logits_of(params, images):
-    """Of an MLP with one hidden layer."""
+    """The logits of an MLP with one hidden layer."""
     layers = jax.tree.map(np.asarray, params["params"])
     hidden, last = layers["Dense_0"], layers["Dense_1"]
     units = images.reshape(len(images), -1) @ hidden["kernel"] + hidden["bias"]
@@ -50,7 +50,7 @@ def accuracy_of(params, images, labels):
     return (logits_of(params, images).argmax(-1) == labels).mean()
 
 
-def test_smoothed_labels_are_optax_s_and_networks_are_judged_without(digits):
+def test_label_smoothing_is_optax_s_and_applies_to_training_only(digits):
     task = Task(TrainSettings(label_smoothing=0.3, **TINY), data=digits)
     params = jax.tree.map(lambda leaf: 3 * leaf, task.init(jax.random.key(1))[0])
     images, labels = digits.train_images, digits.train_labels
@@ -67,7 +67,7 @@ def test_smoothed_labels_are_optax_s_and_networks_are_judged_without(digits):
 
 
 @pytest.mark.parametrize("network", ["mlp", "f1"])
-def test_dropout_changes_training_alone(network, digits):
+def test_dropout_applies_to_training_only(network, digits):
     whole, dropping = (
         Task(TrainSettings(network=network, dropout=each, **TINY), data=digits)
         for each in (0.0, 0.5)
@@ -89,7 +89,7 @@ def test_dropout_changes_training_alone(network, digits):
 
 
 def test_dropout_drops_hidden_units_with_its_probability():
-    """And makes the others larger, so that the mean stays."""
+    """The others are scaled up, so that the mean stays."""
     units = jnp.ones((4, 5000))
     drop = Task(TrainSettings(dropout=0.2, **TINY))._training.drop
     dropped = drop.apply({}, units, rngs={"dropout": jax.random.key(0)})
@@ -98,13 +98,13 @@ def test_dropout_drops_hidden_units_with_its_probability():
 
 
 def test_each_step_drops_other_units_and_a_seed_the_same(digits):
-    """Of one image over and over, at a learning rate so small that weights stay."""
+    """Every step has the same image, and a learning rate too small to move weights."""
     first = np.zeros(40, int)
-    alike = digits._replace(
+    repeated = digits._replace(
         train_images=digits.train_images[first], train_labels=digits.train_labels[first]
     )
     settings = TrainSettings(dropout=0.5, learning_rate=1e-30, **TINY)
-    trainer = Trainer(METHODS["sgd"], Task(settings, data=alike), (0, 0))
+    trainer = Trainer(METHODS["sgd"], Task(settings, data=repeated), (0, 0))
     first = jax.tree.map(np.asarray, trainer.state.params)
     metrics, _ = trainer.advance(0, 3)
     chex.assert_trees_all_close(trainer.state.params, first, atol=1e-20)
@@ -115,8 +115,8 @@ def test_each_step_drops_other_units_and_a_seed_the_same(digits):
 
 
 @pytest.mark.parametrize("method", ["sam", "two-sided"])
-def test_the_gradients_of_a_step_share_what_is_dropped(method, digits):
-    """Without an ascent, or without noise, both are the same."""
+def test_the_gradients_of_a_step_drop_the_same_units(method, digits):
+    """Without ascent or noise, two gradients on the same units are equal."""
     settings = TrainSettings(dropout=0.5, rho=0.0, relative_radius=0.0, **TINY)
     task = Task(settings, data=digits)
     networks = []
@@ -209,14 +209,14 @@ WATCHED = CompareSettings(
 
 
 class Watching:
-    """One trainer that can begin again, which would take long to compile twice."""
+    """A trainer that can restart, to save a second compilation."""
 
     def __init__(self):
         self.task = Task(WATCHED)
         self.trainer = Trainer(METHODS["sgd"], self.task, WATCHED.all_seeds)
         self._first = jax.tree.map(np.asarray, self.trainer.state)
 
-    def anew(self):
+    def restarted(self):
         self.trainer.restore(jax.tree.map(jnp.asarray, self._first))
         return {"sgd": self.trainer}
 
@@ -228,13 +228,11 @@ def watching():
 
 @pytest.fixture(scope="module")
 def training(watching):
-    return train_in_turns(watching.anew())["sgd"]
+    return train_in_turns(watching.restarted())["sgd"]
 
 
-def test_training_sees_the_test_images_where_the_watched_ones_are_at_their_best(
-    watching, training
-):
-    (trainer,) = watching.anew().values()
+def test_the_test_accuracy_is_measured_when_the_watched_one_is_best(watching, training):
+    (trainer,) = watching.restarted().values()
     data, found = watching.task.data, []
     for step in range(6):
         trainer.advance(step, step + 1)
@@ -255,8 +253,8 @@ def test_training_sees_the_test_images_where_the_watched_ones_are_at_their_best(
     np.testing.assert_allclose(training.best_accuracy, best, atol=1e-6)
 
 
-def test_the_best_round_is_that_of_the_watched_images():
-    """The first of equal ones; those where training had diverged do not count."""
+def test_the_watched_images_choose_the_best_round():
+    """Of equal rounds the first; rounds that diverged do not count."""
     watched = np.array([[0.2, 0.7, 0.7], [0.9, 0.1, 0.2], [np.nan, 0.3, np.nan]])
     test = np.arange(9.0).reshape(3, 3)
     training = Training(np.ones(3), np.arange(3), {}, watched, test)
@@ -300,15 +298,15 @@ def test_training_that_is_continued_keeps_what_was_watched(
     monkeypatch.setattr(watching.trainer, "advance", stopping)
     kept = KeptTraining(tmp_path, ["all"])
     with pytest.raises(StoppedError):
-        train_in_turns(watching.anew(), kept)
-    continued = train_in_turns(watching.anew(), kept)["sgd"]
+        train_in_turns(watching.restarted(), kept)
+    continued = train_in_turns(watching.restarted(), kept)["sgd"]
     assert advanced[5:] == [(4, 5), (5, 6)]
     for name in ("steps", "watched_accuracy", "test_accuracy"):
         np.testing.assert_array_equal(getattr(continued, name), getattr(training, name))
 
 
 class Clocked:
-    """A trainer whose turns take half a minute, and keeps whose saves take a while."""
+    """Stands in for trainer and saves: turns take 30 s, saves as long as given."""
 
     steps = 20
     method = METHODS["sgd"]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def read_stripes(data_dir):
-    """Images of one bright column, whose number is the class."""
+    """Images with one bright column; its index is the class."""
     labels = np.arange(60, dtype=np.int32) % 3
     images = np.tile(
         np.eye(3, dtype=np.float32)[labels][:, None, :, None], (1, 2, 1, 1)
@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """A data set, a network and a method, each by a row of its table alone."""
+    """A data set, a network and a method, each added by one row of its table."""
     monkeypatch.setitem(DATA_SETS, "stripes", Source(read_stripes, 45))
     monkeypatch.setitem(
         MODELS,
@@ -72,7 +72,7 @@ def registered(monkeypatch):
 NEW = "--data stripes --network linear --batch-size 15 --steps 30 --learning-rate 0.1"
 
 
-def test_train_takes_what_a_row_adds(registered, tmp_path):
+def test_train_accepts_a_new_row(registered, tmp_path):
     options = [*NEW.split(), "--method", "signs", "--output", str(tmp_path)]
     cli.main(["train", *options])
     trained = load_checkpoint(tmp_path)
@@ -87,7 +87,7 @@ def test_train_takes_what_a_row_adds(registered, tmp_path):
         assert np.abs(leaf).max() > 5
 
 
-def test_compare_takes_what_a_row_adds(registered, tmp_path, capsys):
+def test_compare_accepts_a_new_row(registered, tmp_path, capsys):
     options = [*NEW.split(), "--seeds", "2", "--methods", "signs"]
     cli.main(["compare", *options, "--noise-samples", "2", "--output", str(tmp_path)])
     assert "sign descent" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from smoothout_jax.experiments.training.comparison import train_in_turns
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
-# A network with BatchNorm that soon learns 40 images by heart.
+# A network with BatchNorm that soon memorises 40 images.
 SMALL = {
     "network": "f1",
     "hidden_sizes": (16,),
@@ -51,8 +51,8 @@ def images(array):
     return {image.tobytes() for image in array}
 
 
-def test_held_out_images_leave_the_training_images_alone(task):
-    """The training images are those of a task that holds none out, less these."""
+def test_held_out_images_come_from_the_training_images(task):
+    """Together they are the training images of a task that holds none out."""
     plain = dict(SMALL, loss_rise=None, heldout_size=None)
     whole = Task(TrainSettings(**plain)).data
     ours = task.data
@@ -88,7 +88,7 @@ def test_watched_images_replace_the_held_out_ones(task):
 
 @pytest.mark.parametrize("method", ["adasmoothout", "adasmoothout-split"])
 def test_losses_at_the_clean_parameters_are_reported_every_ten_steps(method, task):
-    """Of runs with several shares, side by side; between reports nothing changes."""
+    """For runs with different shares, side by side."""
     shares = 0.3, 0.9
     trainer = Trainer(METHODS[method], task, [0, 0], shares)
     expected = [init_loss_rise(heldout_gap(share)) for share in shares]
@@ -121,7 +121,7 @@ def test_reports_do_not_depend_on_how_training_is_divided(task):
 
 
 def test_runs_side_by_side_measure_no_losses_between_reports(task):
-    """The condition stays one under `vmap`."""
+    """`vmap` does not turn the condition into a selection."""
     trainer = Trainer(METHODS["adasmoothout"], task, [0, 1])
     program = jax.vmap(trainer._train, (0, None, None))
     traced = str(jax.make_jaxpr(program)(trainer.state, np.arange(3), task.arrays))
@@ -137,7 +137,7 @@ def test_the_first_report_waits_for_a_whole_epoch(task):
     assert trainer.noise().loss_gap[0] > 0
 
 
-def test_methods_without_the_gap_train_beside_it(task):
+def test_methods_without_the_gap_record_no_noise(task):
     methods = "sgd", "adasmoothout", "adasmoothout-fixed"
     found = train_in_turns(
         {name: Trainer(METHODS[name], task, [0, 1], steps=20) for name in methods}
@@ -165,7 +165,7 @@ def test_the_gap_has_a_panel_of_its_own_and_the_target_a_dashed_line():
     assert len(figures.noises(drawn, "").axes) == 2
 
 
-def test_the_plan_is_that_of_the_questions_except_for_the_rise():
+def test_the_plan_repeats_the_questions_with_another_rise():
     ours = EXPERIMENTS["gap"]["cpu"]
     asked = [*EXPERIMENTS["batches"]["cpu"], *EXPERIMENTS["wrong-labels"]["cpu"]]
     assert [case.name for case in ours] == [case.name for case in asked]

@@ -183,7 +183,7 @@ def running(stats):
 @pytest.mark.parametrize(
     ("method", "copies"), [("sgd", 1), ("adasmoothout-split", 4), ("sam", 1)]
 )
-def test_running_statistics_move_once_a_step(method, copies):
+def test_running_statistics_are_updated_once_a_step(method, copies):
     """By the batch at clean parameters, or by the mean over ghost batches."""
     changed = {"relative_radius": 0.0, "copies": copies}
     task = Task(TrainSettings(network="f1", hidden_sizes=(8,), **TINY, **changed))
@@ -310,8 +310,8 @@ def test_augmentation_shifts_and_flips_each_image_independently():
     assert unmoved is images
 
 
-def test_noise_that_stays_adds_up():
-    """Each update adds noise of the variance 1/3; the gradient is zero."""
+def test_noise_that_is_not_removed_accumulates():
+    """Each update adds noise of variance 1/3; the gradient is zero."""
     settings = make(radius=1.0)
     method = METHODS["no-denoising"]
     noise = method.transform(Context(settings, 10, method), 1.0, jax.random.key(0))

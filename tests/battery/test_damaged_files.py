@@ -1,4 +1,4 @@
-"""Files that commands find: damaged, left over, of other settings, or several."""
+"""Damaged files, leftovers, and files of other settings."""
 
 import json
 import shutil
@@ -154,10 +154,10 @@ def test_a_damaged_last_checkpoint_points_to_the_one_before(
     assert digests(broken) == digests(trained_run)
 
 
-def test_a_damaged_log_is_refused_and_a_missing_one_begun_anew(
+def test_a_damaged_log_is_refused_and_a_missing_one_restarted(
     trained_run, data, tmp_path, capsys
 ):
-    """So are leftovers of a process that was killed: they are removed."""
+    """Leftovers of a killed process are removed too."""
     broken = copied(trained_run, tmp_path / "run")
     shutil.rmtree(broken / "checkpoints" / "4")
     log, words = broken / "log.csv", ("train", "--resume", "--data-dir", data)
@@ -208,7 +208,7 @@ def test_landscapes_that_are_damaged_or_others_are_not_overwritten(
 def test_data_are_loaded_and_losses_compiled_once(
     checkpoint, data, tmp_path, monkeypatch
 ):
-    """For however many checkpoints of one data set and network."""
+    """However many checkpoints share a data set and a network."""
     other = copied(checkpoint, tmp_path / "other")
     loads = spied(monkeypatch, task, "prepare")
     traces = spied(monkeypatch, task.Task, "quantities")
