@@ -1,12 +1,14 @@
-"""Commands as the tests run them, and what they say when they end."""
+"""Commands as the tests run them, what they print, and the files that they write."""
 
+import csv
 import json
-import signal
+import shutil
 
 import numpy as np
 import pytest
 
-from smoothout_jax.experiments import cli, interruptions
+from smoothout_jax.experiments import cli
+from smoothout_jax.experiments.training.checkpoints import steps_of
 
 SMALL = "--hidden-sizes 4 --batch-size 8"
 COMPARE = f"{SMALL} --steps 4 --seeds 2 --methods sgd --noise-samples 2"
@@ -30,14 +32,6 @@ def run(*arguments, output):
     cli.main([*map(str, arguments), "--output", str(output)])
 
 
-def untrained(monkeypatch, capsys, *arguments):
-    """What a command says, in one line, that refuses its options before it trains."""
-    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([*arguments])
-    return " ".join(capsys.readouterr().err.split())
-
-
 def content(folder):
     """All that a folder holds; `None` if there is none."""
     if not folder.exists():
@@ -56,21 +50,38 @@ def checked(shown, status, code=2):
 
 
 def refused(capsys, *arguments, output):
-    """The line of a command that does not begin, and leaves its folder as it was."""
+    """The error line of a command that refuses to start and writes nothing."""
     before = content(output) or {}
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         run(*arguments, output=output)
     shown = capsys.readouterr()
     line = checked(shown.err, ended.value.code)
-    assert not shown.out
+    assert "wrote" not in shown.out
     assert (content(output) or {}) == before
     return line
 
 
 def strict(text):
-    """JSON as its standard has it, without NaN."""
+    """JSON by its standard, without NaN."""
     return json.loads(text, parse_constant=lambda word: pytest.fail(word))
+
+
+def copied(folder, to):
+    shutil.copytree(folder, to)
+    return to
+
+
+def digests(run):
+    """The hashes of the last checkpoint of a run."""
+    about = run / "checkpoints" / str(steps_of(run)[-1]) / "about" / "metadata"
+    return json.loads(about.read_text())["digests"]
+
+
+def logged(run):
+    """The rows of the log, without the seconds."""
+    with (run / "log.csv").open() as file:
+        return [{**row, "seconds": None} for row in csv.DictReader(file)]
 
 
 def commands_on(checkpoint, data):
@@ -84,35 +95,13 @@ def commands_on(checkpoint, data):
     }
 
 
-def words_of(command, checkpoint, data):
-    """A command that takes its time."""
-    given = {
-        "train": [*TRAIN.split(), "--steps", 1000, "--evaluate-every", 10],
-        "compare": [*COMPARE.split(), "--steps", 40_000],
-        "evidence": ["batches", "--form", "smoke"],
-        "sharpness": [checkpoint, *QUICK.split(), "--data-dir", data],
-        "landscape": [checkpoint, "--points", 41, "--data-dir", data],
-    }[command]
-    return [command, *map(str, given)]
-
-
-def spied(monkeypatch, holder, name, interrupted_at=None):
-    """Lists the calls of a function; at one of them the command is interrupted."""
+def spied(monkeypatch, holder, name):
+    """Lists the calls of a function."""
     calls, function = [], getattr(holder, name)
 
     def spy(*arguments, **options):
         calls.append(arguments)
-        if len(calls) == interrupted_at:
-            interruptions._watch.note(signal.SIGINT, None)
         return function(*arguments, **options)
 
     monkeypatch.setattr(holder, name, spy)
     return calls
-
-
-def ends_as_interrupted(capsys, words, output):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        run(*words, output=output)
-    line = checked(capsys.readouterr().err, end.value.code, 130)
-    assert "to continue, run the same command again" in line

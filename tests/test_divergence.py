@@ -1,4 +1,4 @@
-"""Training that failed: it diverged, or did not learn."""
+"""Training that diverges or does not learn."""
 
 import json
 
@@ -12,6 +12,13 @@ from smoothout_jax.experiments.training.outcome import Guessing
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+def row_of(name, shown):
+    """The cells of a row of the table, not the lines that report progress."""
+    lines = (line for line in shown.splitlines() if not line.startswith("compiling"))
+    (row,) = (line.split() for line in lines if name in line)
+    return row
+
+
 def test_methods_that_diverge_are_named_and_the_others_kept(tmp_path, capsys):
     options = [*COMPARE.split(), "--methods", "smoothout-fixed", "--radius", "1e30"]
     with pytest.raises(SystemExit) as ended:
@@ -20,9 +27,7 @@ def test_methods_that_diverge_are_named_and_the_others_kept(tmp_path, capsys):
     line = checked(shown.err, ended.value.code)
     assert "SmoothOut, fixed diverged from 2 of 2 seeds (0 1)" in line
     assert "lower the learning_rate (0.1) or radius (1e+30)" in line
-    assert [
-        row.split()[:3] for row in shown.out.splitlines() if "SmoothOut, fixed" in row
-    ] == [["SmoothOut,", "fixed", "diverged"]]
+    assert row_of("fixed", shown.out)[:3] == ["SmoothOut,", "fixed", "diverged"]
     summary = strict((tmp_path / "results.json").read_text())["summary"]
     assert summary["sgd"]["test_accuracy"][0] > 0
     assert summary["smoothout-fixed"].keys() == {"diverged", "relative_step_time"}
@@ -33,7 +38,7 @@ def test_methods_that_diverge_are_named_and_the_others_kept(tmp_path, capsys):
 
 
 def test_methods_that_do_not_learn_are_named(tmp_path, capsys):
-    """The noise makes of the network one that says the same of all images."""
+    """Noise this strong makes the network give the same output for all images."""
     options = ["--methods", "smoothout-fixed", "--radius", "2", "--steps", "60"]
     run("compare", *COMPARE.split(), *options, output=tmp_path)
     shown = capsys.readouterr()
@@ -41,9 +46,7 @@ def test_methods_that_do_not_learn_are_named(tmp_path, capsys):
     assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn from 2")
     assert "nats, is not below that of guessing, 2.302: train for longer" in line
     assert "or lower the learning_rate (0.1) or radius (2)" in line
-    (row,) = (
-        row.split() for row in shown.out.splitlines() if "SmoothOut, fixed" in row
-    )
+    row = row_of("fixed", shown.out)
     assert row[:5] == ["SmoothOut,", "fixed", "did", "not", "learn"]
     assert len(row) == 6  # the time of a step
     summary = strict((tmp_path / "results.json").read_text())["summary"]
@@ -84,7 +87,7 @@ def test_experiments_mark_what_did_not_learn(tmp_path, capsys):
         shown = capsys.readouterr()
         assert f"SAM did not learn in {case.name}" in shown.err
         (line,) = (line for line in shown.out.splitlines() if case.name in line)
-        # A difference to what did not learn says nothing.
+        # A difference from a network that did not learn means nothing.
         cells = [row, "did not learn", *([] if sgd else ["-80.00"])]
         assert line.removeprefix(case.name).split() == " ".join(cells).split()
 
@@ -104,10 +107,10 @@ def test_without_a_baseline_there_are_no_differences(tmp_path, capsys):
     ("loss", "accuracy", "learned"),
     [
         (2.2, 0.1, True),
-        (3.0, 0.5, True),  # the right labels, whatever the wrong ones cost
+        (3.0, 0.5, True),  # the right labels of images whose wrong ones raise the loss
         (3.0, 0.12, False),
         (2.3 - 1e-6, 0.1, False),
     ],
 )
-def test_a_network_has_learned_that_beats_guessing(loss, accuracy, learned):
+def test_a_network_that_beats_guessing_has_learned(loss, accuracy, learned):
     assert Guessing(2.3, 0.13).beaten_by(loss, accuracy) == learned

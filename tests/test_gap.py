@@ -66,7 +66,7 @@ def by_hand(share, losses, target=0.0):
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 @pytest.mark.parametrize("start", [0.0, 0.7])
-def test_the_target_goes_to_a_share_of_the_gap_once_the_heldout_loss_stops_falling(
+def test_the_target_approaches_a_share_of_the_gap_once_the_heldout_loss_stops_falling(
     share, start
 ):
     losses = [(2.0, 2.2), (1.5, 2.0), (1.0, 1.9), (0.8, 1.9), (0.5, 2.4), (0.4, 1.8)]
@@ -92,12 +92,12 @@ def test_the_target_goes_to_a_share_of_the_gap_once_the_heldout_loss_stops_falli
         ({"train_loss": 0, "heldout_loss": 2}, 2.0),
     ],
 )
-def test_a_gap_is_never_negative_and_ends_at_the_loss_of_guessing(losses, gap):
+def test_a_gap_is_between_zero_and_the_loss_of_guessing(losses, gap):
     metrics = smoothout_metrics(report(GAP.init(PARAMS), **losses))
     assert float(metrics["loss_gap"]) == pytest.approx(gap)
 
 
-def test_without_a_gap_there_is_no_noise_and_it_comes_back():
+def test_noise_stops_without_a_gap_and_returns_with_it():
     params, state = PARAMS, learned(GAP.init(PARAMS))
     for _ in range(3):
         params, state = step(GAP, params, state)
@@ -179,7 +179,7 @@ def test_every_rise_of_a_state_gets_the_report():
     np.testing.assert_allclose(gaps, [0.8, 0.8], rtol=1e-6)
 
 
-def test_runs_side_by_side_have_gaps_of_their_own_inside_vmap_and_outside():
+def test_parallel_runs_have_separate_gaps_inside_vmap_and_outside():
     losses = jnp.array([0.5, 0.2, jnp.nan]), jnp.array([1.0, 1.0, 1.0])
     states = jax.vmap(lambda _: GAP.init(PARAMS))(jnp.arange(3))
     outside = report(states, *losses)
@@ -218,7 +218,7 @@ def test_a_state_on_a_mesh_stays_there(kind):
         assert float(target) == pytest.approx(0.08)
 
 
-def test_a_state_is_donated_saved_and_goes_on_bit_for_bit():
+def test_a_donated_or_saved_state_continues_bit_for_bit():
     donating = jax.jit(lambda state, params: step(GAP, params, state), donate_argnums=0)
 
     def go(params, state, times):

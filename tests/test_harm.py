@@ -1,4 +1,4 @@
-"""What wrong labels did to a network, and what rounding or noise would do to it."""
+"""Measures of harm: wrong labels learned, and accuracy lost to rounding and noise."""
 
 import itertools
 from pathlib import Path
@@ -30,7 +30,7 @@ def kernel(*shape):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("shape", [(800, 4), (3, 3, 90, 4)])
 def test_each_filter_is_rounded_to_equal_levels(bits, shape):
-    """The same up and down from zero, so that one of the 2 ** bits is not used."""
+    """Symmetric about zero, so one of the 2 ** bits levels is unused."""
     weights = np.asarray(kernel(*shape)) * np.array([0.1, 1, 3, 100], np.float32)
     found = np.asarray(rounded({"kernel": weights}, bits)["kernel"])
     filters = zip(found.reshape(-1, 4).T, weights.reshape(-1, 4).T, strict=True)
@@ -47,7 +47,7 @@ def test_each_filter_is_rounded_to_equal_levels(bits, shape):
 
 
 def test_biases_and_scales_stay_as_they_are():
-    """Those of attention too, which have an axis for the heads."""
+    """Including those of attention, which have an axis for the heads."""
     params = {
         "Dense_0": {"bias": kernel(7), "kernel": kernel(7, 2)},
         "BatchNorm_0": {"scale": kernel(7), "bias": kernel(7)},
@@ -79,7 +79,7 @@ def task():
 
 
 def interpolation(task, labels):
-    """A network that predicts given labels of the training images, made by hand."""
+    """A network made by hand that predicts these labels for the training images."""
     params, _ = task.init(jax.random.key(0))
     hidden, last = params["params"]["Dense_0"], params["params"]["Dense_1"]
     images = task.data.train_images.reshape(60, -1)
@@ -91,7 +91,7 @@ def interpolation(task, labels):
 
 
 @pytest.mark.parametrize("number", [0, 6, None])
-def test_the_part_of_the_wrong_labels_that_is_predicted_is_measured(number, task):
+def test_memorised_is_the_fraction_of_the_wrong_labels_predicted(number, task):
     data = task.data
     (wrong,) = np.nonzero(data.train_labels != data.true_labels)
     assert len(wrong) == pytest.approx(24, abs=6)
@@ -117,7 +117,7 @@ def accuracy_of(task, params):
 
 
 def test_rounding_and_noise_cost_accuracy(task):
-    """Noise that takes all weights away leaves the first class."""
+    """Noise that cancels all weights leaves the first class."""
     params = interpolation(task, task.data.true_labels)
     whole = accuracy_of(task, params)
     assert whole > 0.5

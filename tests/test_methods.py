@@ -17,7 +17,7 @@ from smoothout_jax.experiments.training.trainer import Trainer
 SEED, STEPS, TOTAL = 3, 3, 4
 AVERAGING = 0.99  # the default
 RATE, MOMENTUM, DECAY = 0.2, 0.8, 0.05
-RADIUS, RELATIVE, STD, RHO, MSAM_RHO, COPIES = 0.1, 0.3, 0.04, 0.5, 0.7, 4
+RADIUS, RELATIVE, STD, RHO, MSAM_RHO, COPIES = 0.1, 0.3, 0.04, 0.5, 0.7, 2
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +29,7 @@ def standard_promotion():
 
 @pytest.fixture(scope="module")
 def task():
-    """A network with BatchNorm, to which the parts of a batch make a difference."""
+    """A network with BatchNorm, so that it matters how a batch is divided."""
     return Task(
         TrainSettings(
             network="f1",
@@ -53,7 +53,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def gradient(task):
-    """The gradient of the loss of some rows."""
+    """The gradient of the loss on the given rows."""
     images, labels = task.arrays["train"]
     stats = task.init(jax.random.key(0))[1]
 
@@ -71,12 +71,12 @@ def add(params, noise, factor=1.0):
 
 
 def rising(end, step):
-    """From a twentieth to all of it, along half a cosine."""
+    """From a twentieth to the full value, along half a cosine."""
     return end / 20 * (1 + 19 * (1 - np.cos(np.pi * step / TOTAL)) / 2)
 
 
 def draw(law, key, params, scaled, but_for=()):
-    """The noise of unit size, scaled leaf by leaf, in all but some of the layers."""
+    """Unit noise scaled leaf by leaf, except in the layers named."""
     layers = {n: p for n, p in params["params"].items() if not n.startswith(but_for)}
     noise = jax.tree.map(scaled, layers, law(1.0)(key, layers))
     silent = jax.tree.map(jnp.zeros_like, params["params"])
@@ -84,7 +84,7 @@ def draw(law, key, params, scaled, but_for=()):
 
 
 def norm(leaf):
-    """Of each filter: all that makes one index of the last axis."""
+    """The norm of each filter: all weights with the same last index."""
     return jnp.sqrt(jnp.sum(leaf**2, axis=tuple(range(leaf.ndim - 1)), keepdims=True))
 
 
@@ -103,13 +103,13 @@ def filters(key, params, step):
 
 
 def normal(key, params, step):
-    """Of the variance that the uniform noise has."""
+    """With the variance of the uniform noise."""
     std = rising(RADIUS, step) / np.sqrt(3)
     return draw(gaussian, key, params, lambda w, z: std * z, "BatchNorm")
 
 
 def low_pass(key, params, step):
-    """BatchNorm gets it too, and a leaf of one axis by the norm of the whole."""
+    """In BatchNorm too; a leaf of one axis counts as one filter."""
     std = rising(STD, step)
 
     def scaled(w, z):
@@ -123,7 +123,7 @@ def silence(key, params, step):
 
 
 def once(law):
-    """One copy, perturbed after an update: so not before the first."""
+    """One copy, perturbed after each update, so not before the first."""
 
     def copies(key, params, step, **_):
         noise = law(jax.random.fold_in(key, step), params, step)
@@ -162,7 +162,7 @@ def two_sided(key, params, step, **_):
 
 
 def ahead(params, tree, length):
-    """A step of that length along a tree, or none where the tree is zero."""
+    """A step of that length along a tree; none if the tree is zero."""
     size = optax.tree.norm(tree)
     return jax.tree.map(lambda leaf: length * leaf / size if size else leaf, tree)
 
@@ -228,7 +228,7 @@ def by_hand(name, task, gradient):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_takes_the_steps_of_its_definition(name, task, gradient):
+def test_every_method_matches_its_definition(name, task, gradient):
     trainer = Trainer(METHODS[name], task, [SEED])
     trainer.advance(0, STEPS)
     ((evaluated, _),) = trainer.networks()
@@ -237,9 +237,9 @@ def test_a_method_takes_the_steps_of_its_definition(name, task, gradient):
 
 
 def msam_of_adamw(p, gradient, rate, decay, rho, steps):
-    """The loop of the authors' AdamW_MSAM, which decays the clean weights.
+    """The authors' AdamW_MSAM, which decays the clean weights.
 
-    Theirs do so after the step, as their AdamW does, and Optax's before it.
+    Theirs decays after the step, like their AdamW; this one before it, like Optax's.
     """
     m, s, factor = np.zeros_like(p), np.zeros_like(p), 0.0
     for step in range(1, steps + 1):
@@ -254,7 +254,7 @@ def msam_of_adamw(p, gradient, rate, decay, rho, steps):
         yield p, clean
 
 
-def test_msam_on_adamw_is_its_authors_program():
+def test_msam_on_adamw_matches_its_authors_program():
     """Over several leaves, in double precision."""
     settings = TrainSettings(
         optimizer="adamw",

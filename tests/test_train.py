@@ -1,8 +1,5 @@
-"""The command `smoothout train`: runs that last, and the regime they follow."""
+"""The command `smoothout train`: what it writes, how it resumes, how it trains."""
 
-import csv
-import json
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from command_line import checked, digests, logged, refused
 
 from smoothout_jax.experiments import cli, regime
 from smoothout_jax.experiments.commands.train import TrainSettings
@@ -42,29 +40,10 @@ def train(output, options=""):
     return output
 
 
-def in_a_process(*arguments):
-    command = [sys.executable, "-m", "smoothout_jax.experiments.cli", "train"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True
-    )
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
+    """An uninterrupted run."""
     return train(tmp_path_factory.mktemp("whole"))
-
-
-def digests(run):
-    about = run / "checkpoints" / "40" / "about" / "metadata"
-    return json.loads(about.read_text())["digests"]
-
-
-def lines(run):
-    """What was logged, but for the seconds."""
-    with (run / "log.csv").open() as file:
-        return [{**row, "seconds": None} for row in csv.DictReader(file)]
 
 
 def test_a_run_learns_and_writes_what_it_did(whole, capsys):
@@ -75,7 +54,7 @@ def test_a_run_learns_and_writes_what_it_did(whole, capsys):
         "settings.json",
         "tensorboard",
     ]
-    rows = lines(whole)
+    rows = logged(whole)
     assert [int(row["step"]) for row in rows] == list(range(5, 45, 5))
     assert [float(row["epoch"]) for row in rows] == list(range(1, 9))
     assert float(rows[-1]["loss"]) < 0.85 * float(rows[0]["loss"])
@@ -90,11 +69,11 @@ def test_a_run_learns_and_writes_what_it_did(whole, capsys):
         assert tag in events.read_bytes()
 
 
-def test_the_log_says_how_strong_the_noise_was(whole):
+def test_the_log_reports_the_strength_of_the_noise(whole):
     settings = load_checkpoint(whole).settings
     trainer = Trainer(METHODS[settings.method], Task(settings), settings.all_seeds)
     restore(trainer, whole / "checkpoints" / "40")
-    radius, rise = (float(lines(whole)[-1][name]) for name in ("radius", "loss rise"))
+    radius, rise = (float(logged(whole)[-1][name]) for name in ("radius", "loss rise"))
     assert 0 < rise < 0.1
     assert 0.05 < radius < 1
     found = trainer.noise()
@@ -106,105 +85,61 @@ def restore(trainer, path):
     trainer.restore(type(trainer.state)(**trees["state"]))
 
 
-@pytest.mark.parametrize("method", ["smoothout", "adasmoothout-split", "mix"])
-def test_noise_of_any_method_goes_on_to_the_same_bits_half_way(method, tmp_path):
-    settings = TrainSettings(method=method, hidden_sizes=(8,), network="f1", **TINY)
-    whole, half = (
-        Trainer(METHODS[method], Task(settings), settings.all_seeds) for _ in range(2)
-    )
+def test_noise_continues_from_a_checkpoint_to_the_same_bits(tmp_path):
+    sizes = {"radius": 1e-4, "loss_rise": 0.1}
+    task = Task(TrainSettings(hidden_sizes=(8,), network="f1", **TINY, **sizes))
+    whole, half = (Trainer(METHODS["smoothout"], task, (0,)) for _ in range(2))
     whole.advance(0, 4)
     half.advance(0, 2)
     checkpoints.save_checkpoint(tmp_path / "half", {}, state=half.state.trees())
     restore(half, tmp_path / "half")
     half.advance(2, 4)
     chex.assert_trees_all_equal(half.state.trees(), whole.state.trees())
-    assert half.noise().radius[0] > 0
-
-
-def test_the_settings_written_repeat_the_run(whole, tmp_path):
-    cli.main(
-        ["train", "--settings", f"{whole}/settings.json", "--output", str(tmp_path)]
-    )
-    assert digests(tmp_path) == digests(whole)
-    assert lines(tmp_path) == lines(whole)
-
-
-def test_options_override_the_file_of_settings(whole, tmp_path):
-    options = ["--settings", f"{whole}/settings.json", "--seed", "3", "--steps", "5"]
-    cli.main(["train", *options, "--output", str(tmp_path)])
-    settings = json.loads((tmp_path / "settings.json").read_text())
-    assert (settings["seed"], settings["steps"], settings["shift"]) == (3, 5, 1)
-    assert load_checkpoint(tmp_path).settings.all_seeds == (3,)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"stepz": 3}', "'stepz' is not a setting"),
-        ('{"steps": "3"}', "steps must be int, got '3'"),
-        ('{"steps": true}', "steps must be int, got True"),
-        ('{"milestones": 0.5}', "milestones must be a list of float, got 0.5"),
-        ('{"flip": 1}', "flip must be bool, got 1"),
-        ("[1]", "must hold an object, got [1]"),
-        ("{", "is not a JSON file"),
-        ('{"network": "lenet"}', "network must be one of 'mlp', 'f1', 'cnet'"),
-    ],
-)
-def test_bad_settings_files_are_refused(content, message, tmp_path, capsys):
-    path = tmp_path / "settings.json"
-    path.write_text(content)
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["train", "--settings", str(path), "--output", f"{tmp_path}/run"])
-    assert message in capsys.readouterr().err
+    assert 0 < half.noise().radius[0] <= 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(number, whole, tmp_path):
-    process = in_a_process(*SMALL.split(), "--output", tmp_path)
-    while len(steps_of(tmp_path)) < 2 and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, shown = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 130), shown
-    if number != signal.SIGKILL:
-        assert "of 40; to continue: smoothout train --resume" in shown
+def test_a_run_that_was_killed_resumes_to_the_same_bits(whole, tmp_path):
+    command = [sys.executable, "-m", "smoothout_jax.experiments.cli", "train"]
+    command += [*SMALL.split(), "--output", str(tmp_path)]
+    with subprocess.Popen(command) as process:
+        while len(steps_of(tmp_path)) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9
     assert max(steps_of(tmp_path)) < 40
     cli.main(["train", "--resume", "--output", str(tmp_path)])
     assert digests(tmp_path) == digests(whole)
-    assert lines(tmp_path) == lines(whole)
+    assert logged(tmp_path) == logged(whole)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_restarts(whole, tmp_path):
     (tmp_path / "settings.json").write_text((whole / "settings.json").read_text())
     (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
     cli.main(["train", "--resume", "--output", str(tmp_path)])
     assert digests(tmp_path) == digests(whole)
 
 
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["train", *map(str, arguments)])
-    return " ".join(capsys.readouterr().err.split())
-
-
-def test_a_run_is_not_overwritten_nor_gone_on_with_otherwise(whole, tmp_path, capsys):
-    message = refused(capsys, *SMALL.split(), "--output", whole)
-    assert f"output {whole} already holds a run, at step 40" in message
-    message = refused(capsys, "--resume", "--seed", "1", "--output", whole)
-    assert "cannot resume" in message
-    assert "seed was 0, not 1" in message
-    message = refused(capsys, "--resume", "--output", tmp_path / "none")
-    assert "settings.json: No such file" in message
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(
+    whole, tmp_path, capsys
+):
+    for options, output, message in (
+        (SMALL, whole, f"output {whole} already holds a run, at step 40"),
+        ("--resume --seed 1", whole, "seed was 0, not 1"),
+        ("--resume", tmp_path / "none", "settings.json: No such file"),
+    ):
+        line = refused(capsys, "train", *options.split(), output=output)
+        assert message in line
     assert digests(whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    options = [*SMALL.split(), "--learning-rate", "1e30"]
-    message = refused(capsys, *options, "--output", tmp_path)
-    assert "the loss is nan at step" in message
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/0" in message
-    assert "lower the learning_rate (1e+30) or loss_rise (0.1)" in message
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, "--learning-rate 1e30")
+    line = checked(capsys.readouterr().err, ended.value.code)
+    assert "the loss is nan at step" in line
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/0" in line
+    assert "lower the learning_rate (1e+30) or loss_rise (0.1)" in line
     assert steps_of(tmp_path) == [0]
 
 
@@ -233,27 +168,6 @@ def test_every_network_learns(network):
     assert losses[-3:].mean() < 0.95 * losses[:3].mean()
 
 
-@pytest.mark.parametrize(
-    ("network", "options", "message"),
-    [
-        ("resnet", {"depth": 9}, "depth must be 6n + 2"),
-        ("vit", {"width": 10}, "width must be a multiple of 3"),
-        ("resnet", {"data": "mnist1d"}, "needs images of 2 dimensions"),
-        ("mlp", {"data": "mnist1d", "flip": True}, "shift and flip need images of 2"),
-    ],
-)
-def test_networks_that_do_not_suit_the_data_are_refused(network, options, message):
-    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
-        Task(TrainSettings(network=network, **options))
-
-
-@pytest.fixture(scope="module")
-def batch_normed():
-    return Task(
-        TrainSettings(network="f1", hidden_sizes=(8,), weight_decay=0.0, **TINY)
-    )
-
-
 def batch_statistics(params, images):
     """Mean and variance that enter the first BatchNorm, by hand."""
     layer = jax.tree.map(np.asarray, params["params"]["Dense_0"])
@@ -270,8 +184,8 @@ def running(stats):
 @pytest.mark.parametrize(
     ("method", "copies"), [("sgd", 1), ("adasmoothout-split", 4), ("sam", 1)]
 )
-def test_running_statistics_move_once_a_step(method, copies):
-    """By the batch's at clean parameters, or by the mean of the ghost batches'."""
+def test_running_statistics_are_updated_once_a_step(method, copies):
+    """By the batch at clean parameters, or by the mean over ghost batches."""
     changed = {"relative_radius": 0.0, "copies": copies}
     task = Task(TrainSettings(network="f1", hidden_sizes=(8,), **TINY, **changed))
     trainer = Trainer(METHODS[method], task, (0,))
@@ -288,25 +202,15 @@ def test_running_statistics_move_once_a_step(method, copies):
     np.testing.assert_allclose(new_var, 0.9 + 0.1 * var, rtol=1e-4)
 
 
-def test_networks_are_evaluated_with_statistics_of_the_clean_parameters(batch_normed):
-    trainer = Trainer(METHODS["adasmoothout"], batch_normed, (0,))
-    trainer.advance(0, 4)
-    ((params, stats),) = trainer.networks()
-    images = batch_normed.data.train_images
-    mean, var = batch_statistics(params, images)
-    found = stats["batch_stats"]["BatchNorm_0"]
-    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found["var"], var, rtol=1e-4)
-
-
 @pytest.mark.parametrize("in_batch_norm", [False, True])
-def test_batch_norm_gets_noise_only_where_the_settings_say_so(in_batch_norm):
+def test_noise_spares_batch_norm_unless_set_and_is_removed_to_evaluate(in_batch_norm):
     settings = TrainSettings(
         network="f1", hidden_sizes=(8,), noise_in_batch_norm=in_batch_norm, **TINY
     )
-    trainer = Trainer(METHODS["adasmoothout-fixed"], Task(settings), (0,))
+    task = Task(settings)
+    trainer = Trainer(METHODS["adasmoothout-fixed"], task, (0,))
     trainer.advance(0, 1)
-    ((clean, _),) = trainer.networks()
+    ((clean, stats),) = trainer.networks()
     held = jax.tree.map(lambda leaf: leaf[0], trainer.state.params)
     noise = optax.tree.sub(held, clean)
     for layer, name in (("Dense_0", "kernel"), ("BatchNorm_0", "scale")):
@@ -314,17 +218,16 @@ def test_batch_norm_gets_noise_only_where_the_settings_say_so(in_batch_norm):
         ratio = optax.tree.norm(added) / optax.tree.norm(weights)
         noisy = layer == "Dense_0" or in_batch_norm
         assert float(ratio) == pytest.approx(0.2 * noisy, rel=1e-3)
+    mean, var = batch_statistics(clean, task.data.train_images)
+    found = stats["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["var"], var, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("method", "optimizer"), [("smoothout", "adamw"), ("msam", "adam"), ("sam", "adam")]
-)
-def test_methods_are_built_on_any_optimizer(method, optimizer):
-    settings = TrainSettings(
-        optimizer=optimizer, hidden_sizes=(8,), clip_norm=1.0, **TINY
-    )
+def test_sam_is_built_on_any_optimizer():
+    settings = TrainSettings(optimizer="adam", hidden_sizes=(8,), clip_norm=1.0, **TINY)
     task = Task(settings)
-    trainer = Trainer(METHODS[method], task, (0,))
+    trainer = Trainer(METHODS["sam"], task, (0,))
     before = task.evaluate(*trainer.networks()[0])["train loss"]
     trainer.advance(0, 4)
     assert task.evaluate(*trainer.networks()[0])["train loss"] < before
@@ -395,7 +298,7 @@ def test_the_radius_follows_its_schedule(name):
     )
 
 
-def test_augmentation_moves_and_mirrors_each_image_by_itself():
+def test_augmentation_shifts_and_flips_each_image_independently():
     images = jnp.zeros((64, 6, 6, 1)).at[:, 2, 1].set(1.0)
     settings = make(shift=1, flip=True)
     moved = regime.augment(settings, jax.random.key(0), images)
@@ -408,8 +311,8 @@ def test_augmentation_moves_and_mirrors_each_image_by_itself():
     assert unmoved is images
 
 
-def test_noise_that_stays_adds_up():
-    """Each update adds noise of the variance 1/3; the gradient is zero."""
+def test_noise_that_is_not_removed_accumulates():
+    """Each update adds noise of variance 1/3; the gradient is zero."""
     settings = make(radius=1.0)
     method = METHODS["no-denoising"]
     noise = method.transform(Context(settings, 10, method), 1.0, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The trials of an experiment: what each method tries, and what it chooses."""
+"""The trials of an experiment: what each method tries and chooses."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ import pytest
 
 from smoothout_jax.experiments.commands import evidence, trials
 from smoothout_jax.experiments.commands.unfinished import Unfinished
-from smoothout_jax.experiments.plans import EXPERIMENTS, Case, widened
+from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, Case, widened
 
 CASE = Case(
     data="digits",
@@ -44,13 +44,13 @@ CASE = Case(
         ("shift", (0, 1, 2), True, None),
     ],
 )
-def test_trials_go_on_beyond_an_end(setting, strengths, low, expected):
-    """By the last ratio, of sizes or of odds; shifts by the last difference."""
+def test_grids_are_widened_beyond_an_end(setting, strengths, low, expected):
+    """By the last ratio of sizes or odds, or the last difference of shifts."""
     assert widened(setting, strengths, low) == expected
 
 
 class FakeTask:
-    """Settings, whose networks are what `FakeTrainer` made of them."""
+    """Settings, with the accuracies that `FakeTrainer` made of them as networks."""
 
     loaded = 0
 
@@ -122,7 +122,7 @@ def plain_at(accuracy):
         ("sgd", lambda x: 0.6 - 0.1 * (x > 0.1), None, [0.01, 0.1, 1.0], 0.1),
     ],
 )
-def test_trials_go_on_beyond_an_end_where_the_best_is(
+def test_trials_continue_beyond_the_end_with_the_best_strength(
     method, accuracy, sgd, expected, chosen, accuracies
 ):
     accuracies(lambda method, settings, strength, seed: accuracy(strength))
@@ -151,7 +151,7 @@ def test_each_strength_is_tried_from_the_seeds_of_trials(accuracies):
 
 
 @pytest.mark.parametrize("needed", [True, False])
-def test_where_the_rise_is_held_there_is_one_strength(needed, accuracies):
+def test_a_held_rise_has_one_strength(needed, accuracies):
     seen = accuracies(lambda method, settings, strength, seed: 0.7)
     case = dataclasses.replace(CASE, holds_rise=True)
     found = tried("adasmoothout", case=case, needed=needed)
@@ -170,7 +170,7 @@ def test_rises_are_tried_where_they_are_planned(accuracies):
 
 
 def by_rate(best):
-    """SGD is best at a rate, and the methods at 0.1, with middling strengths."""
+    """SGD is best at this rate; the methods at 0.1, with strengths of 0.2 and 2."""
 
     def accuracy(method, settings, strength, seed):
         del seed
@@ -187,23 +187,35 @@ def kept(tmp_path):
     return Unfinished(tmp_path / "unfinished.json", CASE.to_json())
 
 
-def test_methods_try_sgd_s_best_learning_rate_and_the_default(accuracies, kept):
-    seen = accuracies(by_rate(best=1.0))
+@pytest.mark.parametrize(
+    ("best", "rates"), [(10.0, [10.0, 1.0, 0.1]), (0.1, [0.1]), (0.01, [0.01, 0.1])]
+)
+def test_methods_try_the_learning_rates_from_sgd_s_best_to_the_default(
+    best, rates, accuracies, kept, tmp_path
+):
+    seen = accuracies(by_rate(best))
     before = FakeTask.loaded
     found = trials.try_strengths(CASE, Path(), kept)
     assert FakeTask.loaded - before == 2  # for SGD, and for all others
     assert list(found) == ["sgd", "sam", "msam"]
-    assert found["sgd"]["chosen"] == 1.0
-    for name, label, strength in (("sam", "SAM", 0.2), ("msam", "MSAM", 2.0)):
-        rates = [settings.learning_rate for each, settings, *_ in seen if each == label]
-        assert rates == [1.0, 0.1]
-        both = found[name]["at_each_learning_rate"]
-        assert [each["learning_rate"] for each in both] == [1.0, 0.1]
-        assert [each["chosen"] for each in both] == [strength] * 2
+    assert found["sgd"]["chosen"] == best
+    for name, strength in (("sam", 0.2), ("msam", 2.0)):
+        each = found[name]["at_each_learning_rate"]
+        tried = [
+            settings.learning_rate
+            for label, settings, strengths, _ in seen
+            if label == name.upper()
+        ]
+        assert list(dict.fromkeys(tried)) == rates
+        assert [trial["learning_rate"] for trial in each] == rates
+        assert [trial["chosen"] for trial in each] == [strength] * len(rates)
         assert found[name]["learning_rate"] == 0.1
-        assert found[name]["accuracies"] == both[1]["accuracies"]
+        assert found[name]["accuracies"] == each[-1]["accuracies"]
     for _, settings, *_ in seen:
         assert settings.validation_size == 20
+    again = Unfinished(tmp_path / "unfinished.json", CASE.to_json())
+    accuracies(lambda *_: pytest.fail("it tried again"))
+    assert trials.try_strengths(CASE, Path(), again) == found
 
 
 def test_of_two_equal_learning_rates_methods_take_sgd_s(accuracies, kept):
@@ -212,14 +224,10 @@ def test_of_two_equal_learning_rates_methods_take_sgd_s(accuracies, kept):
     assert found["sam"]["learning_rate"] == found["sgd"]["chosen"] == 100.0
 
 
-def test_learning_rates_from_which_sgd_diverges_do_not_stop_the_trials(
-    accuracies, kept
-):
-    """They are kept as numbers that are missing."""
-
+def test_learning_rates_from_which_sgd_diverges_are_kept_as_null(accuracies, kept):
     def accuracy(method, settings, strength, seed):
-        lost = method == "SGD" and strength > 0.1
-        return np.nan if lost else 0.5
+        diverged = method == "SGD" and strength > 0.1
+        return np.nan if diverged else 0.5
 
     accuracies(accuracy)
     found = trials.try_strengths(CASE, Path(), kept)
@@ -228,19 +236,11 @@ def test_learning_rates_from_which_sgd_diverges_do_not_stop_the_trials(
     assert found["sam"]["strengths"] == [0.1, 0.2, 0.4]
 
 
-def test_trials_that_are_done_are_not_done_again(accuracies, kept, tmp_path):
-    accuracies(by_rate(best=1.0))
-    found = trials.try_strengths(CASE, Path(), kept)
-    again = Unfinished(tmp_path / "unfinished.json", CASE.to_json())
-    accuracies(lambda *_: pytest.fail("it tried again"))
-    assert trials.try_strengths(CASE, Path(), again) == found
-
-
 RECIPE_CASE = dataclasses.replace(CASE, recipe="weight_decay")
 
 
 def with_recipe(method, settings, strength, seed):
-    """Best at a weight decay of 0.01, of which methods know nothing."""
+    """SGD is best at a weight decay of 0.01, which the methods ignore."""
     if method == "SGD" and strength is None:
         return 0.95 - abs(np.log(settings.weight_decay / 0.01)) / 100
     return by_rate(best=1.0)(method, settings, strength, seed)
@@ -265,7 +265,7 @@ def test_a_recipe_is_tried_by_sgd_and_shared_by_all(accuracies, kept):
     assert others == [(1.0, 1e-2), (0.1, 1e-2)] * 2
 
 
-def test_a_recipe_is_tried_below_its_grid_only_if_it_helps(accuracies, kept):
+def test_a_recipe_weaker_than_its_grid_must_beat_sgd_without(accuracies, kept):
     def accuracy(method, settings, strength, seed):
         if method == "SGD" and strength is None:
             return 0.9 - settings.weight_decay
@@ -276,8 +276,8 @@ def test_a_recipe_is_tried_below_its_grid_only_if_it_helps(accuracies, kept):
     assert (found["strengths"], found["chosen"]) == ([1e-3, 1e-2], 1e-3)
 
 
-def test_methods_must_be_better_than_sgd_with_the_recipe(accuracies, kept):
-    """To try weaker strengths: 0.92 is more than SGD's 0.9, but less than 0.95."""
+def test_methods_must_beat_sgd_with_the_recipe(accuracies, kept):
+    """0.92 is above SGD's 0.9, but below the 0.95 that it reaches with the recipe."""
 
     def accuracy(method, settings, strength, seed):
         if method == "SGD":
@@ -325,18 +325,12 @@ def test_images_that_a_comparison_watches_are_those_of_its_trials():
         assert held.label_noise == final.label_noise > 0
 
 
-def test_plans_tell_their_cases_apart():
+def test_the_cases_of_a_plan_have_different_names():
     for experiment, forms in EXPERIMENTS.items():
         for form, cases in forms.items():
             names = [case.name for case in cases]
             assert len(set(names)) == len(names), (experiment, form)
             for case in cases:
+                assert case.seeds <= FIRST_TRIAL_SEED
                 for held_out in (True, False):
                     trials.case_settings(case, Path(), held_out=held_out)
-
-
-def test_learning_rates_between_the_best_and_the_default_are_tried_too():
-    tried = {"strengths": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
-    assert trials._rates(0.003, 0.1, tried) == (0.003, 0.01, 0.03, 0.1)
-    assert trials._rates(1.0, 0.1, tried) == (1.0, 0.3, 0.1)
-    assert trials._rates(0.1, 0.1, tried) == (0.1,)
