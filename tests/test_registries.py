@@ -114,7 +114,7 @@ ROOT = Path(smoothout_jax.__file__).parent
 # Layers, from the top to the bottom: a layer may not import from those above it.
 LAYERS = (
     ("cli",),
-    ("commands", "trained_networks"),
+    ("commands", "inference", "trained_networks"),
     ("reporting", "training"),
     ("settings", "plans"),
     ("methods",),

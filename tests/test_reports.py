@@ -123,7 +123,7 @@ def test_reports_do_not_depend_on_how_training_is_divided(task):
 def test_runs_side_by_side_measure_no_losses_between_reports(task):
     """`vmap` does not turn the condition into a selection."""
     trainer = Trainer(METHODS["adasmoothout"], task, [0, 1])
-    program = jax.vmap(trainer._train, (0, None, None))
+    program = jax.vmap(trainer._step.train, (0, None, None))
     traced = str(jax.make_jaxpr(program)(trainer.state, np.arange(3), task.arrays))
     assert "cond[" in traced
 

@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize("network", sorted(MODELS.keys() - {"alexnet", "resnet50"}))
 def test_every_network_learns(network):
     depths = {"resnet": 8, "resnet18": 10, "vit": 1}
     widths = {"cnet": 4, "resnet": 4, "resnet18": 2, "vit": 12}

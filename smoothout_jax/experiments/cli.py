@@ -152,6 +152,8 @@ def _run(module: ModuleType, settings: Settings, **options: bool) -> None:
         console.print(report.table)
     for path in report.paths:
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
+    if report.conclusion:
+        console.print(f"\n{report.conclusion}", highlight=False, markup=False)
     if report.fault:
         raise InputError("; ".join(filter(None, (report.fault, report.warning))))
     if report.warning:

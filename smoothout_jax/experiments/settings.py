@@ -69,6 +69,11 @@ class SharedSettings(MethodSettings, ModelSettings, DataSettings):
         """Requires that the batch divides between the copies of each method."""
         for method in methods:
             parts = METHODS[method].num_parts(self)
+            if self.accumulate > 1 and METHODS[method].copies is not None:
+                raise ValueError(
+                    f"accumulate={self.accumulate} does not apply to {method}, which"
+                    " takes several copies"
+                )
             if self.batch_size % parts:
                 raise ValueError(
                     f"batch_size={self.batch_size} does not divide into the {parts}"

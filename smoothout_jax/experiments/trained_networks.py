@@ -66,6 +66,7 @@ class Checkpoint:
         params: their parameters, a tree with a leading axis for the seeds.
         stats: their BatchNorm statistics, likewise.
         digest: a hash of these networks.
+        data: what is to know of the data, as `Task.about` has it.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Checkpoint:
     params: Any
     stats: Any
     digest: str
+    data: dict[str, Any]
 
     @property
     def method(self) -> Method:
@@ -163,7 +165,10 @@ def _load(path: Path, data_dir: Path) -> Checkpoint:
         )
         networks = load_networks(path)
         digest = "".join(about["digests"][name] for name in networks)
-    return Checkpoint(path, about["method"], settings, **networks, digest=digest)
+        data = about["data"]
+    return Checkpoint(
+        path, about["method"], settings, **networks, digest=digest, data=data
+    )
 
 
 def labels(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:

@@ -37,12 +37,14 @@ class Report(NamedTuple):
         paths: the paths written.
         fault: why the command failed all the same; empty if it did not.
         warning: what to know of the results; empty if they speak for themselves.
+        conclusion: what follows from them, in a sentence.
     """
 
     table: Any
     paths: list[Path]
     fault: str = ""
     warning: str = ""
+    conclusion: str = ""
 
 
 COMMANDS = {
@@ -89,6 +91,18 @@ COMMANDS = {
         "Draws the training loss on a plane or line through a network of each"
         " checkpoint, or loss and accuracy on the line between two, as PNG and PDF, and"
         " writes the arrays behind the pictures.",
+    ),
+    "predict": Command(
+        "PredictSettings",
+        "classify images by a trained network",
+        "Prints the classes of images and their probabilities, by a network of"
+        " smoothout train or compare, and writes predictions.csv.",
+    ),
+    "check": Command(
+        "CheckSettings",
+        "say what is wrong with a folder of images",
+        "Reads every image of a folder that --data could take, says how many there are"
+        " and which cannot be read or are in two classes, and writes check.json.",
     ),
 }
 

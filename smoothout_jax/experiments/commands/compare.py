@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from smoothout_jax import _checks
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
@@ -19,6 +21,7 @@ from smoothout_jax.experiments.reporting.comparison import (
     table,
     write,
 )
+from smoothout_jax.experiments.reporting.verdict import verdict
 from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.comparison import train_in_turns
 from smoothout_jax.experiments.training.kept import KeptTraining
@@ -111,7 +114,14 @@ class CompareSettings(SharedSettings):
 def run(settings: CompareSettings) -> Report:
     """Runs `smoothout compare`: the table to print, and the paths written."""
     results = compare(settings)
-    return Report(table(results), write(results), results.fault, results.warning)
+    outcomes = results.outcomes
+    conclusion = verdict(
+        {name: 100 * each.test_accuracy for name, each in outcomes.items()},
+        float(np.mean(outcomes["sgd"].train_accuracy)),
+        {name: METHODS[name].label for name in outcomes},
+    )
+    paths = write(results)
+    return Report(table(results), paths, results.fault, results.warning, conclusion)
 
 
 def compare(

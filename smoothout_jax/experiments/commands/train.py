@@ -142,6 +142,7 @@ class Run:
         with bar, Log(settings.output, self._step) as log:
             if self._step < total:
                 bar.say("compiling the training step")
+                bar.say(self._trainer.cost(range(self._step, self._next_stop())))
             seconds = log.earlier_seconds
             while self._step < total:
                 before = self._step
@@ -164,13 +165,17 @@ class Run:
         table = self._table(reached, seconds)
         return Report(table, paths + self._picture(), warning=self._warning(reached))
 
-    def _advance(self) -> tuple[dict[str, float], float]:
-        """Trains to the next evaluation; what to log of these steps, and their time."""
-        settings, task = self._settings, self._task
-        every = settings.evaluate_every or max(
+    def _next_stop(self) -> int:
+        """The step of the next evaluation."""
+        task = self._task
+        every = self._settings.evaluate_every or max(
             task.steps_per_epoch, -(-task.steps // 100)
         )
-        stop = min(task.steps, (self._step // every + 1) * every)
+        return min(task.steps, (self._step // every + 1) * every)
+
+    def _advance(self) -> tuple[dict[str, float], float]:
+        """Trains to the next evaluation; what to log of these steps, and their time."""
+        settings, task, stop = self._settings, self._task, self._next_stop()
         metrics, seconds = self._trainer.advance(self._step, stop)
         losses = metrics.loss[0]
         bad = np.flatnonzero(~np.isfinite(losses))

@@ -6,8 +6,6 @@ on CPU in a compiled loop, so there steps are taken one by one, as they are wher
 are read meanwhile.
 """
 
-import functools
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,19 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from smoothout_jax import (
-    LossRiseState,
-    init_loss_rise,
-    smoothout_metrics,
-    smoothout_report,
-    smoothout_value_and_grad,
-)
+from smoothout_jax import smoothout_metrics
 from smoothout_jax.experiments.averaging import averaged_params
-from smoothout_jax.experiments.data.batches import batch_indices
 from smoothout_jax.experiments.methods.table import Context, Method
-from smoothout_jax.experiments.regime import augment
 from smoothout_jax.experiments.training.state import (
     Metrics,
     Noise,
@@ -35,12 +24,8 @@ from smoothout_jax.experiments.training.state import (
     stack,
     unstack,
 )
+from smoothout_jax.experiments.training.step import Step
 from smoothout_jax.experiments.training.task import Task
-
-# The gap between held-out and training loss is measured once an epoch, but not sooner.
-LEAST_STEPS_OF_A_GAP = 10
-# Keys of augmentation and dropout; shuffles fold in epochs, which never get this large.
-AUGMENTATION, DROPOUT = 2**31 - 1, 2**31 - 2
 
 
 class Trainer:
@@ -76,9 +61,10 @@ class Trainer:
         self._seeds, streams = tuple(map(int, seeds)), task.streams
         alone = task.convolves or streams or task.placement.mesh is not None
         self._together = not alone
+        self._step = step = Step(method, task, self._context)
         runs: Any = np.asarray(seeds), np.asarray(strengths, np.float32)
         runs = [runs] if self._together else list(zip(*runs, strict=True))
-        init, train = self._init, self._train
+        init, train = step.init, step.train
         if self._together:
             init, train = jax.vmap(init), jax.vmap(train, (0, None, None))
         shapes = jax.eval_shape(init, *runs[0])
@@ -90,11 +76,11 @@ class Trainer:
         # The state that comes out can go in again.
         same = jax.tree.map(lambda leaf: leaf.sharding, self._states[0])
         self._program = jax.jit(
-            train if self._loops else self._step,
+            train if self._loops else step.take,
             donate_argnums=0,
             out_shardings=(same, task.placement.replicated),
         )
-        self._jitted_batches = jax.jit(self._batches)
+        self._jitted_batches = jax.jit(step.batches)
         self._evaluated = jax.jit(self._to_evaluate)
         self.compile_seconds, self._compiled = 0.0, {}
 
@@ -160,15 +146,18 @@ class Trainer:
             metrics.append(measured)
         return stack(metrics)
 
-    def _batches_of(self, run: int, steps: range) -> Iterator[tuple[Any, Any]]:
+    def _batches_of(
+        self, run: int, steps: range, state: State | None = None
+    ) -> Iterator[tuple[Any, Any]]:
         """What each of the steps takes, as `_step` does."""
         if not self.task.streams:
-            found = self._jitted_batches(self._states[run], self._numbers(steps))
+            state = self._states[run] if state is None else state
+            found = self._jitted_batches(state, self._numbers(steps))
             yield from zip(*map(np.asarray, found), strict=True)
             return
         batches = self.task.stream(self._seeds[run], steps)
         for step, batch in zip(steps, batches, strict=True):
-            yield batch, np.asarray((step + 1) % self._report_every == 0)
+            yield batch, np.asarray((step + 1) % self._step.report_every == 0)
 
     def _numbers(self, steps: range) -> jax.Array:
         return self.task.placement.everywhere(np.asarray(steps, dtype=np.int32))
@@ -223,127 +212,18 @@ class Trainer:
         ]
         return {"watched_accuracy": watched, "test_accuracy": np.array(tested)}
 
-    def _init(self, seed, strength) -> State:
-        params_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)
-        params, stats = self.task.init(params_key)
-        return State(
-            step=jnp.zeros([], jnp.int32),
-            params=params,
-            stats=stats,
-            opt_state=self._transformation(strength, noise_key).init(params),
-            noise_key=jax.random.key_data(noise_key),
-            batch_key=jax.random.key_data(batch_key),
-            strength=strength,
-            rise=self._init_rise(strength),
-        )
-
-    def _init_rise(self, strength) -> LossRiseState | None:
-        """The rise of the loss, where copies take the gradients and hold it."""
-        if self.method.copies is None:
-            return None
-        _, rise = self._context.noise_and_rise(strength)
-        return None if rise is None else init_loss_rise(rise)
-
-    def _transformation(self, strength, key):
-        transformation = self.method.transform(self._context, strength, key)
-        return optax.with_extra_args_support(transformation)
-
-    def _train(self, state: State, steps, arrays) -> tuple[State, Metrics]:
-        """Takes steps by their numbers, which are the same in runs side by side."""
-        step = functools.partial(self._step, arrays=arrays)
-        return jax.lax.scan(step, state, self._batches(state, steps))
-
-    def _batches(self, state: State, steps) -> tuple[jax.Array, jax.Array]:
-        """The examples of each step, and whether losses are reported after it."""
-        task = self.task
-        batches = batch_indices(
-            jax.random.wrap_key_data(state.batch_key),
-            len(task.data.train_images),
-            task.settings.batch_size,
-            steps[0],
-            len(steps),
-        )
-        return batches, (steps + 1) % self._report_every == 0
-
-    @property
-    def _report_every(self) -> int:
-        return max(LEAST_STEPS_OF_A_GAP, self.task.steps_per_epoch)
-
-    def _step(self, state: State, each, arrays) -> tuple[State, Metrics]:
-        batch, reported = each
-        noise_key = jax.random.wrap_key_data(state.noise_key)
-        batch_key = jax.random.wrap_key_data(state.batch_key)
-        augment_key, dropout_key = (
-            jax.random.fold_in(jax.random.fold_in(batch_key, use), state.step)
-            for use in (AUGMENTATION, DROPOUT)
-        )
-        placement = self.task.placement
-        if not self.task.streams:
-            batch = [array[batch] for array in arrays["train"]]
-        images, labels = map(placement.over_data, batch)
-        images = self.task.standardized(images)
-        images = augment(
-            self.task.settings, augment_key, images, cropped=self.task.streams
-        )
-
-        def loss(params, images, labels):  # copies share what is dropped
-            return self.task.loss(params, state.stats, images, labels, dropout_key)
-
-        def grad_fn(params, step):  # for SAM's second gradient
-            return jax.grad(loss, has_aux=True)(params, images, labels)[0]
-
-        ((value, (stats, accuracy)), grads), rise = self._value_and_grad(loss, state)(
-            jax.random.fold_in(noise_key, state.step), state.params, images, labels
-        )
-        updates, opt_state = self._transformation(state.strength, noise_key).update(
-            grads, state.opt_state, state.params, grad_fn=grad_fn
-        )
-        state = state._replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            stats=stats,
-            opt_state=opt_state,
-            rise=rise,
-        )
-        state = self._report(state, reported, arrays["gap"])
-        return state, Metrics(value, accuracy)
-
-    def _value_and_grad(self, loss, state: State):
-        """A function to value and gradients, and the next state of the rise."""
-        method = self.method
-        if method.copies is None:
-            plain = jax.value_and_grad(loss, has_aux=True)
-            return lambda key, *arguments: (plain(*arguments), None)
-        noise, rise = self._context.noise_and_rise(state.strength)
-        value_and_grad = smoothout_value_and_grad(
-            loss,
-            lambda key, params, step=None: noise(key, params, state.step),
-            has_aux=True,
-            batch_argnums=(1, 2) if method.splits else (),
-            loss_rise=rise,
-            **method.copies(self.task.settings),
-        )
-        if rise is None:
-            return lambda *arguments: (value_and_grad(*arguments), None)
-        return functools.partial(value_and_grad, state.rise)
-
-    def _report(self, state: State, is_due, batches) -> State:
-        """Reports the losses whose gap the noise follows, if that is due."""
-        task, method = self.task, self.method
-        if batches is None or not method.follows_gap(task.settings):
-            return state
-
-        def measured():
-            params = method.eval_params(state.opt_state, state.params)
-            return task.losses(params, *batches)
-
-        def not_measured():  # a report that is not finite does not count
-            return (jnp.float32(jnp.nan),) * 2
-
-        train_loss, heldout_loss = jax.lax.cond(is_due, measured, not_measured)
-        return smoothout_report(
-            state,
-            train_loss=train_loss,
-            heldout_loss=heldout_loss,
-            chance_loss=math.log(task.data.num_classes),
+    def cost(self, steps: range) -> str:
+        """Parameters, FLOPs and memory of a step, in words; compiles such steps."""
+        run = unstack(self._states[0])[0] if self._together else self._states[0]
+        size = sum(leaf.size for leaf in jax.tree.leaves(run.params))
+        memory = self.compile(steps).memory_analysis()
+        used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        batch, reported = next(self._batches_of(0, steps[:1], state=run))
+        arguments = run, (batch, reported), self.task.arrays
+        counts: Any = jax.jit(self._step.take).lower(*arguments).cost_analysis()
+        parts = self.task.settings.accumulate  # of which two are counted
+        flops = counts["flops"] * max(1, parts / 2)
+        return (
+            f"{size / 1e6:.3g} M parameters; a step takes {flops / 1e9:.3g} GFLOP and"
+            f" {used / 1e6:.3g} MB of memory"
         )
