@@ -27,6 +27,7 @@ from smoothout_jax.experiments.options import (
     read_settings,
 )
 from smoothout_jax.experiments.progress import shown
+from smoothout_jax.experiments.regime import PUBLISHED
 
 SETTINGS_FILE = "settings.json"
 SUPPRESS: Any = argparse.SUPPRESS
@@ -215,7 +216,8 @@ def _add_options(
             type=Path,
             metavar="FILE",
             help="JSON file of settings, by the names of the options, such as the"
-            " settings.json of a run; options on the command line override it",
+            " settings.json of a run; or those that papers trained ImageNet with:"
+            f" {', '.join(PUBLISHED)}; options on the command line override them",
         )
     if COMMANDS[name].resumes:
         own.add_argument(
@@ -286,8 +288,12 @@ def _settings(
             field.name: field.default for field in dataclasses.fields(settings_class)
         }
         path = options.get("output", defaults["output"]) / SETTINGS_FILE
-    from_file = read_settings(path, settings_class) if path is not None else {}
-    return settings_class(**from_file | options), resume
+    given: Any = {}
+    if str(path) in PUBLISHED:
+        given = PUBLISHED[str(path)]
+    elif path is not None:
+        given = read_settings(path, settings_class)
+    return settings_class(**given | options), resume
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from smoothout_jax.experiments.data.images import centre, open_image
 from smoothout_jax.experiments.networks import keep
 from smoothout_jax.experiments.options import InputError
 from smoothout_jax.experiments.trained_networks import Checkpoint, load_checkpoint
+from smoothout_jax.experiments.training.task import in_deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,7 @@ class TrainedNetwork:
                 f"images must have shape (images, {', '.join(map(str, self.shape))}),"
                 f" got {images.shape}"
             )
-        if self.scaling is not None:  # floats count as bytes do
-            mean, deviation = (jnp.asarray(each, jnp.float32) for each in self.scaling)
-            return (images.astype(jnp.float32) - mean) / deviation
-        return images
+        return images if self.scaling is None else in_deviations(images, self.scaling)
 
     def probabilities(self, images: Any) -> jax.Array:
         """The probability of each class, float32, (images, classes).

@@ -13,6 +13,39 @@ from smoothout_jax.experiments.options import Settings, check_not_negative, opti
 
 Traced = jax.typing.ArrayLike
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+_IMAGENET: dict[str, Any] = {
+    "image_size": 224,
+    "epochs": 90.0,
+    "schedule": "multistep",
+    "crop_area": 0.08,
+    "flip": True,
+}
+_RESNET = _IMAGENET | {
+    "batch_size": 256,
+    "learning_rate": 0.1,
+    "learning_rate_batch": 256,
+    "warmup": 5 / 90,
+    "milestones": (30 / 90, 60 / 90, 80 / 90),
+    "weight_decay": 1e-4,
+    "decay_all": False,
+}
+# Settings that papers trained ImageNet with: Krizhevsky et al. 2012, with milestones in
+# the place of its plateaus; He et al. 2015, with the linear scaling, the warm-up and
+# the undecayed normalisation of Goyal et al. 2017 (https://arxiv.org/abs/1706.02677).
+PUBLISHED = {
+    "alexnet": _IMAGENET
+    | {
+        "network": "alexnet",
+        "batch_size": 128,
+        "learning_rate": 0.01,
+        "learning_rate_batch": 128,
+        "milestones": (1 / 3, 2 / 3),
+        "weight_decay": 5e-4,
+        "dropout": 0.5,
+    },
+    "resnet18": _RESNET | {"network": "resnet18"},
+    "resnet50": _RESNET | {"network": "resnet50"},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

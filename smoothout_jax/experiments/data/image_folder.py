@@ -62,7 +62,7 @@ class Files(NamedTuple):
         """A hash of the names and sizes of the files: it shows that some changed."""
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(f"{path}\0{os.stat(self.folder / path).st_size}\n".encode())
+            digest.update(f"{path}\0{os.lstat(self.folder / path).st_size}\n".encode())
         return digest.hexdigest()
 
 

@@ -27,7 +27,8 @@ def open_image(path: Path) -> Image.Image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            return _in_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _in_rgb(image)
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path} has more than {MOST_PIXELS // 10**6} million pixels"
@@ -53,7 +54,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(
             (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
         )
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def centre(image: Image.Image, size: int) -> np.ndarray:

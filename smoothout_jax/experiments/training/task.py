@@ -98,7 +98,9 @@ class Task:
 
     def standardized(self, images: Any) -> Any:
         """Images as the network takes them."""
-        return standardized(images, self.data.scaling)
+        if images.dtype != jnp.uint8 or self.data.scaling is None:
+            return images
+        return in_deviations(images, self.data.scaling)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -280,11 +282,10 @@ def _accuracy(logits, labels):
     return (logits.argmax(-1) == labels).mean()
 
 
-def standardized(images: Any, scaling: Any) -> Any:
-    """Images of bytes in units of their mean and deviation; others as they are."""
-    if images.dtype != jnp.uint8 or scaling is None:
-        return images
-    mean, deviation = (jnp.asarray(each, jnp.float32) for each in scaling)
+def in_deviations(images: Any, scaling: Any) -> jax.Array:
+    """Images less the mean of each channel, in its deviations, float32."""
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean, deviation = (jnp.asarray(e, jnp.float32).reshape(shape) for e in scaling)
     return (jnp.asarray(images, jnp.float32) - mean) / deviation
 
 
