@@ -323,3 +323,25 @@ def test_predictions_name_what_cannot_be_read(photos, tmp_path, capsys):
     words = "predict", tmp_path, bad, photos / "red" / "00.jpg"
     run(*words, "--bad-images", "skip", output=tmp_path / "out")
     assert f"{bad} is no image" in capsys.readouterr().err
+
+
+def test_npz_files_may_name_classes_and_a_run_on_them_resumes_by_itself(
+    tmp_path, capsys
+):
+    names = np.array(["dog", "cat", "cow"])[np.arange(24) % 3]
+    data = save_npz(save_npz(tmp_path, labels=names), "test", labels=names[:9])
+    words = f"train --data npz --data-dir {data} --hidden-sizes 4 --batch-size 6"
+    run(*words.split(), "--steps", 2, output=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    run("train", "--resume", output=tmp_path / "run")
+    trained = experiments.load(tmp_path / "run")
+    assert trained.classes == ("cat", "cow", "dog")
+    save_npz(tmp_path, "test", labels=np.where(names == "cow", "hen", names))
+    line = refused(capsys, *words.split(), output=tmp_path / "other")
+    assert "test.npz has a label 'hen' that no training image has" in line
+
+
+def save_npz(folder, part="train", *, labels):
+    images = np.random.default_rng(0).uniform(0, 1, (len(labels), 4, 4, 1))
+    np.savez(folder / f"{part}.npz", images=images, labels=labels)
+    return folder
