@@ -165,7 +165,7 @@ def _load(path: Path, data_dir: Path) -> Checkpoint:
         )
         networks = load_networks(path)
         digest = "".join(about["digests"][name] for name in networks)
-        data = about["data"]
+        data = about.get("data", {})
     return Checkpoint(
         path, about["method"], settings, **networks, digest=digest, data=data
     )
