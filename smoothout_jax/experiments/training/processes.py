@@ -24,11 +24,7 @@ FAILED = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessSettings(Settings):
-    """Settings of the devices and processes that a run takes.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings of the devices and processes that a run uses."""
 
     group: ClassVar[str] = "devices and processes"
 
@@ -86,14 +82,10 @@ class ProcessSettings(Settings):
 
 @contextmanager
 def processes(settings: ProcessSettings, output: Path) -> Iterator[None]:
-    """Joins the other processes of a distributed run.
+    """Joins the other processes of a distributed run, which writes to `output`.
 
     When one of them dies, JAX ends this one within `TIMEOUT` seconds, wherever it
     waits.
-
-    Args:
-        settings: the settings of the processes.
-        output: the folder of the run.
     """
     if not settings.distributed:
         yield
