@@ -95,12 +95,8 @@ def run(settings: EvidenceSettings) -> Report:
         write_json(path, document)
         saved.delete()
         delete_saved_training(settings.output)
-    return Report(
-        _table(document),
-        [path],
-        _named(document, "diverged"),
-        _named(document, "did not learn"),
-    )
+    faults = (_named(document, each) for each in ("diverged", "did not learn"))
+    return Report(_table(document), [path], *faults)
 
 
 def _named(document: dict[str, Any], fault: str) -> str:
@@ -133,9 +129,8 @@ def examine(
     )
     if EQUAL not in saved:
         saved[EQUAL] = _to_json(compare(settings, chosen, rates, curves=False))
-    twice = tuple(name for name in case.methods if METHODS[name].gradients == 2)
     fair = saved[EQUAL]
-    if twice:
+    if twice := tuple(name for name in case.methods if METHODS[name].gradients == 2):
         halved = dataclasses.replace(settings, methods=twice, equal_gradients=True)
         fair = _to_json(compare(halved, chosen, rates, curves=False))
     return provenance() | {
@@ -148,23 +143,16 @@ def examine(
 
 
 def _to_json(results: Results) -> dict[str, Any]:
-    outcomes = results.outcomes.items()
-    return {
-        "summary": summary(results),
-        "outcomes": {name: outcome.scalars for name, outcome in outcomes},
-    }
+    outcomes = {name: outcome.scalars for name, outcome in results.outcomes.items()}
+    return {"summary": summary(results), "outcomes": outcomes}
 
 
 def _read(path: Path, settings: EvidenceSettings) -> dict[str, Any]:
     """Reads the results so far."""
     plan = {case.name: case.to_json() for case in settings.plan}
     if not path.exists():
-        return {
-            "experiment": settings.experiment,
-            "form": settings.form,
-            "plan": plan,
-            "cases": {},
-        }
+        names = {"experiment": settings.experiment, "form": settings.form}
+        return names | {"plan": plan, "cases": {}}
     try:
         document = json.loads(path.read_text())
         for name, case in document["cases"].items():
@@ -190,10 +178,7 @@ def _table(document: dict[str, Any]) -> Group:
     return terminal_tables(
         f"{document['experiment']}, {document['form']} form: test accuracy (%) minus"
         " SGD's",
-        [
-            [case, *(_cell(rows, name) for name in methods)]
-            for case, rows in found.items()
-        ],
+        [[case, *(_cell(rows, n) for n in methods)] for case, rows in found.items()],
         header=("", *(METHODS[name].label for name in methods)),
         at_once=4,
     )

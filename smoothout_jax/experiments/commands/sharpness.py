@@ -254,16 +254,16 @@ def cells(measures: Sequence[str], rows: list[Row]) -> list[list[str]]:
     lines = [["", *networks, "τ"]]
     for layer in dict.fromkeys(row.layer for row in rows):
         here = [row for row in rows if row.layer == layer]
+        test_errors = [row.test_error for row in here]
         if layer == WHOLE:
-            errors = [(100 * row.test_error, np.nan) for row in here]
-            lines.append(["test error (%)", *_by_network(here, errors), ""])
+            percent = [(100 * error, np.nan) for error in test_errors]
+            lines.append(["test error (%)", *_by_network(here, percent), ""])
         else:
             lines.append([layer])
         for name in measures:
             pairs = [row.measures[name] for row in here]
             correlation = ""
             if len(here) >= 3:
-                test_errors = [row.test_error for row in here]
                 values = [value for value, _ in pairs]
                 found: Any = scipy.stats.kendalltau(values, test_errors)
                 correlation = f"{found.statistic:+.2f}"

@@ -1,7 +1,7 @@
 """Results of `smoothout compare`: table, files and figures."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,56 +144,57 @@ def _figures_of(results: Results, name: str) -> dict[str, Any]:
     return found
 
 
+# Columns of the table that depend on the settings: the figure, and its format.
+_COLUMNS = {
+    "rise": ("loss_rise", ".3g"),
+    "memorised": ("memorised", ".1f"),
+    "radius": ("radius", ".2g"),
+    "best": ("best_accuracy", ".2f"),
+}
+
+
 def table(results: Results) -> Table:
     """The table that the command prints."""
     settings, rows = results.settings, summary(results)
-    third, fourth = "rise", "radius"
-    caption = (
-        "Rise: mean rise of the training loss (nats) under uniform noise of"
-        f" {settings.noise_radius:g} times each filter's norm."
-    )
     if settings.label_noise:
-        third = "memorised"
-        caption = "Memorised: wrong labels that the network repeats."
-    if settings.watch_size:
-        fourth = "best"
-        caption += (
-            f" Best: test accuracy when that on the {settings.watch_size} watched"
-            " images was highest."
-        )
+        chosen = {"memorised": "Memorised: wrong labels that the network repeats."}
     else:
-        caption += " Radius: size of the noise at the end, if the rise sets it."
+        noise = f"uniform noise of {settings.noise_radius:g} times each filter's norm"
+        chosen = {"rise": f"Rise: mean rise of the training loss (nats) under {noise}."}
+    if settings.watch_size:
+        images = f"the {settings.watch_size} watched images"
+        chosen["best"] = f"Best: test accuracy when that on {images} was highest."
+    else:
+        chosen["radius"] = "Radius: size of the noise at the end, if the rise sets it."
     return terminal_table(
         settings.title,
-        [_cells(rows, name, third, fourth) for name in rows],
-        header=["method", "test", "difference to SGD", "train", third, fourth, "time"],
+        [_cells(rows, name, chosen) for name in rows],
+        header=["method", "test", "difference to SGD", "train", *chosen, "time"],
         caption="Accuracies in percent, mean ± standard error over the seeds; paired"
-        f" difference with its 95 % interval. {caption} Time: of a step, relative to"
-        " SGD's.",
+        f" difference with its 95 % interval. {' '.join(chosen.values())} Time: of a"
+        " step, relative to SGD's.",
     )
 
 
-def _cells(rows: Mapping[str, Any], name: str, third: str, fourth: str) -> list[str]:
+def _cells(rows: Mapping[str, Any], name: str, chosen: Iterable[str]) -> list[str]:
     row, label = rows[name], METHODS[name].label
     time = f"{row['relative_step_time']:.2f}"
     if fault := fault_of(row):
         return [label, fault, "", "", "", "", time]
     difference = "" if name == "sgd" else difference_to_sgd(rows, name)
-    written = {
-        "rise": f"{row['loss_rise'][0]:.3g}",
-        "memorised": f"{row['memorised'][0]:.1f}" if "memorised" in row else "",
-        "radius": f"{row['radius']:.2g}" if "radius" in row else "",
-        "best": f"{row['best_accuracy'][0]:.2f}" if "best_accuracy" in row else "",
-    }
     return [
         label,
         with_error(row["test_accuracy"]),
         difference and with_interval(difference),
         f"{row['train_accuracy'][0]:.2f}",
-        written[third],
-        written[fourth],
+        *(_written(row, *_COLUMNS[column]) for column in chosen),
         time,
     ]
+
+
+def _written(row: Mapping[str, Any], key: str, form: str) -> str:
+    """A figure, the mean alone of those that have an error; empty if it is missing."""
+    return f"{np.ravel(row[key])[0]:{form}}" if key in row else ""
 
 
 def fault_of(row: Mapping[str, Any]) -> str:
