@@ -78,8 +78,7 @@ class RegimeSettings(Settings):
     )
     learning_rate_batch: int | None = option(
         None,
-        "batch size that the learning rate is meant for; with other batches it changes"
-        " in proportion",
+        "batch size that the learning rate is for; it scales with the actual one",
     )
     schedule: Literal["cosine", "multistep", "constant"] = option(
         "cosine",
@@ -103,21 +102,17 @@ class RegimeSettings(Settings):
     )
     label_smoothing: float = option(
         0.0,
-        "part of the probability that training targets give to all classes alike,"
-        " instead of to the label",
+        "probability that training targets spread evenly over all classes",
     )
     ema_decay: float | None = option(
         None,
-        "decay of a running mean of the weights over the updates, which then is what"
-        " is evaluated",
+        "decay of a running mean of the weights, which is evaluated instead of them",
     )
-    shift: int = option(
-        0, "augmentation: largest number of pixels by which images move"
-    )
+    shift: int = option(0, "augmentation: largest shift of images, in pixels")
     flip: bool = option(False, "augmentation: mirror images, each with probability 1/2")
     crop_area: float | None = option(
         None,
-        "augmentation: take random crops with at least this part of the area, such as"
+        "augmentation: take random crops of at least this fraction of the area, such as"
         " 0.08, and resize them",
     )
     accumulate: int = option(

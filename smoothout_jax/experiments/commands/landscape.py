@@ -44,8 +44,8 @@ class LandscapeSettings(TrainedSettings):
 
     kind: Literal["auto", "surface", "curve", "between"] = option(
         "auto",
-        "what to draw; auto draws the line between two networks, and otherwise the"
-        " surface of each, beside each other",
+        "what to draw; auto draws the line between two networks, otherwise the surface"
+        " of each, side by side",
     )
     directions: Literal["random", "eigenvectors"] = option(
         "random",
@@ -244,7 +244,7 @@ def _directions(settings: LandscapeSettings, task, params, stats) -> list[Any]:
 
 
 def _solid(landscapes) -> Figure:
-    """Draws the surfaces in three dimensions, beside each other and on one scale."""
+    """Draws the surfaces in three dimensions, side by side and on one scale."""
     figure = Figure(figsize=(1.2 + 4.2 * len(landscapes), 4), layout="constrained")
     values = [each.values["train loss"] for each in landscapes.values()]
     norm = Normalize(0, max(np.nanmax(each) for each in values))

@@ -44,7 +44,7 @@ class MethodSettings(RegimeSettings):
         "NATS|gap",
         common=True,
     )
-    gap_share: float = option(heldout_gap().share, "that share, of --loss-rise gap")
+    gap_share: float = option(heldout_gap().share, "that share, with --loss-rise gap")
     rise_epochs: float = option(
         RISE_EPOCHS,
         "epochs in which a rise in nats grows from 0, but at least"

@@ -53,7 +53,7 @@ BATCHES = cases(
 def _wrong_labels(*rows: tuple[Any, ...], **fields: Any) -> tuple[Case, ...]:
     """Cases at each amount of wrong labels; held-out labels are wrong as well.
 
-    The rise of the loss is larger and comes sooner than by default, chosen before.
+    The rise of the loss was chosen beforehand: larger and sooner than by default.
     """
     found = []
     for noise, kind in (
@@ -159,7 +159,7 @@ NETWORKS = cases(
 ) + cases(_SIX, ("digit-pairs", "mlp", 100, 2000, (2000, 500), (10, 3)))
 
 # Whether holding the rise of the loss stands against five fixed radii: networks that
-# fit their images, and, of the same kinds, some that have not the time.
+# fit their images, and some of the same kinds that are not trained long enough.
 _FIVE = {
     "learning_rate": (0.03, 0.1, 0.3, 1.0),
     "relative_radius": (0.05, 0.1, 0.2, 0.4, 0.8),
@@ -196,9 +196,9 @@ LOSS_RISE_CASES = cases(
 def _by_gap(case: Case) -> Case:
     """A case whose noise follows the gap.
 
-    A tenth of the training images is held out to measure it, and trained on the second
-    time, with the rise that the first time had; with wrong labels, the images that are
-    watched serve.
+    A tenth of the training images is held out to measure it. A second training uses all
+    images, with the rise recorded in the first. With wrong labels, the gap is measured
+    on the watched images.
     """
     training: dict[str, Any] = case.training | {"loss_rise": "gap"}
     training.pop("rise_epochs", None)

@@ -30,16 +30,16 @@ class ProcessSettings(Settings):
 
     mesh: str | None = option(
         None,
-        "devices as axes: data, which batches are sharded over, and model, which"
-        " filters are, such as data=4,model=2; by default the first device alone",
+        "axes of the devices: data, over which batches are sharded, and model, over"
+        " which filters are, such as data=4,model=2; by default the first device alone",
         "AXES",
         machine=True,
         common=True,
     )
     distributed: bool = option(
         False,
-        "run in several processes, which the environment describes, as with SLURM, GKE"
-        " and TPU pods, or the next three options",
+        "run in several processes, set up by the environment (SLURM, GKE, TPU pods) or"
+        " by the next three options",
         machine=True,
     )
     coordinator_address: str | None = option(
