@@ -213,7 +213,7 @@ def write(results: Results) -> list[Path]:
     """Writes the results, figures and networks to the output folder; the paths."""
     settings, output = results.settings, results.settings.output
     paths = [
-        write_json(output / "settings.json", settings.to_json()),
+        write_json(output / "settings.json", settings.of_the_run()),
         write_csv(output / "results.csv", _rows(results)),
         write_json(output / "results.json", _document(results)),
     ]
