@@ -10,7 +10,7 @@ from pages.source import figures, table
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS
-from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.statistics import with_error, with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
 from smoothout_jax.experiments.reporting.verdict import verdict
 
