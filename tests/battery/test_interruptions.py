@@ -31,6 +31,8 @@ if "KEEP" in os.environ:
 import smoothout_command
 smoothout_command.main()
 """
+# Measuring a network takes longer than to interrupt it.
+SLOWLY = "--noise-samples", 4000
 # Of each command that takes its time, what it keeps while it is under way.
 SIGNS = {
     "train": "checkpoints/10",
@@ -52,7 +54,7 @@ def words_of(command, checkpoint, data):
         "train": [*TRAIN.split(), "--steps", 1000, "--evaluate-every", 10],
         "compare": [*COMPARE.split(), "--steps", 40_000],
         "evidence": ["batches", "--form", "smoke"],
-        "sharpness": [checkpoint, *QUICK.split(), "--data-dir", data],
+        "sharpness": [checkpoint, *QUICK.split(), *SLOWLY, "--data-dir", data],
         "landscape": [checkpoint, "--points", 41, "--data-dir", data],
         "predict": [checkpoint, data],
         "check": [data],
