@@ -128,10 +128,10 @@ def rise_schedule(
     """A rise of the loss that grows over the epochs, for `loss_rise`.
 
     It grows from 0 over `epochs` epochs, by default by 0.003 nats an epoch, but over at
-    least 200 steps, and then stays. It is meant for cross entropy, and for trainings that
-    continue for many epochs after the network fits its images; over a few epochs it has
-    almost no effect. Where labels are wrong, a fixed radius chosen on held-out labels
-    helps more.
+    least 200 steps, and then stays. It is meant for cross entropy, and for trainings
+    that continue for many epochs after the network fits its images; over a few epochs
+    it has almost no effect. Where labels are wrong, a fixed radius chosen on held-out
+    labels helps more.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.
