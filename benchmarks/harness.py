@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from benchmarks.contenders import Contender
 from benchmarks.problems import Problem
 from smoothout_jax._files import whole_file
-from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.reporting.files import provenance
 
 NUM_BATCHES = 4
 

@@ -10,7 +10,7 @@ import scipy.stats
 from pages.source import DOCS, figures, table
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS, FITS
-from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.statistics import with_error, with_interval
 
 BATCHES, WRONG_LABELS, GAP = "batches", "wrong-labels", "gap"
 # The experiment that chooses the rise, and what it adds to the names of the cases.

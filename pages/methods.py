@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pages.evidence import QUESTIONS, Result, cell, of_experiment, read
 from pages.source import figures, table
 from smoothout_jax.experiments.commands.sharpness import WHOLE, Row, cells
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import EXPERIMENTS
-from smoothout_jax.experiments.reporting.formats import with_error, with_interval
+from smoothout_jax.experiments.reporting.statistics import with_error, with_interval
 from smoothout_jax.experiments.reporting.tables import markdown
+from smoothout_jax.experiments.reporting.verdict import verdict
 
 # A published setting, on a GPU.
 (CASE,) = EXPERIMENTS["lpf-sgd"]["gpu"]
@@ -36,6 +39,17 @@ def compared(summary: Mapping[str, Any]) -> str:
         {"method": METHODS[name].label} | measured(name, row, ".3f")
         for name, row in summary.items()
     )
+
+
+def conclusion(path: str) -> str:
+    """The sentence that a comparison ends with."""
+    document = figures(path)
+    outcomes = document["outcomes"]
+    accuracies = {
+        name: 100 * np.array(each["test_accuracy"]) for name, each in outcomes.items()
+    }
+    labels = {name: METHODS[name].label for name in outcomes}
+    return verdict(accuracies, np.mean(outcomes["sgd"]["train_accuracy"]), labels)
 
 
 def sharpness() -> str:

@@ -9,8 +9,11 @@ from pages.evidence import OURS, SHOWN, SWEPT, Result, cell, label_of, of_experi
 from pages.source import table
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import TRIALS
-from smoothout_jax.experiments.reporting.formats import with_error, with_interval
-from smoothout_jax.experiments.reporting.statistics import paired_difference
+from smoothout_jax.experiments.reporting.statistics import (
+    paired_difference,
+    with_error,
+    with_interval,
+)
 
 # The methods whose strength is chosen, in the order of the advice.
 STRONG = (SWEPT, "smoothout-fixed", "msam", "sam")

@@ -75,6 +75,17 @@ def test_a_fifth_is_drawn_for_testing_where_no_images_are_apart(photos):
     assert sorted(np.bincount(test.labels)) == [2, 3]
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_images_for_training_do_not_come_by_class(small, apart, monkeypatch):
+    monkeypatch.setattr(image_folder, "SMALL", 2**30 if small else 0)
+    train, test = read_folder(apart, 6, skip=False)
+    assert isinstance(train.images, ImageFiles) is not small
+    assert 0 < train.labels[:12].sum() < 12
+    redder = np.asarray(train.images)[..., 0].mean((1, 2)) > 100
+    assert redder.tolist() == train.labels.tolist()
+    assert test.labels.tolist() == [1, 1]
+
+
 # What a file may hold, and the colour of its upper left pixel.
 WAYS = {
     "a.jpg": lambda image: image,
@@ -192,7 +203,7 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_files_are_named_or_left_out(message, tmp_path, capsys):
     folder = write(tmp_path / "photos")
-    bad = folder / "red" / "03.jpg"
+    bad = folder / "blue" / "11.jpg"  # the last of its class
     BAD[message](bad)
     command = "train", "--data", folder, "--steps", 4, "--batch-size", 5
     line = refused(capsys, *command, output=tmp_path / "run")
@@ -204,9 +215,9 @@ def test_bad_files_are_named_or_left_out(message, tmp_path, capsys):
         images = ImageFiles(find_images(folder)[0], 6, skip=skip)
         if not skip:
             with pytest.raises(InputError, match=message):
-                images.read(15)
+                images.read(11)
             continue
-        np.testing.assert_array_equal(images.read(15), images.read(16))
+        np.testing.assert_array_equal(images.read(11), images.read(0))
     with pytest.raises(SystemExit, match="2"):
         run("check", folder, output=tmp_path / "check")
     assert f"{bad} {message}" in capsys.readouterr().err
@@ -312,3 +323,25 @@ def test_predictions_name_what_cannot_be_read(photos, tmp_path, capsys):
     words = "predict", tmp_path, bad, photos / "red" / "00.jpg"
     run(*words, "--bad-images", "skip", output=tmp_path / "out")
     assert f"{bad} is no image" in capsys.readouterr().err
+
+
+def test_npz_files_may_name_classes_and_a_run_on_them_resumes_by_itself(
+    tmp_path, capsys
+):
+    names = np.array(["dog", "cat", "cow"])[np.arange(24) % 3]
+    data = save_npz(save_npz(tmp_path, labels=names), "test", labels=names[:9])
+    words = f"train --data npz --data-dir {data} --hidden-sizes 4 --batch-size 6"
+    run(*words.split(), "--steps", 2, output=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    run("train", "--resume", output=tmp_path / "run")
+    trained = experiments.load(tmp_path / "run")
+    assert trained.classes == ("cat", "cow", "dog")
+    save_npz(tmp_path, "test", labels=np.where(names == "cow", "hen", names))
+    line = refused(capsys, *words.split(), output=tmp_path / "other")
+    assert "test.npz has a label 'hen' that no training image has" in line
+
+
+def save_npz(folder, part="train", *, labels):
+    images = np.random.default_rng(0).uniform(0, 1, (len(labels), 4, 4, 1))
+    np.savez(folder / f"{part}.npz", images=images, labels=labels)
+    return folder

@@ -12,9 +12,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.data import image_folder
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.trained_networks import load_checkpoint
 from smoothout_jax.experiments.training.checkpoints import steps_of
@@ -38,14 +40,14 @@ def train(output, options):
     return output
 
 
-def start(number, output, options):
+def start(number, output, options, program=("-m", "smoothout_jax.experiments.cli")):
     """Starts so many processes, of eight devices between them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = os.environ["XLA_FLAGS"].replace("count=8", f"count={8 // number}")
     environment = os.environ | {"XLA_FLAGS": flags}
-    command = [sys.executable, "-m", "smoothout_jax.experiments.cli", "train"]
+    command = [sys.executable, *program, "train"]
     own = f"--coordinator-address {address} --num-processes {number} --process-id"
     return [
         subprocess.Popen(
@@ -150,6 +152,35 @@ def test_when_a_process_dies_the_others_end_and_the_run_goes_on(tmp_path):
     alone = train(tmp_path / "alone", f"{options} --evaluate-every 60")
     np.testing.assert_allclose(losses(output)[-1, 2:], losses(alone)[-1, 2:], rtol=1e-3)
     assert losses(output)[:, 0].tolist() == list(range(2, 62, 2))
+
+
+STREAMED = """
+from smoothout_jax.experiments.data import image_folder
+image_folder.SMALL = 0
+from smoothout_jax.experiments.cli import run_process
+run_process()
+"""
+
+
+@pytest.mark.slow
+def test_each_process_reads_its_part_of_a_batch(tmp_path, monkeypatch):
+    """Of files that are read while it trains: as one process without a mesh does."""
+    draw = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = draw.integers(0, 256, (9, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    options = (
+        f"--data {tmp_path}/photos --image-size 8 --hidden-sizes 8 --batch-size 16"
+        " --steps 6 --evaluate-every 2 --crop-area 0.4 --method sgd"
+    )
+    monkeypatch.setattr(image_folder, "SMALL", 0)
+    alone = losses(train(tmp_path / "alone", options))
+    meshed = train(tmp_path / "mesh", f"{options} {MESH}")
+    np.testing.assert_allclose(losses(meshed), alone, rtol=1e-4)
+    finish(start(2, tmp_path / "two", f"{options} {MESH}", ["-c", STREAMED]))
+    np.testing.assert_allclose(losses(tmp_path / "two"), alone, rtol=1e-4)
 
 
 def test_parameters_and_examples_are_laid_over_the_mesh():

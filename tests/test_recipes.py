@@ -21,8 +21,8 @@ from smoothout_jax.experiments.reporting.statistics import mean_and_error
 from smoothout_jax.experiments.trained_networks import load_checkpoint
 from smoothout_jax.experiments.training import comparison
 from smoothout_jax.experiments.training.comparison import Training, train_in_turns
-from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.outcome import Outcome
+from smoothout_jax.experiments.training.resuming import SavedTraining
 from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
@@ -296,7 +296,7 @@ def test_training_that_is_continued_keeps_what_was_watched(
         return advance(start, stop)
 
     monkeypatch.setattr(watching.trainer, "advance", stopping)
-    kept = KeptTraining(tmp_path, ["all"])
+    kept = SavedTraining(tmp_path, ["all"])
     with pytest.raises(StoppedError):
         train_in_turns(watching.restarted(), kept)
     continued = train_in_turns(watching.restarted(), kept)["sgd"]

@@ -1,6 +1,7 @@
 """The tables of the experiments: one row adds a data set, a network or a method."""
 
 import ast
+import graphlib
 import json
 from pathlib import Path
 
@@ -150,6 +151,30 @@ def test_the_library_does_not_import_the_experiments():
     for path in ROOT.rglob("*.py"):
         if "experiments" not in path.relative_to(ROOT).parts:
             assert not [each for each in imported(path) if each.startswith(PREFIX[:-1])]
+
+
+def module_of(path):
+    """The dotted name of a file's module."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Neither as they are imported, nor inside functions or for type checkers."""
+    modules = {module_of(path): path for path in ROOT.rglob("*.py")}
+
+    def needed(path):
+        for name in imported(path):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name and name != module_of(path):
+                yield name
+
+    graph = {name: set(needed(path)) for name, path in modules.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert len(order) == len(modules)
+    for name in "smoothout_jax.experiments.cli", "smoothout_jax.smoothout":
+        assert graph[name]
 
 
 def test_modules_and_functions_of_the_experiments_are_short():

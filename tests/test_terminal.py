@@ -17,9 +17,9 @@ from rich.console import Console
 from smoothout_jax import _extras
 from smoothout_jax.experiments import cli, progress
 from smoothout_jax.experiments.commands import COMMANDS
-from smoothout_jax.experiments.commands.unfinished import Unfinished
-from smoothout_jax.experiments.reporting.formats import json_text
+from smoothout_jax.experiments.reporting.files import json_text
 from smoothout_jax.experiments.reporting.tables import terminal_tables
+from smoothout_jax.experiments.training.resuming import SavedResults
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 7, 12])
@@ -156,26 +156,26 @@ def test_a_terminal_shows_one_line_that_changes(tmp_path):
 
 def test_seconds_of_earlier_processes_are_counted(tmp_path, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
-    monkeypatch.setattr("smoothout_jax.experiments.commands.unfinished.time", clock)
-    kept = Unfinished(tmp_path / "unfinished.json", {"steps": 3})
+    monkeypatch.setattr("smoothout_jax.experiments.training.resuming.time", clock)
+    kept = SavedResults(tmp_path, {"steps": 3})
     clock.now = 107.0
     kept["a"] = 1
     clock.now = 500.0  # the next day
-    again = Unfinished(tmp_path / "unfinished.json", {"steps": 3})
+    again = SavedResults(tmp_path, {"steps": 3})
     clock.now = 503.0
     assert again.seconds == 10.0
 
 
 def test_results_are_kept_for_the_same_whole_alone(tmp_path):
     path = tmp_path / "unfinished.json"
-    kept = Unfinished(path, {"steps": 3})
+    kept = SavedResults(tmp_path, {"steps": 3})
     kept["a"] = (1.5, math.nan)
     assert kept["a"] == [1.5, None]
-    assert Unfinished(path, {"steps": 3}) == kept
-    assert Unfinished(path, {"steps": 4}) == {}
+    assert SavedResults(tmp_path, {"steps": 3}) == kept
+    assert SavedResults(tmp_path, {"steps": 4}) == {}
     path.write_text("[]")
-    assert Unfinished(path, {"steps": 3}) == {}
-    kept.remove()
+    assert SavedResults(tmp_path, {"steps": 3}) == {}
+    kept.delete()
     assert not path.exists()
 
 

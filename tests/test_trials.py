@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from smoothout_jax.experiments.commands import evidence, trials
-from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.plans import EXPERIMENTS, FIRST_TRIAL_SEED, Case, widened
+from smoothout_jax.experiments.training.resuming import SavedResults
 
 CASE = Case(
     data="digits",
@@ -184,7 +184,7 @@ def by_rate(best):
 
 @pytest.fixture
 def kept(tmp_path):
-    return Unfinished(tmp_path / "unfinished.json", CASE.to_json())
+    return SavedResults(tmp_path, CASE.to_json())
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_methods_try_the_learning_rates_from_sgd_s_best_to_the_default(
         assert found[name]["accuracies"] == each[-1]["accuracies"]
     for _, settings, *_ in seen:
         assert settings.validation_size == 20
-    again = Unfinished(tmp_path / "unfinished.json", CASE.to_json())
+    again = SavedResults(tmp_path, CASE.to_json())
     accuracies(lambda *_: pytest.fail("it tried again"))
     assert trials.try_strengths(CASE, Path(), again) == found
 

@@ -8,14 +8,7 @@ import optax
 
 
 class AveragingState(NamedTuple):
-    """State of `averaging`.
-
-    Attributes:
-        averaged_updates: number of updates, int32.
-        averaged_params: running mean of the parameters, not yet corrected for its
-            start at zero.
-        averaging_decay: its decay.
-    """
+    """Number of updates, the mean before it is corrected for its start, its decay."""
 
     averaged_updates: jax.typing.ArrayLike
     averaged_params: Any
@@ -25,8 +18,7 @@ class AveragingState(NamedTuple):
 def averaging(decay: jax.typing.ArrayLike) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the parameters; goes last in a chain.
 
-    Args:
-        decay: its decay, in [0, 1); may be traced.
+    The decay, in [0, 1), may be traced. `optax.ema` averages updates instead.
 
     Reference:
         Polyak and Juditsky, `Acceleration of Stochastic Approximation by Averaging
@@ -41,14 +33,10 @@ def averaging(decay: jax.typing.ArrayLike) -> optax.GradientTransformation:
         )
 
     def update(updates, state, params: Any = None):
+        number, mean, decay = state
         updated = optax.apply_updates(params, updates)
-        mean = optax.tree.update_moment(
-            updated, state.averaged_params, state.averaging_decay, 1
-        )
-        return updates, state._replace(
-            averaged_updates=optax.safe_increment(state.averaged_updates),
-            averaged_params=mean,
-        )
+        mean = optax.tree.update_moment(updated, mean, decay, 1)
+        return updates, AveragingState(optax.safe_increment(number), mean, decay)
 
     return optax.GradientTransformation(init, update)
 

@@ -29,9 +29,10 @@ _RESNET = _IMAGENET | {
     "weight_decay": 1e-4,
     "decay_all": False,
 }
-# Settings that papers trained ImageNet with: Krizhevsky et al. 2012, with milestones in
-# the place of its plateaus; He et al. 2015, with the linear scaling, the warm-up and
-# the undecayed normalisation of Goyal et al. 2017 (https://arxiv.org/abs/1706.02677).
+# Settings with which papers trained on ImageNet: Krizhevsky et al. 2012, with
+# milestones instead of plateaus; He et al. 2015, with the linear scaling, the warm-up
+# and the undecayed normalisation of Goyal et al. 2017
+# (https://arxiv.org/abs/1706.02677).
 PUBLISHED = {
     "alexnet": _IMAGENET
     | {
@@ -77,8 +78,7 @@ class RegimeSettings(Settings):
     )
     learning_rate_batch: int | None = option(
         None,
-        "batch size that the learning rate is meant for; with other batches it changes"
-        " in proportion",
+        "batch size that the learning rate is for; it scales with the actual one",
     )
     schedule: Literal["cosine", "multistep", "constant"] = option(
         "cosine",
@@ -102,21 +102,17 @@ class RegimeSettings(Settings):
     )
     label_smoothing: float = option(
         0.0,
-        "part of the probability that training targets give to all classes alike,"
-        " instead of to the label",
+        "probability that training targets spread evenly over all classes",
     )
     ema_decay: float | None = option(
         None,
-        "decay of a running mean of the weights over the updates, which then is what"
-        " is evaluated",
+        "decay of a running mean of the weights, which is evaluated instead of them",
     )
-    shift: int = option(
-        0, "augmentation: largest number of pixels by which images move"
-    )
+    shift: int = option(0, "augmentation: largest shift of images, in pixels")
     flip: bool = option(False, "augmentation: mirror images, each with probability 1/2")
     crop_area: float | None = option(
         None,
-        "augmentation: take random crops with at least this part of the area, such as"
+        "augmentation: take random crops of at least this fraction of the area, such as"
         " 0.08, and resize them",
     )
     accumulate: int = option(
@@ -150,10 +146,8 @@ class RegimeSettings(Settings):
         if (self.steps or 0) >= 2**31:
             raise ValueError(f"steps must be below 2³¹, got {self.steps}")
         fractions = self._given("momentum", "warmup", "label_smoothing", "ema_decay")
-        for name, value in [
-            *fractions.items(),
-            *(("milestones", each) for each in self.milestones),
-        ]:
+        milestones = (("milestones", each) for each in self.milestones)
+        for name, value in (*fractions.items(), *milestones):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
 
@@ -193,7 +187,7 @@ def make_optimizer(
 
 
 def gradient_rule(settings: RegimeSettings) -> optax.GradientTransformation:
-    """Changes to the gradient: clipping, and coupled weight decay."""
+    """Clips the gradient, and adds coupled weight decay."""
     coupled = settings.weight_decay if settings.optimizer != "adamw" else 0.0
     decay = optax.add_decayed_weights(coupled, _decayed(settings))
     if settings.clip_norm is None:
@@ -219,42 +213,32 @@ def update_rule(
 ) -> optax.GradientTransformation:
     """The step along that gradient, with the weight decay of adamw, and the averaging.
 
-    Args:
-        settings: the settings.
-        steps: updates in the whole of training.
-        peak: the peak learning rate, if not that of the settings.
-        momentum: the momentum, likewise.
-        ema_decay: the decay of the mean of the weights, likewise.
-        nesterov: whether the momentum is Nesterov's.
+    The peak learning rate, momentum and decay of the mean of the weights are those of
+    the settings unless they are given; they may be traced.
     """
     peak = settings.peak_learning_rate if peak is None else peak
     momentum = settings.momentum if momentum is None else momentum
     ema_decay = settings.ema_decay if ema_decay is None else ema_decay
     learning_rate = learning_rate_schedule(settings, peak, steps)
-    match settings.optimizer:
-        case "sgd":
-            update = optax.sgd(learning_rate, momentum, nesterov)
-        case "adam":
-            update = optax.adam(learning_rate, b1=momentum, nesterov=nesterov)
-        case _:
-            update = optax.adamw(
-                learning_rate,
-                b1=momentum,
-                weight_decay=settings.weight_decay,
-                mask=_decayed(settings),
-                nesterov=nesterov,
-            )
+    if settings.optimizer == "sgd":
+        update = optax.sgd(learning_rate, momentum, nesterov)
+    elif settings.optimizer == "adam":
+        update = optax.adam(learning_rate, b1=momentum, nesterov=nesterov)
+    else:
+        update = optax.adamw(
+            learning_rate,
+            b1=momentum,
+            weight_decay=settings.weight_decay,
+            mask=_decayed(settings),
+            nesterov=nesterov,
+        )
     return update if ema_decay is None else optax.chain(update, averaging(ema_decay))
 
 
 def augment(
-    settings: RegimeSettings,
-    key: jax.Array,
-    images: jax.Array,
-    *,
-    cropped: bool = False,
+    settings: RegimeSettings, key: jax.Array, images: jax.Array, *, cropped=False
 ) -> jax.Array:
-    """Crops images, if need be, moves them, padding with zeros, and mirrors some."""
+    """Crops images, unless they are `cropped`, shifts and mirrors them at random."""
     crop_area = None if cropped else settings.crop_area
     if not (settings.shift or settings.flip or crop_area):
         return images
@@ -278,10 +262,11 @@ def augment(
 
 
 def random_crops(key: jax.Array, images: jax.Array, least: float) -> jax.Array:
-    """Random parts of images, (images, height, width, channels), resized to these.
+    """Random crops of images, (images, height, width, channels), resized to their size.
 
-    Their area is uniform from `least` to 1, in units of the image's, the logarithm of
-    their ratio of width to height uniform from 3/4 to 4/3, cut off at the edges.
+    The area of a crop is uniform from `least` to 1, relative to the image; the
+    logarithm of width over height is uniform between those of 3/4 and 4/3. Crops end at
+    the edges.
 
     Reference:
         Szegedy et al., `Going Deeper with Convolutions

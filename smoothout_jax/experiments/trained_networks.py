@@ -1,4 +1,4 @@
-"""Trained networks, as `smoothout sharpness` and `landscape` read them."""
+"""Trained networks, read from their checkpoints."""
 
 import dataclasses
 import os
@@ -45,14 +45,21 @@ class TrainedSettings(Settings):
     )
 
     def load(self) -> dict[str, "Checkpoint"]:
-        """The checkpoints, by label.
+        """The checkpoints, by the label of their method, or by path if two share it.
 
         Raises:
             InputError: if one is missing or damaged, or is given twice.
         """
-        return labels(
-            [load_checkpoint(path, self.data_dir) for path in self.checkpoints]
-        )
+        found = [load_checkpoint(path, self.data_dir) for path in self.checkpoints]
+        names = [checkpoint.method.label for checkpoint in found]
+        if len(set(names)) < len(names):
+            paths = [checkpoint.path.absolute() for checkpoint in found]
+            common = os.path.commonpath([path.parent for path in paths])
+            names = [str(path.relative_to(common)) for path in paths]
+            for path in paths:
+                if paths.count(path) > 1:
+                    raise InputError(f"checkpoint {path} is given twice")
+        return dict(zip(names, found, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Checkpoint:
         params: their parameters, a tree with a leading axis for the seeds.
         stats: their BatchNorm statistics, likewise.
         digest: a hash of these networks.
-        data: what is to know of the data, as `Task.about` has it.
+        data: what the use of the networks needs to know of their data, see
+            `Task.about`.
     """
 
     path: Path
@@ -101,8 +109,8 @@ class Checkpoint:
 class Tasks:
     """The tasks that networks were trained on.
 
-    Networks that agree in data and architecture share one, so that data are loaded, and
-    losses compiled, once.
+    Networks of the same data and architecture share one, so that data are loaded and
+    losses compiled once.
     """
 
     def __init__(self):
@@ -116,8 +124,7 @@ class Tasks:
         """
         settings = checkpoint.settings
         fields = *dataclasses.fields(DataSettings), *dataclasses.fields(ModelSettings)
-        values = tuple(getattr(settings, field.name) for field in fields)
-        key = *values, settings.needs_heldout
+        key = *(getattr(settings, each.name) for each in fields), settings.needs_heldout
         if key not in self._tasks:
             self._tasks[key] = Task(settings)
         task = self._tasks[key]
@@ -132,9 +139,7 @@ class Tasks:
 
 
 def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
-    """Reads the networks of a checkpoint.
-
-    The folder of a run of `smoothout train` stands for its last checkpoint.
+    """Reads the networks of a checkpoint, or of the last one of a run.
 
     Raises:
         InputError: if there is none, or if it is damaged.
@@ -160,32 +165,20 @@ def load_checkpoint(path: Path, data_dir: Path = Path("data")) -> Checkpoint:
 def _load(path: Path, data_dir: Path) -> Checkpoint:
     about = load_about(path)
     with named_errors(path):
-        settings = SETTINGS[about["command"]].from_json(
-            about["settings"], data_dir=data_dir
-        )
+        kind = SETTINGS[about["command"]]
         networks = load_networks(path)
-        digest = "".join(about["digests"][name] for name in networks)
-        data = about["data"]
-    return Checkpoint(
-        path, about["method"], settings, **networks, digest=digest, data=data
-    )
-
-
-def labels(checkpoints: list[Checkpoint]) -> dict[str, Checkpoint]:
-    """Names checkpoints by the label of their method, or by path if two share it."""
-    names = [checkpoint.method.label for checkpoint in checkpoints]
-    if len(set(names)) < len(names):
-        paths = [checkpoint.path.absolute() for checkpoint in checkpoints]
-        common = os.path.commonpath([path.parent for path in paths])
-        names = [str(path.relative_to(common)) for path in paths]
-        for path in paths:
-            if paths.count(path) > 1:
-                raise InputError(f"checkpoint {path} is given twice")
-    return dict(zip(names, checkpoints, strict=True))
+        return Checkpoint(
+            path,
+            about["method"],
+            kind.from_json(about["settings"], data_dir=data_dir),
+            **networks,
+            digest="".join(about["digests"][name] for name in networks),
+            data=about.get("data", {}),
+        )
 
 
 def colors(checkpoints: dict[str, Checkpoint]) -> dict[str, str] | None:
-    """The colour of each checkpoint's method by label, unless two share a method."""
+    """The colours of the methods by label, unless two checkpoints share a method."""
     if len({checkpoint.name for checkpoint in checkpoints.values()}) < len(checkpoints):
         return None
     return {label: each.method.color for label, each in checkpoints.items()}

@@ -147,6 +147,7 @@ def test_commands_refuse_an_output_that_cannot_be_a_folder(
 ):
     (tmp_path / "file").write_text("")
     first = {"evidence": ["batches"], "train": [], "compare": []}
+    first["predict"] = [checkpoint, tmp_path]
     words = [command, *first.get(command, [checkpoint])]
     for output, message in (
         ("", "argument --output: a path must not be empty"),

@@ -54,6 +54,8 @@ def words_of(command, checkpoint, data):
         "evidence": ["batches", "--form", "smoke"],
         "sharpness": [checkpoint, *QUICK.split(), "--data-dir", data],
         "landscape": [checkpoint, "--points", 41, "--data-dir", data],
+        "predict": [checkpoint, data],
+        "check": [data],
     }[command]
     return [command, *map(str, given)]
 

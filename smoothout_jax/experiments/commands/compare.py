@@ -24,8 +24,8 @@ from smoothout_jax.experiments.reporting.comparison import (
 from smoothout_jax.experiments.reporting.verdict import verdict
 from smoothout_jax.experiments.settings import SharedSettings
 from smoothout_jax.experiments.training.comparison import train_in_turns
-from smoothout_jax.experiments.training.kept import KeptTraining
 from smoothout_jax.experiments.training.outcome import Guessing, measure_outcomes
+from smoothout_jax.experiments.training.resuming import SavedTraining
 from smoothout_jax.experiments.training.state import stack
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
@@ -160,7 +160,7 @@ def compare(
             given = train_in_turns({name: first})[name].noise["loss_rise_target"]
         trainers[name] = trainer(name, settings.retrain, given)
     asked = [settings.to_json(), dict(strengths), dict(rates)]
-    kept = KeptTraining(settings.output, json.loads(json.dumps(asked)))
+    kept = SavedTraining(settings.output, json.loads(json.dumps(asked)))
     interruptions.advise(ADVICE)
     training = train_in_turns(trainers, kept)
     networks = {name: trainer.networks() for name, trainer in trainers.items()}

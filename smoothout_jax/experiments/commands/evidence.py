@@ -20,7 +20,6 @@ from smoothout_jax.experiments.commands.trials import (
     case_settings,
     try_strengths,
 )
-from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.plans import EXPERIMENTS, Case
@@ -30,17 +29,15 @@ from smoothout_jax.experiments.reporting.comparison import (
     fault_of,
     summary,
 )
-from smoothout_jax.experiments.reporting.files import write_json
-from smoothout_jax.experiments.reporting.formats import with_error
-from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.reporting.files import provenance, write_json
+from smoothout_jax.experiments.reporting.statistics import with_error
 from smoothout_jax.experiments.reporting.tables import terminal_tables
-from smoothout_jax.experiments.training.kept import remove_kept
+from smoothout_jax.experiments.training.resuming import (
+    SavedResults,
+    delete_saved_training,
+)
 
 EQUAL = "equal_updates"
-ADVICE = (
-    "interrupted: cases and trials that are done are kept; to continue, run the same"
-    " command again"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,26 +78,25 @@ class EvidenceSettings(Settings):
 
 
 def run(settings: EvidenceSettings) -> Report:
-    """Runs `smoothout evidence`: the table to print, and the path written."""
+    """Runs the experiment: the table to print, and the path written."""
     path = settings.output / f"{settings.experiment}-{settings.form}.json"
     document = _read(path, settings)
-    interruptions.advise(ADVICE)
+    interruptions.advise(
+        "interrupted: cases and trials that are done are kept; to continue, run the"
+        " same command again"
+    )
     for case in settings.plan:
         chosen = not settings.cases or case.name in settings.cases
         if case.name in document["cases"] or not chosen:
             continue
-        trials = Unfinished(settings.output / "unfinished.json", case.to_json())
-        found = examine(case, settings.data_dir, trials, settings.output)
+        saved = SavedResults(settings.output, case.to_json())
+        found = examine(case, settings.data_dir, saved, settings.output)
         document["cases"][case.name] = found
         write_json(path, document)
-        trials.remove()
-        remove_kept(settings.output)
-    return Report(
-        _table(document),
-        [path],
-        _named(document, "diverged"),
-        _named(document, "did not learn"),
-    )
+        saved.delete()
+        delete_saved_training(settings.output)
+    faults = (_named(document, each) for each in ("diverged", "did not learn"))
+    return Report(_table(document), [path], *faults)
 
 
 def _named(document: dict[str, Any], fault: str) -> str:
@@ -114,13 +110,13 @@ def _named(document: dict[str, Any], fault: str) -> str:
 
 
 def examine(
-    case: Case, data_dir: Path, kept: Unfinished, output: Path
+    case: Case, data_dir: Path, saved: SavedResults, output: Path
 ) -> dict[str, Any]:
     """Tries strengths and compares the methods; the results, as JSON holds them.
 
-    Trials that are in `kept`, and training that is kept in `output`, are continued.
+    Trials that are in `saved`, and training saved in `output`, are continued.
     """
-    trials = try_strengths(case, data_dir, kept)
+    trials = try_strengths(case, data_dir, saved)
     chosen = {name: trial["chosen"] for name, trial in trials.items()}
     recipe = {case.recipe: chosen.pop(RECIPE)} if case.recipe else {}
     rates = {name: trials[name]["learning_rate"] for name in case.methods}
@@ -131,40 +127,32 @@ def examine(
         output=output,
         **recipe,
     )
-    if EQUAL not in kept:
-        kept[EQUAL] = _to_json(compare(settings, chosen, rates, curves=False))
-    twice = tuple(name for name in case.methods if METHODS[name].gradients == 2)
-    fair = kept[EQUAL]
-    if twice:
+    if EQUAL not in saved:
+        saved[EQUAL] = _to_json(compare(settings, chosen, rates, curves=False))
+    fair = saved[EQUAL]
+    if twice := tuple(name for name in case.methods if METHODS[name].gradients == 2):
         halved = dataclasses.replace(settings, methods=twice, equal_gradients=True)
         fair = _to_json(compare(halved, chosen, rates, curves=False))
     return provenance() | {
         "settings": settings.to_json(),
         "trials": trials,
-        EQUAL: kept[EQUAL],
+        EQUAL: saved[EQUAL],
         "equal_gradients": fair,
-        "minutes": kept.seconds / 60,
+        "minutes": saved.seconds / 60,
     }
 
 
 def _to_json(results: Results) -> dict[str, Any]:
-    outcomes = results.outcomes.items()
-    return {
-        "summary": summary(results),
-        "outcomes": {name: outcome.scalars for name, outcome in outcomes},
-    }
+    outcomes = {name: outcome.scalars for name, outcome in results.outcomes.items()}
+    return {"summary": summary(results), "outcomes": outcomes}
 
 
 def _read(path: Path, settings: EvidenceSettings) -> dict[str, Any]:
     """Reads the results so far."""
     plan = {case.name: case.to_json() for case in settings.plan}
     if not path.exists():
-        return {
-            "experiment": settings.experiment,
-            "form": settings.form,
-            "plan": plan,
-            "cases": {},
-        }
+        names = {"experiment": settings.experiment, "form": settings.form}
+        return names | {"plan": plan, "cases": {}}
     try:
         document = json.loads(path.read_text())
         for name, case in document["cases"].items():
@@ -190,10 +178,7 @@ def _table(document: dict[str, Any]) -> Group:
     return terminal_tables(
         f"{document['experiment']}, {document['form']} form: test accuracy (%) minus"
         " SGD's",
-        [
-            [case, *(_cell(rows, name) for name in methods)]
-            for case, rows in found.items()
-        ],
+        [[case, *(_cell(rows, n) for n in methods)] for case, rows in found.items()],
         header=("", *(METHODS[name].label for name in methods)),
         at_once=4,
     )

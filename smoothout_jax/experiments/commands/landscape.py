@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +36,6 @@ from smoothout_jax.sharpness import hessian_eigenvalues
 
 # Above the minimum of the training loss, in nats: where widths are compared.
 RISE = 0.1
-ADVICE = (
-    "interrupted: the points that were done are kept; to continue, run the same command"
-    " again"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +44,8 @@ class LandscapeSettings(TrainedSettings):
 
     kind: Literal["auto", "surface", "curve", "between"] = option(
         "auto",
-        "what to draw; auto draws the line between two networks, and otherwise the"
-        " surface of each, beside each other",
+        "what to draw; auto draws the line between two networks, otherwise the surface"
+        " of each, side by side",
     )
     directions: Literal["random", "eigenvectors"] = option(
         "random",
@@ -92,15 +87,14 @@ class LandscapeSettings(TrainedSettings):
             raise ValueError(
                 f"kind='between' needs two checkpoints, got {len(self.checkpoints)}"
             )
-        most = 2 if self.kind == "surface" else 1
+        most, needed = (2, " or two") if self.kind == "surface" else (1, "")
         if not 1 <= len(self.points) <= most:
             raise ValueError(
-                f"points: kind={self.kind!r} needs one number{' or two' * (most == 2)},"
-                f" got {len(self.points)}"
+                f"points: kind={self.kind!r} needs one number{needed}, got"
+                f" {len(self.points)}"
             )
-        for number in self.points:
-            if number < 2:
-                raise ValueError(f"points must be at least 2, got {number}")
+        if min(self.points) < 2:
+            raise ValueError(f"points must be at least 2, got {min(self.points)}")
         if self.exclude:
             exclude(*self.exclude)  # raises if one is not a regular expression
             if self.kind == "between" or self.directions != "random":
@@ -125,9 +119,12 @@ class LandscapeSettings(TrainedSettings):
 
 
 def run(settings: LandscapeSettings) -> Report:
-    """Runs `smoothout landscape`: the paths written."""
+    """Draws the landscapes: the paths written."""
     checkpoints = settings.load()
-    interruptions.advise(ADVICE)
+    interruptions.advise(
+        "interrupted: the points that were done are kept; to continue, run the same"
+        " command again"
+    )
     for checkpoint in checkpoints.values():
         seeds = checkpoint.settings.all_seeds
         if settings.seed is not None and settings.seed not in seeds:
@@ -135,14 +132,24 @@ def run(settings: LandscapeSettings) -> Report:
                 f"seed={settings.seed}: checkpoint {checkpoint.path} holds the networks"
                 f" of seeds {seeds[0]} to {seeds[-1]}"
             )
-    draw = {"surface": _surface, "curve": _curve, "between": _between}
-    return Report(None, draw[settings.kind](settings, checkpoints))
+    draw = _between if settings.kind == "between" else _around
+    return Report(None, draw(settings, checkpoints))
 
 
-def _surface(
+def _around(
     settings: LandscapeSettings, checkpoints: dict[str, Checkpoint]
 ) -> list[Path]:
-    landscapes, paths = _around(settings, checkpoints)
+    """Draws surfaces or curves around the networks."""
+    landscapes, paths, tasks = {}, [], Tasks()
+    for label, checkpoint in checkpoints.items():
+        task = tasks.of(checkpoint)
+        network = _network(settings, checkpoint)
+        paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
+        directions = _directions(settings, task, *network)
+        landscapes[label] = _evaluate(settings, task, network, directions, paths[-1])
+    if settings.kind == "curve":
+        ax = plot_curve(landscapes, units=UNITS, colors=colors(checkpoints))
+        return [*paths, *save_figure(ax.figure, settings.output / "curve")]
     contours = plot_side_by_side(
         landscapes, quantity="train loss", units=UNITS, rise=RISE
     )
@@ -153,29 +160,10 @@ def _surface(
     ]
 
 
-def _curve(
+def _between(
     settings: LandscapeSettings, checkpoints: dict[str, Checkpoint]
 ) -> list[Path]:
-    landscapes, paths = _around(settings, checkpoints)
-    ax = plot_curve(landscapes, units=UNITS, colors=colors(checkpoints))
-    return [*paths, *save_figure(ax.figure, settings.output / "curve")]
-
-
-def _around(settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]):
-    """Evaluates the landscape around each network; by label, and the files written."""
-    landscapes, paths, tasks = {}, [], Tasks()
-    for label, checkpoint in checkpoints.items():
-        task = tasks.of(checkpoint)
-        network = _network(settings, checkpoint)
-        paths.append(settings.output / f"{settings.kind}-{_slug(label)}.npz")
-        directions = _directions(settings, task, *network)
-        landscapes[label] = _evaluate(settings, task, network, directions, paths[-1])
-    return landscapes, paths
-
-
-def _between(
-    settings: LandscapeSettings, checkpoints: Mapping[str, Checkpoint]
-) -> list[Path]:
+    """Draws the line from one network to another."""
     (one_label, one), (other_label, other) = checkpoints.items()
     task = Tasks().of(one)
     params, stats = _network(settings, one)
@@ -208,32 +196,30 @@ def _evaluate(settings: LandscapeSettings, task, network, directions, path: Path
     counts = settings.points[0], settings.points[-1]
     points = tuple(line_points(*settings.limits, number) for number in counts)
     params, stats = network
-    quantities, options = task.quantities_with(stats), {}
+    options: dict[str, Any] = {}
+    quantities = task.quantities_with(stats)
     if task.batch_norm:
         options["note"] = f"BatchNorm statistics {settings.statistics}"
         if settings.statistics == "re-estimated":
             quantities = task.quantities
             options["statistics"] = task.batch_statistics
-    plane = len(directions) > 1
+    options |= {"batches": task.sets, "path": path}
     try:
-        landscape = (loss_surface if plane else loss_curve)(
-            quantities,
-            params,
-            directions if plane else directions[0],
-            points if plane else points[0],  # pyright: ignore[reportArgumentType]
-            batches=task.sets,
-            path=path,
-            **options,
-        )
+        if len(directions) > 1:
+            landscape = loss_surface(quantities, params, directions, points, **options)
+        else:
+            landscape = loss_curve(
+                quantities, params, directions[0], points[0], **options
+            )
     except ValueError as error:
         if str(path) not in str(error):
             raise
         raise InputError(str(error)) from error
     finite = np.isfinite(landscape.values["train loss"])
-    if np.count_nonzero(finite) < 2:
+    if finite.sum() < 2:
         raise InputError(
-            f"the loss is finite at {np.count_nonzero(finite)} of {finite.size} points:"
-            " give a narrower --range"
+            f"the loss is finite at {finite.sum()} of {finite.size} points: give a"
+            " narrower --range"
         )
     return landscape
 
@@ -258,7 +244,7 @@ def _directions(settings: LandscapeSettings, task, params, stats) -> list[Any]:
 
 
 def _solid(landscapes) -> Figure:
-    """Draws the surfaces in three dimensions, beside each other and on one scale."""
+    """Draws the surfaces in three dimensions, side by side and on one scale."""
     figure = Figure(figsize=(1.2 + 4.2 * len(landscapes), 4), layout="constrained")
     values = [each.values["train loss"] for each in landscapes.values()]
     norm = Normalize(0, max(np.nanmax(each) for each in values))

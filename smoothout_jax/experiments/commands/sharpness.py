@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import scipy.stats
 from matplotlib.figure import Figure
 
@@ -18,13 +19,13 @@ from smoothout_jax import _checks, flax_filters, uniform
 from smoothout_jax._extras import progress
 from smoothout_jax.experiments import interruptions
 from smoothout_jax.experiments.commands import Report
-from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.options import InputError, option
 from smoothout_jax.experiments.reporting.figures import save_figure
-from smoothout_jax.experiments.reporting.files import write_csv, write_json
-from smoothout_jax.experiments.reporting.formats import to_first_digit
-from smoothout_jax.experiments.reporting.provenance import provenance
-from smoothout_jax.experiments.reporting.statistics import mean_and_error
+from smoothout_jax.experiments.reporting.files import provenance, write_csv, write_json
+from smoothout_jax.experiments.reporting.statistics import (
+    mean_and_error,
+    to_first_digit,
+)
 from smoothout_jax.experiments.reporting.tables import terminal_tables
 from smoothout_jax.experiments.trained_networks import (
     Checkpoint,
@@ -32,6 +33,7 @@ from smoothout_jax.experiments.trained_networks import (
     TrainedSettings,
     colors,
 )
+from smoothout_jax.experiments.training.resuming import SavedResults
 from smoothout_jax.noise import Noise
 from smoothout_jax.plots import plot_density
 from smoothout_jax.sharpness import (
@@ -47,10 +49,6 @@ from smoothout_jax.sharpness import (
 WHOLE = "whole"
 # Iterations of Lanczos for the density.
 DEPTH = 64
-ADVICE = (
-    "interrupted: the networks that were measured are kept; to continue, run the same"
-    " command again"
-)
 
 
 class Measure(NamedTuple):
@@ -60,7 +58,7 @@ class Measure(NamedTuple):
         label: its name and unit in printed tables.
         measure: function of (loss, params, *, batches) to a value and its standard
             error; for λmax, the norm of the residual.
-        options: function of the settings to its further arguments.
+        options: function of the settings to its other arguments.
     """
 
     label: str
@@ -140,10 +138,8 @@ class SharpnessSettings(TrainedSettings):
         super().__post_init__()
         chosen = tuple(name for name in MEASURES if name in self.measures)
         self._set(measures=chosen)
-        counts = "noise_samples", "repetitions", "probes"
-        _checks.count(**{name: getattr(self, name) for name in counts})
-        sizes = "noise_radius", "epsilon", "rho"
-        _checks.positive(**{name: getattr(self, name) for name in sizes})
+        _checks.count(**self._given("noise_samples", "repetitions", "probes"))
+        _checks.positive(**self._given("noise_radius", "epsilon", "rho"))
 
 
 class Row(NamedTuple):
@@ -165,14 +161,17 @@ class Row(NamedTuple):
 
 
 def run(settings: SharpnessSettings) -> Report:
-    """Runs `smoothout sharpness`: the table to print, and the paths written."""
+    """Measures the networks: the table to print, and the paths written."""
     checkpoints, tasks = settings.load(), Tasks()
-    kept = Unfinished(
-        settings.output / "unfinished.json",
+    saved = SavedResults(
+        settings.output,
         [settings.to_json(), [each.digest for each in checkpoints.values()]],
     )
-    interruptions.advise(ADVICE)
-    rows = measure(settings, checkpoints, tasks, kept)
+    interruptions.advise(
+        "interrupted: the networks that were measured are kept; to continue, run the"
+        " same command again"
+    )
+    rows = measure(settings, checkpoints, tasks, saved)
     document = provenance() | {
         "settings": settings.to_json(),
         "rows": [row._asdict() for row in rows],
@@ -182,7 +181,7 @@ def run(settings: SharpnessSettings) -> Report:
         write_json(settings.output / "sharpness.json", document),
     ]
     paths += save_figure(_density(checkpoints, tasks), settings.output / "density")
-    kept.remove()
+    saved.delete()
     header, *lines = cells(settings.measures, rows)
     caption = (
         "On the first 2,000 training images. Mean ± standard error over the networks of"
@@ -198,12 +197,12 @@ def measure(
     settings: SharpnessSettings,
     checkpoints: dict[str, Checkpoint],
     tasks: Tasks,
-    kept: Unfinished,
+    saved: SavedResults,
 ) -> list[Row]:
     """Measures every network of the checkpoints that was not measured before.
 
     Raises:
-        InputError: if a network is not that of its data, or a measure is not finite.
+        InputError: if a network does not fit its data, or a measure is not finite.
     """
     networks = [
         (label, checkpoint, seed)
@@ -211,17 +210,16 @@ def measure(
         for seed in checkpoint.settings.all_seeds
     ]
     for label, checkpoint, seed in progress("networks", networks):
-        key = f"{label} {seed}"
-        if key not in kept:
+        if (key := f"{label} {seed}") not in saved:
             network, task = checkpoint.network(seed), tasks.of(checkpoint)
             try:
-                kept[key] = _measure(settings, task, *network)
+                saved[key] = _measure(settings, task, *network)
             except ValueError as error:
                 raise InputError(f"checkpoint {checkpoint.path}: {error}") from error
     return [
-        Row(label, seed, layer, error, {k: _pair(*v) for k, v in measured.items()})
+        Row(label, seed, layer, test_error, {k: _pair(*v) for k, v in pairs.items()})
         for label, _, seed in networks
-        for layer, error, measured in kept[f"{label} {seed}"]
+        for layer, test_error, pairs in saved[f"{label} {seed}"]
     ]
 
 
@@ -233,17 +231,15 @@ def _pair(value: float, error: float | None) -> tuple[float, float]:
 def _measure(settings, task, params, stats) -> list[tuple]:
     """Layer, test error and measures of a network, and of its layers."""
     test_error = 1 - task.evaluate(params, stats)["test accuracy"]
-    loss, batches = task.loss_with(stats), task.sets["train"]
-    parts: dict[str, dict[str, Any]] = {WHOLE: {}}
+    loss, parts = task.loss_with(stats), {}
     for name in settings.measures:
-        measure, options = MEASURES[name].measure, MEASURES[name].options(settings)
-        options["batches"] = batches
-        parts[WHOLE][name] = measure(loss, params, **options)[:2]
+        measure = MEASURES[name].measure
+        options = MEASURES[name].options(settings) | {"batches": task.sets["train"]}
+        found = {WHOLE: measure(loss, params, **options)}
         if settings.per_layer:
-            for layer, found in per_layer(measure, loss, params, **options).items():
-                parts.setdefault(layer, {})[name] = found[:2]
-    for values in parts.values():
-        for name, (value, _) in values.items():
+            found |= per_layer(measure, loss, params, **options)
+        for layer, (value, error, *_) in found.items():
+            parts.setdefault(layer, {})[name] = value, error
             if not np.isfinite(value):
                 raise ValueError(
                     f"the measure {name} is {value}: the loss is not finite so far from"
@@ -258,16 +254,16 @@ def cells(measures: Sequence[str], rows: list[Row]) -> list[list[str]]:
     lines = [["", *networks, "τ"]]
     for layer in dict.fromkeys(row.layer for row in rows):
         here = [row for row in rows if row.layer == layer]
+        test_errors = [row.test_error for row in here]
         if layer == WHOLE:
-            errors = [(100 * row.test_error, np.nan) for row in here]
-            lines.append(["test error (%)", *_by_network(here, errors), ""])
+            percent = [(100 * error, np.nan) for error in test_errors]
+            lines.append(["test error (%)", *_by_network(here, percent), ""])
         else:
             lines.append([layer])
         for name in measures:
             pairs = [row.measures[name] for row in here]
             correlation = ""
             if len(here) >= 3:
-                test_errors = [row.test_error for row in here]
                 values = [value for value, _ in pairs]
                 found: Any = scipy.stats.kendalltau(values, test_errors)
                 correlation = f"{found.statistic:+.2f}"
@@ -308,7 +304,7 @@ def _density(checkpoints: dict[str, Checkpoint], tasks: Tasks) -> Figure:
             params,
             key=jax.random.key(0),
             width=width,
-            depth=min(DEPTH, sum(leaf.size for leaf in jax.tree.leaves(params))),
+            depth=min(DEPTH, optax.tree.size(params)),
             batches=batches,
         )
         for label, (loss, params, batches) in networks.items()

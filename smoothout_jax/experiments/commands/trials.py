@@ -17,11 +17,11 @@ import numpy as np
 
 from smoothout_jax._extras import progress
 from smoothout_jax.experiments.commands.compare import CompareSettings
-from smoothout_jax.experiments.commands.unfinished import Unfinished
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.plans import FIRST_TRIAL_SEED, TRIALS, Case, widened
 from smoothout_jax.experiments.progress import announce
 from smoothout_jax.experiments.regime import LEARNING_RATES
+from smoothout_jax.experiments.training.resuming import SavedResults
 from smoothout_jax.experiments.training.task import Task
 from smoothout_jax.experiments.training.trainer import Trainer
 
@@ -31,7 +31,7 @@ BEYOND = 2
 # Any will do: where the size of the noise is given, it is fixed, and the trials choose.
 _FIXED_SIZES: dict[str, Any] = {"radius": 0.1, "relative_radius": 0.5, "std": 0.05}
 
-# What was reached from each seed, by the strength, for a list of strengths.
+# Trains with each of some strengths: what is reached from each seed, by the strength.
 Attempt = Callable[[Sequence[Any]], dict[Any, list[dict[str, float]]]]
 
 
@@ -60,78 +60,37 @@ def case_settings(case: Case, data_dir: Path, *, held_out: bool) -> CompareSetti
     )
 
 
-def try_strengths(case: Case, data_dir: Path, kept: Unfinished) -> dict[str, Any]:
+def try_strengths(case: Case, data_dir: Path, saved: SavedResults) -> dict[str, Any]:
     """What each method tried and chose, by name; for the recipe, under `RECIPE`.
 
-    Trials that are in `kept` are not repeated; the others are added to it.
+    Trials that are in `saved` are not repeated; the others are added to it.
     """
     settings = case_settings(case, data_dir, held_out=True)
     began = time.monotonic()
-    if "sgd" not in kept:
-        kept["sgd"] = try_method("sgd", case, Task(settings), needed=False)
+    if "sgd" not in saved:
+        saved["sgd"] = try_method("sgd", case, Task(settings), needed=False)
         _announce(case, settings, time.monotonic() - began)
-    best = dataclasses.replace(settings, learning_rate=kept["sgd"]["chosen"])
-    plain = kept["sgd"]
+    plain, rate = saved["sgd"], saved["sgd"]["chosen"]
+    best = dataclasses.replace(settings, learning_rate=rate)
     if case.recipe:
-        if RECIPE not in kept:
-            kept[RECIPE] = _try_recipe(case, Task(best), plain)
-        plain = kept[RECIPE]
+        if RECIPE not in saved:
+            saved[RECIPE] = _try_recipe(case, Task(best), plain)
+        plain = saved[RECIPE]
         best = dataclasses.replace(best, **{case.recipe: plain["chosen"]})
-    others = [name for name in settings.methods if name not in kept]
-    rates = _rates(best.learning_rate, LEARNING_RATES[best.optimizer], kept["sgd"])
+    others = [name for name in settings.methods if name not in saved]
+    low, high = sorted((rate, LEARNING_RATES[best.optimizer]))
+    between = [each for each in saved["sgd"]["strengths"] if low < each < high]
+    rates = dict.fromkeys((rate, *between, LEARNING_RATES[best.optimizer]))
     tasks: list[Task] = []
-    for rate in rates if others else ():
-        changed = dataclasses.replace(best, learning_rate=rate)
+    for each in rates if others else ():
+        changed = dataclasses.replace(best, learning_rate=each)
         tasks.append(Task(changed, data=tasks[0].data if tasks else None))
     for name in progress("trials", others):
         needed = len(tasks) > 1
         found = [try_method(name, case, task, plain, needed=needed) for task in tasks]
-        kept[name] = max(found, key=_best) | {"at_each_learning_rate": found}
+        saved[name] = max(found, key=_best) | {"at_each_learning_rate": found}
     names = "sgd", *([RECIPE] if case.recipe else []), *settings.methods
-    return {name: kept[name] for name in names}
-
-
-def _rates(best: Any, default: float, tried: dict[str, Any]) -> tuple[float, ...]:
-    """SGD's best learning rate, the default one, and those tried between the two."""
-    low, high = sorted((best, default))
-    between = [rate for rate in tried["strengths"] if low < rate < high]
-    return tuple(dict.fromkeys((best, *between, default)))
-
-
-def _grid(case: Case, setting: str, default: Any) -> list[Any]:
-    """The strengths that are tried first; the default one if none are planned."""
-    return [*case.trials.get(setting, TRIALS.get(setting, (default,)))]
-
-
-def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
-    """Says how long a case will take, from how long the trials of SGD took.
-
-    Time goes by the number of runs, times the gradients of a step. Methods try one
-    learning rate or more, and some strengths beyond the grid: two rates are counted.
-    """
-
-    def trials(name: str) -> int:
-        strengths = len(_grid(case, *METHODS[name].strength_of(settings)))
-        return METHODS[name].gradients * strengths * case.trial_seeds
-
-    gradients = [METHODS[name].gradients for name in case.methods]
-    halved = sum(number == 2 for number in gradients)
-    compared = case.seeds * (sum(gradients) + halved + bool(halved))
-    tried = 2 * sum(trials(name) for name in case.methods if name != "sgd")
-    recipe = trials("sgd") if case.recipe else 0
-    announce(case.name, seconds * (recipe + tried + compared) / trials("sgd"))
-
-
-def _best(trial: dict[str, Any]) -> float:
-    """The highest mean accuracy of a trial; below all others if there is none."""
-    # Trials that were kept have `None` where training diverged.
-    accuracies = [np.asarray(each, float) for each in trial["accuracies"]]
-    return max((_mean(each) for each in accuracies), default=-1.0)
-
-
-def _mean(accuracies: Any) -> float:
-    """The mean over the seeds; below all others if training diverged from one."""
-    return float(np.nan_to_num(np.mean(accuracies), nan=-1.0))
+    return {name: saved[name] for name in names}
 
 
 def try_method(
@@ -145,13 +104,8 @@ def try_method(
     method, seeds = METHODS[name], _seeds(case)
 
     def attempt(strengths):
-        trainer = Trainer(
-            method,
-            task,
-            [seed for _ in strengths for seed in seeds],
-            [strength for strength in strengths for _ in seeds],
-        )
-        reached = _reached(trainer)
+        repeated = [strength for strength in strengths for _ in seeds]
+        reached = _reached(Trainer(method, task, [*seeds] * len(strengths), repeated))
         return {
             strength: reached[index * len(seeds) : (index + 1) * len(seeds)]
             for index, strength in enumerate(strengths)
@@ -169,14 +123,52 @@ def _try_recipe(case: Case, task: Task, plain: Any) -> dict[str, Any]:
     def attempt(strengths):
         reached = {}
         for strength in strengths:
-            changed = {case.recipe: strength}
-            settings = dataclasses.replace(task.settings, **changed)
+            settings = dataclasses.replace(task.settings, **{case.recipe: strength})
             own = Task(settings, data=task.data)
             reached[strength] = _reached(Trainer(METHODS["sgd"], own, _seeds(case)))
         return reached
 
     found = _search(case.recipe, _grid(case, case.recipe, None), attempt, plain)
     return {"learning_rate": task.settings.learning_rate} | found
+
+
+def _search(
+    setting: str, grid: list[Any], attempt: Attempt, plain: Any, needed: bool = True
+) -> dict[str, Any]:
+    """Tries a grid, and more beyond its ends, as long as the best is there."""
+    least = -1.0 if plain is None else _best(plain)
+    reached = attempt(grid) if needed or len(grid) > 1 else {}
+
+    def column(name: str) -> list[list[float]]:
+        return [[row[name] for row in reached[each]] for each in sorted(reached)]
+
+    def mean(strength: Any) -> float:
+        return _mean([row["test accuracy"] for row in reached[strength]])
+
+    def choose() -> Any:
+        """Of equally good strengths the weakest, but the largest learning rate."""
+        return max(sorted(reached, reverse=setting == "learning_rate"), key=mean)
+
+    for low in (False, True) if len(grid) > 1 else ():
+        for _ in range(BEYOND):
+            strengths, chosen = sorted(reached), choose()
+            at_end = chosen == strengths[0 if low else -1]
+            if not at_end or (low and mean(chosen) <= least):
+                break
+            beyond = widened(setting, tuple(strengths), low)
+            if beyond is not None:
+                reached |= attempt((beyond,))
+    return {
+        "strengths": sorted(reached) or grid,
+        "accuracies": column("test accuracy"),
+        "train_accuracies": column("train accuracy"),
+        "chosen": choose() if reached else grid[0],
+    }
+
+
+def _grid(case: Case, setting: str, default: Any) -> list[Any]:
+    """The strengths that are tried first; the default one if none are planned."""
+    return [*case.trials.get(setting, TRIALS.get(setting, (default,)))]
 
 
 def _seeds(case: Case) -> range:
@@ -189,38 +181,32 @@ def _reached(trainer: Trainer) -> list[dict[str, float]]:
     return [trainer.task.evaluate(*each) for each in trainer.networks()]
 
 
-def _search(
-    setting: str, grid: list[Any], attempt: Attempt, plain: Any, needed: bool = True
-) -> dict[str, Any]:
-    """Tries a grid, and more beyond its ends, as long as the best is there."""
-    least = -1.0 if plain is None else _best(plain)
-    reached: dict[Any, list[dict[str, float]]] = {}
+def _best(trial: dict[str, Any]) -> float:
+    """The highest mean accuracy of a trial; below all others if there is none."""
+    return max(map(_mean, trial["accuracies"]), default=-1.0)
 
-    def found(quantity: str) -> list[list[float]]:
-        return [[row[quantity] for row in reached[each]] for each in sorted(reached)]
 
-    def choose() -> tuple[float, Any]:
-        """Of equally good strengths the weakest, but the largest learning rate."""
-        pairs = list(
-            zip(map(_mean, found("test accuracy")), sorted(reached), strict=True)
-        )
-        if setting == "learning_rate":
-            pairs.reverse()
-        return max(pairs, key=lambda pair: pair[0])
+def _mean(accuracies: Any) -> float:
+    """The mean over the seeds; below all others if training diverged from one."""
+    # Saved trials have `None` where training diverged.
+    return float(np.nan_to_num(np.mean(np.asarray(accuracies, float)), nan=-1.0))
 
-    if needed or len(grid) > 1:
-        reached |= attempt(grid)
-    for low in (False, True) if len(grid) > 1 else ():
-        for _ in range(BEYOND):
-            strengths, (mean, chosen) = sorted(reached), choose()
-            if chosen != strengths[0 if low else -1] or (low and mean <= least):
-                break
-            beyond = widened(setting, tuple(strengths), low)
-            if beyond is not None:
-                reached |= attempt((beyond,))
-    return {
-        "strengths": sorted(reached) or grid,
-        "accuracies": found("test accuracy"),
-        "train_accuracies": found("train accuracy"),
-        "chosen": choose()[1] if reached else grid[0],
-    }
+
+def _announce(case: Case, settings: CompareSettings, seconds: float) -> None:
+    """Says how long a case will take, from how long the trials of SGD took.
+
+    The time is proportional to the number of runs times the gradients of a step.
+    Methods try one learning rate or more, and some strengths beyond the grid: two rates
+    are counted.
+    """
+
+    def trials(name: str) -> int:
+        strengths = len(_grid(case, *METHODS[name].strength_of(settings)))
+        return METHODS[name].gradients * strengths * case.trial_seeds
+
+    gradients = [METHODS[name].gradients for name in case.methods]
+    halved = gradients.count(2)
+    compared = case.seeds * (sum(gradients) + halved + bool(halved))
+    tried = 2 * sum(trials(name) for name in case.methods if name != "sgd")
+    recipe = trials("sgd") if case.recipe else 0
+    announce(case.name, seconds * (recipe + tried + compared) / trials("sgd"))

@@ -229,12 +229,11 @@ def read_all(images: ImageFiles) -> tuple[np.ndarray, Files]:
             raise InputError(f"{result}{SKIP}")
         else:
             _warn_once(f"left out: {result}")
-    files = files.take(np.array(kept, int))
-    counts = np.bincount(files.labels, minlength=len(files.classes))
-    if not counts.all():
-        empty = files.folder / files.classes[counts.argmin()]
+    lost = np.setdiff1d(files.labels, files.labels[kept])
+    if len(lost):
+        empty = files.folder / files.classes[lost[0]]
         raise InputError(f"{empty} has no image that can be read")
-    return np.stack(found), files
+    return np.stack(found), files.take(np.array(kept))
 
 
 def read_folder(folder: Path, size: int, *, skip: bool) -> tuple[Split, Split]:

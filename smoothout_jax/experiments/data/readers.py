@@ -207,7 +207,7 @@ def _numbered(labels: np.ndarray, classes: tuple[str, ...], path: Path) -> np.nd
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise InputError(
-            f"{path} has a label {unknown[0]!r} that no training image has"
+            f"{path} has a label {str(unknown[0])!r} that no training image has"
         )
     return np.searchsorted(classes, labels)
 

@@ -43,27 +43,26 @@ class Context:
     batch_norm: bool = False
 
     def optimizer(self, **changed: Any) -> optax.GradientTransformation:
-        """The optimizer of the settings, or with other arguments of its update rule."""
+        """The optimizer of the settings; `changed` goes to its `update_rule`."""
         return make_optimizer(self.settings, self.steps, **changed)
 
     def noise_and_rise(self, strength: Strength) -> tuple[Noise, Any]:
         """The noise, and the rise that it may cost; `None` if its size is fixed."""
         method, settings = self.method, self.settings
-        if method.noise is None:
-            raise ValueError(f"{method.label} has no noise")
+        noise: Any = method.noise
         changing = method.schedule(settings, strength, self.steps)
         if not method.holds_rise(settings):
-            return method.noise(self, changing), None
+            return noise(self, changing), None
         if not method.follows_gap(settings):
             rise: Any = growing_rise(settings, changing, self.steps_per_epoch)
         elif jnp.ndim(strength):
             rise = repeated_rise(strength, self.steps)
         else:
             rise = heldout_gap(share=strength)
-        return method.noise(self, method.largest(settings)), rise
+        return noise(self, method.largest(settings)), rise
 
     def uniform(self, size: Size, relative_to: RelativeTo = None) -> Noise:
-        """Uniform noise."""
+        """Uniform noise, by default of one size in every weight."""
         return uniform(
             size, relative_to=relative_to, filter_axis=flax_filters, mask=self._mask
         )
@@ -89,13 +88,10 @@ class Context:
 
 
 def _whole_vectors(params: Any) -> Any:
-    """The filters of Flax's layers, for LPF-SGD, where a leaf of one axis is one."""
-    leaves, structure = jax.tree.flatten(params)
-    axes = structure.flatten_up_to(flax_filters(params))
-    own = [
-        () if leaf.ndim == 1 else its for leaf, its in zip(leaves, axes, strict=True)
-    ]
-    return jax.tree.unflatten(structure, own)
+    """The filters of Flax's layers, where each vector is one, as in LPF-SGD."""
+    return jax.tree.map(
+        lambda leaf, axes: () if leaf.ndim == 1 else axes, params, flax_filters(params)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ Strength = Any
 GROWTH = 20
 # The largest noise, where the rise decides how strong it is.
 LARGEST = {"radius": 0.3, "relative_radius": 1.0}
-# The noise of the methods that know no other way, unless its size is given.
+# The size of noise of methods that do not hold the rise, unless it is given.
 FIXED = {"radius": 0.1, "relative_radius": 0.2, "std": 0.02, "ema_decay": 0.99}
 
 
@@ -44,7 +44,7 @@ class MethodSettings(RegimeSettings):
         "NATS|gap",
         common=True,
     )
-    gap_share: float = option(heldout_gap().share, "that share, of --loss-rise gap")
+    gap_share: float = option(heldout_gap().share, "that share, with --loss-rise gap")
     rise_epochs: float = option(
         RISE_EPOCHS,
         "epochs in which a rise in nats grows from 0, but at least"
@@ -83,17 +83,11 @@ class MethodSettings(RegimeSettings):
     def __post_init__(self):
         super().__post_init__()
         _checks.count(copies=self.copies)
-        sizes = self._given("loss_rise", "radius", "relative_radius", "std")
-        if self.loss_rise == "gap":
-            del sizes["loss_rise"]
-        _checks.nonnegative(
-            rise_epochs=self.rise_epochs,
-            gap_share=self.gap_share,
-            rho=self.rho,
-            msam_rho=self.msam_rho,
-            **sizes,
-        )
         follows_gap = self.loss_rise == "gap"
+        names = "rise_epochs", "gap_share", "rho", "msam_rho"
+        names += "radius", "relative_radius", "std"
+        names += () if follows_gap else ("loss_rise",)
+        _checks.nonnegative(**self._given(*names))
         unused = ("rise_epochs", "radius_schedule") if follows_gap else ("gap_share",)
         for name in unused:
             value = getattr(self, name)
@@ -124,7 +118,7 @@ def rising_schedule(settings: MethodSettings, strength: Strength, steps: int) ->
 
 
 def repeated_rise(targets: Strength, steps: int) -> optax.Schedule:
-    """A rise that goes through the targets of another training, evenly spaced."""
+    """A rise that follows the targets that another training recorded, evenly spaced."""
     ends = jnp.linspace(0.0, steps, len(targets) + 1)
     return lambda step: jnp.interp(step, ends, jnp.append(0.0, targets))
 
@@ -134,9 +128,5 @@ def growing_rise(
 ) -> optax.Schedule:
     """A rise, or its schedule, that grows from 0 over the first epochs."""
     growth = rise_schedule(steps_per_epoch, loss_rise=1.0, epochs=settings.rise_epochs)
-
-    def schedule(step: Any) -> Any:
-        now: Any = rise(step) if callable(rise) else rise
-        return growth(step) * now
-
-    return schedule
+    at: Any = rise if callable(rise) else lambda step: rise
+    return lambda step: growth(step) * at(step)

@@ -1,8 +1,7 @@
-"""The table of methods, each built on the same optimizer.
+"""The table of methods, `METHODS`, each built on the same optimizer.
 
-`METHODS` is that table: a new method is a new row. A method has one strength, such as a
-radius, which may be traced, so that several strengths can train side by side in one
-program.
+A new method is a new row. A method has one strength, such as a radius, which may be
+traced, so that several strengths can train side by side in one program.
 """
 
 import dataclasses
@@ -25,18 +24,6 @@ from smoothout_jax.experiments.regime import gradient_rule, update_rule
 from smoothout_jax.rivals import msam, msam_eval_params
 
 __all__ = ["METHODS", "METHODS_HELP", "Context", "Method"]
-
-
-def _sgd(context, strength, key):
-    return context.optimizer(peak=strength)
-
-
-def _ema(context, strength, key):
-    return context.optimizer(ema_decay=strength)
-
-
-def _nesterov(context, strength, key):
-    return context.optimizer(momentum=strength, nesterov=True)
 
 
 def _smoothout(context, strength, key):
@@ -110,7 +97,7 @@ METHODS = {
         color="#000000",
         help="the optimizer alone",
         strength="learning_rate",
-        transform=_sgd,
+        transform=lambda context, strength, key: context.optimizer(peak=strength),
     ),
     "smoothout": _SMOOTHOUT,
     "adasmoothout": _ADASMOOTHOUT,
@@ -208,7 +195,7 @@ METHODS = {
         color="#bcbd22",
         help="an exponential moving average of the weights of SGD",
         strength="ema_decay",
-        transform=_ema,
+        transform=lambda context, strength, key: context.optimizer(ema_decay=strength),
         eval_params=lambda state, params: averaged_params(state),
     ),
     "nesterov": Method(
@@ -216,7 +203,9 @@ METHODS = {
         color="#777733",
         help="SGD with Nesterov's momentum",
         strength="momentum",
-        transform=_nesterov,
+        transform=lambda context, strength, key: context.optimizer(
+            momentum=strength, nesterov=True
+        ),
     ),
     "no-denoising": Method(
         label="no de-noising",

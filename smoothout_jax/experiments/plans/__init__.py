@@ -11,25 +11,24 @@ from smoothout_jax.experiments.plans.case import (
     FITS,
     TRIALS,
     Case,
-    cases,
     widened,
 )
 from smoothout_jax.experiments.plans.published import LPF_SGD
 
 __all__ = ["EXPERIMENTS", "FIRST_TRIAL_SEED", "FITS", "TRIALS", "Case", "widened"]
 
-_SMOKE = cases(
-    "digits",
-    "f1",
-    {20: (4, 2)},
-    ("sgd", "sam", "adasmoothout-split"),
-    (60, 20),
-    (2, 1),
-    hidden_sizes=(8,),
+_SMOKE = Case(
+    data="digits",
+    network="f1",
+    batch_size=20,
+    methods=("sgd", "sam", "adasmoothout-split"),
+    validation_size=20,
+    seeds=2,
+    trial_seeds=1,
+    training={"hidden_sizes": (8,), "train_size": 60, "steps": 4, "copies": 2},
 )
-
 EXPERIMENTS = {
-    "batches": {"cpu": questions.BATCHES, "smoke": _SMOKE},
+    "batches": {"cpu": questions.BATCHES, "smoke": (_SMOKE,)},
     "wrong-labels": {"cpu": questions.LABELS},
     "wrong-labels-rise": {"cpu": questions.RISES},
     "recipes": {"cpu": questions.RECIPES},

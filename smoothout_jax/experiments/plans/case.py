@@ -76,27 +76,26 @@ class Case:
 
 
 def cases(
-    data: str,
-    network: str,
-    batches: dict[int, tuple[int, int]],
     methods: tuple[str, ...],
-    sizes: tuple[int, int],
-    seeds: tuple[int, int],
-    **training: Any,
+    *rows: tuple[Any, ...],
+    suffix: str = "",
+    training: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> tuple[Case, ...]:
-    """Cases that differ in the batch size.
+    """Cases that hold the rise of the loss, with names that describe them.
 
     Args:
-        data: the data set.
-        network: the network.
-        batches: steps, and copies of the split methods, by batch size.
         methods: the methods.
-        sizes: training images, and how many of them to hold out for the trials.
-        seeds: number of seeds of the comparison, and of each trial.
-        **training: other settings of training.
+        *rows: data set, network, batch size and steps of a case, its training images
+            and how many of them are held out for the trials, the seeds of its
+            comparison and of each trial, and, optionally, settings of its own.
+        suffix: the end of their names.
+        training: settings that they share.
+        **fields: other fields of `Case`.
     """
-    return tuple(
-        Case(
+    found = []
+    for data, network, batch_size, steps, sizes, seeds, *own in rows:
+        case = Case(
             data=data,
             network=network,
             batch_size=batch_size,
@@ -104,33 +103,14 @@ def cases(
             validation_size=sizes[1],
             seeds=seeds[0],
             trial_seeds=seeds[1],
-            training=training
-            | {"train_size": sizes[0], "steps": steps, "copies": copies},
+            training={"train_size": sizes[0], "steps": steps, "copies": 1}
+            | (own[0] if own else {})
+            | (training or {}),
         )
-        for batch_size, (steps, copies) in batches.items()
-    )
-
-
-def named(
-    *groups: tuple[Case, ...],
-    suffix: str = "",
-    holds_rise: bool = True,
-    training: dict[str, Any] | None = None,
-    **changed: Any,
-) -> tuple[Case, ...]:
-    """Cases with names that are unique within an experiment, and with changes."""
-    return tuple(
-        dataclasses.replace(
-            case,
-            label=f"{case.data}, {case.training['train_size']} images, {case.name},"
-            f" {case.training['steps']} steps{suffix}",
-            holds_rise=holds_rise,
-            training=case.training | (training or {}),
-            **changed,
-        )
-        for group in groups
-        for case in group
-    )
+        label = f"{data}, {sizes[0]} images, {case.name}, {steps} steps{suffix}"
+        changed = {"label": label, "holds_rise": True} | fields
+        found.append(dataclasses.replace(case, **changed))
+    return tuple(found)
 
 
 def widened(setting: str, strengths: tuple[float, ...], low: bool) -> float | None:

@@ -2,8 +2,8 @@
 
 LPF-SGD's comparison on CIFAR-10: ResNet-18 without augmentation, batches of 128, and a
 learning rate of 0.1 that falls to a tenth twice. Strengths are the published ones, or
-the defaults here, so that there are no trials. The 200 epochs of the original are 20
-here. It goes on where it was interrupted:
+the defaults here, so that there are no trials. 20 epochs replace the 200 of the
+original. An interrupted run continues where it stopped:
 
     timeout --signal INT 8m smoothout evidence lpf-sgd --form gpu
 

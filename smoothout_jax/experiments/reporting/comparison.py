@@ -1,7 +1,7 @@
-"""What `smoothout compare` found: its table, its files and its figures."""
+"""Results of `smoothout compare`: table, files and figures."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,18 @@ from rich.table import Table
 
 from smoothout_jax.experiments.methods.table import METHODS
 from smoothout_jax.experiments.reporting import figures
-from smoothout_jax.experiments.reporting.files import write_csv, write_json
-from smoothout_jax.experiments.reporting.formats import with_error, with_interval
-from smoothout_jax.experiments.reporting.provenance import provenance
+from smoothout_jax.experiments.reporting.files import provenance, write_csv, write_json
 from smoothout_jax.experiments.reporting.statistics import (
     mean_and_error,
     paired_difference,
+    with_error,
+    with_interval,
 )
 from smoothout_jax.experiments.reporting.tables import terminal_table
 from smoothout_jax.experiments.training.checkpoints import save_checkpoint
 from smoothout_jax.experiments.training.comparison import Training
-from smoothout_jax.experiments.training.kept import remove_kept
 from smoothout_jax.experiments.training.outcome import DISTANCES, Guessing, Outcome
+from smoothout_jax.experiments.training.resuming import delete_saved_training
 
 DIRECTIONS = 3
 
@@ -31,13 +31,13 @@ class Results:
     """The results of a comparison.
 
     Attributes:
-        settings: its settings.
-        networks: parameters and BatchNorm statistics by the method's name, all seeds
-            along a leading axis.
-        outcomes: what each method reached, by its name.
-        training: how training went, by the method's name.
+        settings: the settings of the comparison.
+        networks: parameters and BatchNorm statistics by method, all seeds along a
+            leading axis.
+        outcomes: what each method reached.
+        training: how training went, by method.
         guessing: what guessing reaches on the training images.
-        data: what is to know of the data where a network is used.
+        data: what the use of a network needs to know of the data.
     """
 
     settings: Any
@@ -50,22 +50,25 @@ class Results:
     @property
     def diverged(self) -> dict[str, list[int]]:
         """The seeds from which the training of a method diverged, by its name."""
-        return self._where(lambda outcome: ~np.isfinite(outcome.test_loss))
+        return self._seeds(
+            {name: ~np.isfinite(each.test_loss) for name, each in self.outcomes.items()}
+        )
 
     @property
     def unlearned(self) -> dict[str, list[int]]:
         """The seeds from which a method did not learn, but did not diverge either."""
-        found = self._where(
-            lambda outcome: (
-                ~self.guessing.beaten_by(outcome.train_loss, outcome.train_accuracy)
-            )
+        beaten = self.guessing.beaten_by
+        return self._seeds(
+            {
+                name: ~beaten(outcome.train_loss, outcome.train_accuracy)
+                for name, outcome in self.sound.items()
+            }
         )
-        return {k: seeds for k, seeds in found.items() if k not in self.diverged}
 
-    def _where(self, true: Callable[[Outcome], np.ndarray]) -> dict[str, list[int]]:
+    def _seeds(self, where: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
         found = {
-            name: [self.settings.all_seeds[i] for i in np.flatnonzero(true(outcome))]
-            for name, outcome in self.outcomes.items()
+            name: [self.settings.all_seeds[i] for i in np.flatnonzero(true)]
+            for name, true in where.items()
         }
         return {name: seeds for name, seeds in found.items() if seeds}
 
@@ -97,23 +100,22 @@ class Results:
 
     @property
     def sound(self) -> dict[str, Outcome]:
-        """What the methods reached that diverged from no seed."""
+        """What the methods reached that did not diverge from any seed."""
         return {k: v for k, v in self.outcomes.items() if k not in self.diverged}
 
 
 def summary(results: Results) -> dict[str, dict[str, Any]]:
     """The figures of the table, by method; accuracies in percent, losses in nats.
 
-    A method that diverged has the seeds from which it did, and no accuracy: a mean of
-    the others would be that of another method. A method that did not learn has the
-    seeds besides. Times are those of a step, relative to SGD's in the same round.
+    A method that diverged has the seeds from which it did instead of an accuracy, as a
+    mean of the others would be misleading. Times are those of a step, relative to SGD's
+    in the same round.
     """
     found, plain = {}, results.training["sgd"].seconds
     for name in results.outcomes:
         row: dict[str, Any] = {"diverged": results.diverged.get(name)}
         if name in results.sound:
             row = _figures_of(results, name) | results.training[name].noise_at_end
-            row |= _best(results, name)
         if name in results.unlearned:
             row["did_not_learn"] = results.unlearned[name]
         time = float(np.median(results.training[name].seconds / plain))
@@ -123,87 +125,76 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
 
 def _figures_of(results: Results, name: str) -> dict[str, Any]:
     outcome, baseline = results.outcomes[name], results.sound.get("sgd")
-    difference = None
-    if baseline is not None:
-        difference = paired_difference(
-            100 * outcome.test_accuracy, 100 * baseline.test_accuracy
-        )
+    accuracy = 100 * outcome.test_accuracy
     found = {
-        "test_accuracy": mean_and_error(100 * outcome.test_accuracy),
-        "difference_to_sgd": difference,
+        "test_accuracy": mean_and_error(accuracy),
+        "difference_to_sgd": baseline
+        and paired_difference(accuracy, 100 * baseline.test_accuracy),
         "train_accuracy": mean_and_error(100 * outcome.train_accuracy),
         "loss_rise": mean_and_error(outcome.loss_rise),
     }
-    for name in ("memorised", "lost_at_8_bits", "lost_at_4_bits", "lost_under_noise"):
-        values = 100 * getattr(outcome, name)
+    for each in ("memorised", "lost_at_8_bits", "lost_at_4_bits", "lost_under_noise"):
+        values = 100 * getattr(outcome, each)
         if np.isfinite(values).all():
-            found[name] = mean_and_error(values)
+            found[each] = mean_and_error(values)
+    if results.settings.watch_size:
+        ours, plain = (100 * results.training[n].best_accuracy for n in (name, "sgd"))
+        found["best_accuracy"] = mean_and_error(ours)
+        found["best_difference_to_sgd"] = paired_difference(ours, plain)
     return found
 
 
-def _best(results: Results, name: str) -> dict[str, Any]:
-    """Accuracy when that on the watched images was highest, if any are watched."""
-    if not results.settings.watch_size:
-        return {}
-    ours, plain = (100 * results.training[n].best_accuracy for n in (name, "sgd"))
-    return {
-        "best_accuracy": mean_and_error(ours),
-        "best_difference_to_sgd": paired_difference(ours, plain),
-    }
+# Columns of the table that depend on the settings: the figure, and its format.
+_COLUMNS = {
+    "rise": ("loss_rise", ".3g"),
+    "memorised": ("memorised", ".1f"),
+    "radius": ("radius", ".2g"),
+    "best": ("best_accuracy", ".2f"),
+}
 
 
 def table(results: Results) -> Table:
     """The table that the command prints."""
     settings, rows = results.settings, summary(results)
-    third, caption = (
-        "rise",
-        (
-            "Rise: mean rise of the training loss (nats) under uniform noise of"
-            f" {settings.noise_radius:g} times each filter's norm."
-        ),
-    )
     if settings.label_noise:
-        third = "memorised"
-        caption = "Memorised: wrong labels that the network repeats."
-    fourth = "best" if settings.watch_size else "radius"
-    if settings.watch_size:
-        caption += (
-            f" Best: test accuracy when that on the {settings.watch_size} watched"
-            " images was highest."
-        )
+        chosen = {"memorised": "Memorised: wrong labels that the network repeats."}
     else:
-        caption += " Radius: size of the noise at the end, if the rise sets it."
+        noise = f"uniform noise of {settings.noise_radius:g} times each filter's norm"
+        chosen = {"rise": f"Rise: mean rise of the training loss (nats) under {noise}."}
+    if settings.watch_size:
+        images = f"the {settings.watch_size} watched images"
+        chosen["best"] = f"Best: test accuracy when that on {images} was highest."
+    else:
+        chosen["radius"] = "Radius: size of the noise at the end, if the rise sets it."
     return terminal_table(
         settings.title,
-        [_cells(rows, name, third, fourth) for name in rows],
-        header=["method", "test", "difference to SGD", "train", third, fourth, "time"],
+        [_cells(rows, name, chosen) for name in rows],
+        header=["method", "test", "difference to SGD", "train", *chosen, "time"],
         caption="Accuracies in percent, mean ± standard error over the seeds; paired"
-        f" difference with its 95 % interval. {caption} Time: of a step, relative to"
-        " SGD's.",
+        f" difference with its 95 % interval. {' '.join(chosen.values())} Time: of a"
+        " step, relative to SGD's.",
     )
 
 
-def _cells(rows: Mapping[str, Any], name: str, third: str, fourth: str) -> list[str]:
+def _cells(rows: Mapping[str, Any], name: str, chosen: Iterable[str]) -> list[str]:
     row, label = rows[name], METHODS[name].label
     time = f"{row['relative_step_time']:.2f}"
     if fault := fault_of(row):
         return [label, fault, "", "", "", "", time]
     difference = "" if name == "sgd" else difference_to_sgd(rows, name)
-    written = {
-        "rise": f"{row['loss_rise'][0]:.3g}",
-        "memorised": f"{row['memorised'][0]:.1f}" if "memorised" in row else "",
-        "radius": f"{row['radius']:.2g}" if "radius" in row else "",
-        "best": f"{row['best_accuracy'][0]:.2f}" if "best_accuracy" in row else "",
-    }
     return [
         label,
         with_error(row["test_accuracy"]),
         difference and with_interval(difference),
         f"{row['train_accuracy'][0]:.2f}",
-        written[third],
-        written[fourth],
+        *(_written(row, *_COLUMNS[column]) for column in chosen),
         time,
     ]
+
+
+def _written(row: Mapping[str, Any], key: str, form: str) -> str:
+    """A figure, the mean alone of those that have an error; empty if it is missing."""
+    return f"{np.ravel(row[key])[0]:{form}}" if key in row else ""
 
 
 def fault_of(row: Mapping[str, Any]) -> str:
@@ -222,7 +213,7 @@ def write(results: Results) -> list[Path]:
     """Writes the results, figures and networks to the output folder; the paths."""
     settings, output = results.settings, results.settings.output
     paths = [
-        write_json(output / "settings.json", settings.to_json()),
+        write_json(output / "settings.json", settings.of_the_run()),
         write_csv(output / "results.csv", _rows(results)),
         write_json(output / "results.json", _document(results)),
     ]
@@ -237,12 +228,12 @@ def write(results: Results) -> list[Path]:
         }
         path = output / "checkpoints" / name
         save_checkpoint(path, about, params=params, stats=stats)
-    remove_kept(output)
+    delete_saved_training(output)
     return [*paths, output / "checkpoints"]
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
-    """One row for each method and seed."""
+    """One for each method and seed."""
     return [
         {"method": name, "seed": seed}
         | {

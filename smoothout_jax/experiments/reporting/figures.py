@@ -62,11 +62,8 @@ def noises(
 ) -> Figure:
     """Draws how strong noise was over training: median over the seeds, and quartiles.
 
-    Args:
-        values: by the method's name, steps, (steps,), and what is known of the noise,
-            (seeds, steps), by the names of `Noise`: the target of the rise is a dashed
-            line beside it.
-        title: the title.
+    Values are steps, (steps,), and fields of `Noise`, (seeds, steps), by method; the
+    target of the rise is a dashed line beside it.
     """
     shown = [key for key in PANELS if any(key in each for _, each in values.values())]
     figure = _figure(4 + 1.3 * (len(shown) - 2))

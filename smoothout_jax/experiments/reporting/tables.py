@@ -17,11 +17,7 @@ def terminal_table(
 ) -> Table:
     """A table for the terminal, whose cells break where it is narrow.
 
-    Args:
-        title: its title.
-        rows: cells of each row; a row of one cell is a heading.
-        header: headings of the columns, of which all but the first align to the right.
-        caption: text below the table.
+    A row of one cell is a heading. All columns but the first align to the right.
     """
     table = Table(
         title=title,
@@ -48,25 +44,18 @@ def terminal_tables(
     caption: str | None = None,
     at_once: int = 3,
 ) -> Group:
-    """A table that may be too wide, as several with some of its columns each.
+    """A table that may be too wide, as several below each other.
 
-    Args:
-        title: their title.
-        rows: as for `terminal_table`.
-        header: headings of the columns; each table has the first one.
-        caption: text below them.
-        at_once: number of columns in each table, besides the first.
+    Each has the first column and the next `at_once` others.
     """
-    rows = list(rows)
-    shown: list[Any] = []
+    rows, shown = list(rows), []
     for start in range(1, len(header), at_once):
         part = slice(start, start + at_once)
-        last = start + at_once >= len(header)
-        table = terminal_table(
+        table: Any = terminal_table(
             "" if shown else title,
             [[row[0], *row[part]] for row in rows],
             header=[header[0], *header[part]],
-            caption=caption if last else None,
+            caption=caption if part.stop >= len(header) else None,
         )
         shown += ["", table] if shown else [table]
     return Group(*shown)

@@ -25,8 +25,7 @@ def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
 
     Args:
         path: its folder.
-        about: what it holds and was trained on: `command`, `method` and `settings`, as
-            JSON holds them.
+        about: what it contains, for JSON.
         **trees: `params`, `stats` and, of a run that can continue, its `state`.
     """
     digests = {name: _digest(tree) for name, tree in trees.items()}
@@ -49,16 +48,15 @@ def save_checkpoint(path: Path, about: Mapping[str, Any], **trees: Any) -> None:
 
 
 def load_about(path: Path) -> dict[str, Any]:
-    """Reads what a checkpoint holds, as `save_checkpoint` wrote it.
+    """Reads what a checkpoint contains, as `save_checkpoint` wrote it.
 
     Raises:
         InputError: if the checkpoint is damaged.
     """
     with named_errors(path):
         about = _restore(path, about=ocp.args.JsonRestore())["about"]
-        digest = about["digests"].get("about")  # earlier versions wrote none
-        told = {name: value for name, value in about.items() if name != "digests"}
-        if digest not in (None, _digest_of_json(told)):
+        written = {name: value for name, value in about.items() if name != "digests"}
+        if about["digests"]["about"] != _digest_of_json(written):
             raise InputError(f"checkpoint {path} is damaged: about has changed")
         return about
 
@@ -69,32 +67,25 @@ def load_networks(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if the checkpoint is damaged.
     """
-    names = "params", "stats"
-    handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in names}
+    like: dict[str, Any] = {"params": {}, "stats": {}}
+    handlers: Any = {name: ocp.StandardCheckpointHandler() for name in like}
     with (
         named_errors(path),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer,
     ):
         found: Any = checkpointer.metadata(path.absolute()).item_metadata
-        like = {
-            name: {}
-            if found.get(name) is None
-            else jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                found[name].tree,
-                is_leaf=lambda node: hasattr(node, "dtype"),
-            )
-            for name in names
-        }
+        for name in like:
+            if found.get(name) is not None:
+                like[name] = jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                    found[name].tree,
+                    is_leaf=lambda node: hasattr(node, "dtype"),
+                )
     return load_trees(path, **like)
 
 
 def load_trees(path: Path, **like: Any) -> dict[str, Any]:
-    """Reads trees of a checkpoint.
-
-    Args:
-        path: the checkpoint's folder.
-        **like: for each of them, a tree of the same structure, shapes and dtypes.
+    """Reads trees of a checkpoint, of the structures, shapes and dtypes of `like`.
 
     Raises:
         InputError: if the checkpoint is damaged, or holds other trees.
@@ -123,7 +114,7 @@ def steps_of(run: Path) -> list[int]:
 
 @contextlib.contextmanager
 def naming_the_one_before(run: Path, step: int) -> Iterator[None]:
-    """Adds to the error of a damaged checkpoint of a run what is there beside it."""
+    """Adds the checkpoint before it to the error of a damaged one."""
     try:
         yield
     except InputError as error:
@@ -137,10 +128,9 @@ def naming_the_one_before(run: Path, step: int) -> Iterator[None]:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Deletes a checkpoint: it stops being one before its first file is gone.
+    """Deletes a checkpoint, renamed first, so that no part of it is taken for one.
 
-    Orbax's `CheckpointManager`, which keeps the last checkpoints too, deletes them in
-    place, so that a process that is killed meanwhile leaves part of one.
+    Orbax's `CheckpointManager` deletes in place.
     """
     doomed = path.with_name(f"{UNFINISHED}{path.name}.deleted")
     path.rename(doomed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from smoothout_jax.experiments.progress import Progress, announce
-from smoothout_jax.experiments.training.kept import KeptTraining
+from smoothout_jax.experiments.training.resuming import SavedTraining
 from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.trainer import Trainer
 
@@ -67,7 +67,7 @@ class Training:
 
 
 def train_in_turns(
-    trainers: Mapping[str, Trainer], kept: KeptTraining | None = None
+    trainers: Mapping[str, Trainer], kept: SavedTraining | None = None
 ) -> dict[str, Training]:
     """Trains methods in turns.
 

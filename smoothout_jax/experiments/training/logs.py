@@ -41,8 +41,7 @@ class Log:
 
     Args:
         output: the folder of the run.
-        start: the step that the run continues from; lines of later steps, which are
-            trained again, are dropped.
+        start: the step that the run continues from; later lines are dropped.
 
     Attributes:
         earlier_seconds: seconds that the steps up to `start` took.
@@ -51,13 +50,11 @@ class Log:
     def __init__(self, output: Path, start: int):
         self.earlier_seconds = 0.0
         self._files = contextlib.ExitStack()
-        self._writes = is_first()
-        if self._writes:
+        if is_first():
             self._open(output, start)
 
-    def _open(self, output, start) -> None:
-        path = output / "log.csv"
-        rows = []
+    def _open(self, output: Path, start: int) -> None:
+        path, rows = output / "log.csv", []
         if path.exists() and start:
             rows = [row for row in read_log(path) if int(row["step"]) <= start]
         if rows:
@@ -80,7 +77,7 @@ class Log:
 
     def write(self, row: Mapping[str, float]) -> None:
         """Writes the values of a step, by the names in `COLUMNS`, some of them."""
-        if not self._writes:
+        if not is_first():
             return
         csv.DictWriter(self._file, COLUMNS).writerow(row)
         self._file.flush()
@@ -92,7 +89,7 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Reads the whole lines of a log; columns that it lacks are left out.
+    """Reads the complete lines of a log.
 
     Raises:
         InputError: if it is not a log.

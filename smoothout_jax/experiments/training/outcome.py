@@ -24,7 +24,7 @@ NOISE_SAMPLES = 3
 class Outcome(NamedTuple):
     """What one method reached; the leading axis of every array counts the seeds.
 
-    All is NaN for a network whose training diverged: its loss is not finite.
+    All values are NaN for a network whose loss is not finite.
 
     Attributes:
         test_accuracy: fraction of the test images that are classified correctly.
@@ -67,10 +67,9 @@ def measure_outcomes(
     noise_samples: int,
     directions: int,
 ) -> dict[str, Outcome]:
-    """Measures networks: all with the same noise, and in directions of the same keys.
+    """Measures the networks of each method, pairs of parameters and statistics.
 
-    A network is a pair of parameters and BatchNorm statistics. Each method has one for
-    each seed.
+    All are measured with the same noise, and in directions of the same keys.
     """
     mask = exclude("BatchNorm") if task.batch_norm else None
     noise = uniform(
@@ -124,11 +123,11 @@ def _measure(task: Task, params, stats, noise: Noise, samples: int, keys) -> Out
 def memorised(task: Task, params: Any, stats: Any) -> float:
     """Fraction of the wrong labels that a network predicts; NaN if there are none."""
     data = task.data
-    labels, true = data.train_labels[:MEASURED_IMAGES], data.true_labels
-    (wrong,) = np.nonzero(labels != true[:MEASURED_IMAGES])
+    different = data.train_labels != data.true_labels
+    (wrong,) = np.nonzero(different[:MEASURED_IMAGES])
     if not len(wrong):
         return float("nan")
-    batch = np.asarray(data.train_images[wrong]), labels[wrong]
+    batch = np.asarray(data.train_images[wrong]), data.train_labels[wrong]
     return float(task.measure(params, stats, [batch])["accuracy"])
 
 
@@ -137,7 +136,7 @@ def accuracy_lost(
 ) -> dict[str, float]:
     """Accuracy on the first 2,000 test images lost by rounding weights, and by noise.
 
-    The statistics of BatchNorm stay.
+    BatchNorm keeps its statistics.
     """
     batches = task.sets["test"][: MEASURED_IMAGES // BATCH]
 
@@ -159,8 +158,7 @@ def accuracy_lost(
 def rounded(params: Any, bits: int) -> Any:
     """Rounds each filter of a network of Flax to 2 ** bits - 1 equal levels.
 
-    The largest weight of a filter is kept; biases and scales stay as they are, as in
-    the usual quantization of weights.
+    The largest weight of a filter is kept. Biases and scales are not rounded, as usual.
     """
 
     def of_leaf(leaf, filter_axes):
@@ -172,13 +170,11 @@ def rounded(params: Any, bits: int) -> Any:
         step = largest / (2 ** (bits - 1) - 1)
         return jnp.where(step > 0, jnp.round(leaf / step) * step, leaf)
 
-    leaves, tree = jax.tree.flatten(params)
-    axes = tree.flatten_up_to(flax_filters(params))
-    return jax.tree.unflatten(tree, map(of_leaf, leaves, axes))
+    return jax.tree.map(of_leaf, params, flax_filters(params))
 
 
 class Guessing(NamedTuple):
-    """What a network with the same output for every image reaches at best.
+    """The best that a network with the same output for every image can reach.
 
     A network that does no better has not learned.
 
@@ -192,7 +188,7 @@ class Guessing(NamedTuple):
 
     @classmethod
     def on(cls, task: Task) -> "Guessing":
-        """That on the images that `"train loss"` is of."""
+        """Guessing on the images that `"train loss"` is measured on."""
         labels = task.data.train_labels[:MEASURED_IMAGES]
         frequencies = np.bincount(labels) / len(labels)
         share, frequencies = frequencies.max(), frequencies[frequencies > 0]
@@ -203,8 +199,8 @@ class Guessing(NamedTuple):
     def beaten_by(self, loss: Any, accuracy: Any) -> Any:
         """Whether losses are below, by more than rounding, or accuracies above.
 
-        One is enough: where labels are wrong, what has learned the right ones may pay
-        more for the others than guessing does.
+        One is enough: a network that has learned the right labels may pay more for
+        wrong ones than guessing does.
         """
         below = (np.asarray(loss) < self.loss) & ~np.isclose(loss, self.loss)
         return below | (np.asarray(accuracy) > self.accuracy)

@@ -13,11 +13,7 @@ AXES = ("data", "model")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Parses a mesh written as `data=4,model=2` into the sizes of its axes.
-
-    Raises:
-        ValueError: if it is not written so.
-    """
+    """The sizes of the axes of a mesh, from a text such as `data=4,model=2`."""
     sizes = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
@@ -38,12 +34,11 @@ class Placement:
             everything.
 
     Attributes:
-        mesh: the mesh; `None` without one.
-        replicated: the sharding of arrays that every device holds; `None` without a
-            mesh.
+        mesh: the mesh, if there is one.
+        replicated: the sharding of arrays that every device holds, if there is a mesh.
 
     Raises:
-        InputError: if the mesh needs another number of devices than there are.
+        InputError: if the number of devices is not that of the mesh.
     """
 
     def __init__(self, text: str | None = None):
@@ -63,11 +58,7 @@ class Placement:
         self.replicated = NamedSharding(self.mesh, jax.P())
 
     def check_batch(self, batch_size: int, parts: int = 1) -> None:
-        """Requires that each part of a batch divides over the mesh.
-
-        Raises:
-            InputError: if not.
-        """
+        """Raises InputError unless each part of a batch divides over the mesh."""
         if self.mesh is None:
             return
         devices = self._sizes["data"]
@@ -79,10 +70,7 @@ class Placement:
             )
 
     def examples(self, array: np.ndarray) -> jax.Array:
-        """Shards an array of examples: each process holds those of its own devices.
-
-        Appends zeros so that the examples divide over the devices.
-        """
+        """Shards an array of examples, with zeros appended so that they divide."""
         if self.mesh is None:
             return jax.numpy.asarray(array)
         rest = -len(array) % self._sizes["data"]

@@ -24,26 +24,22 @@ FAILED = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessSettings(Settings):
-    """Settings of the devices and processes that a run takes.
-
-    Raises:
-        TypeError, ValueError: if a value is out of its range, or two values conflict.
-    """
+    """Settings of the devices and processes that a run uses."""
 
     group: ClassVar[str] = "devices and processes"
 
     mesh: str | None = option(
         None,
-        "devices as axes: data, which batches are sharded over, and model, which"
-        " filters are, such as data=4,model=2; by default the first device alone",
+        "axes of the devices: data, over which batches are sharded, and model, over"
+        " which filters are, such as data=4,model=2; by default the first device alone",
         "AXES",
         machine=True,
         common=True,
     )
     distributed: bool = option(
         False,
-        "run in several processes, which the environment describes, as with SLURM, GKE"
-        " and TPU pods, or the next three options",
+        "run in several processes, set up by the environment (SLURM, GKE, TPU pods) or"
+        " by the next three options",
         machine=True,
     )
     coordinator_address: str | None = option(
@@ -86,14 +82,10 @@ class ProcessSettings(Settings):
 
 @contextmanager
 def processes(settings: ProcessSettings, output: Path) -> Iterator[None]:
-    """Joins the other processes of a distributed run.
+    """Joins the other processes of a distributed run, which writes to `output`.
 
     When one of them dies, JAX ends this one within `TIMEOUT` seconds, wherever it
     waits.
-
-    Args:
-        settings: the settings of the processes.
-        output: the folder of the run.
     """
     if not settings.distributed:
         yield

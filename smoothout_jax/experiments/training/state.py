@@ -1,4 +1,4 @@
-"""The state of training, and what is seen of it."""
+"""The state of training, and what is measured of it."""
 
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class State(NamedTuple):
     rise: LossRiseState | None = None
 
     def trees(self) -> dict[str, Any]:
-        """What a checkpoint of it holds, by name."""
+        """What a checkpoint of it contains, by name."""
         return {name: tree for name, tree in self._asdict().items() if tree is not None}
 
 
