@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from pages import evidence
+from pages import evidence, gap
 from pages.evidence import OURS, SHOWN, SWEPT, Result, Tally, of_experiment, tally
 from pages.results import compared, main_cases
 from pages.source import ROOT
@@ -14,6 +14,11 @@ from pages.source import ROOT
 def total(name: str, method: str = OURS) -> Tally:
     """The tally of a method in the cases of a name."""
     return tally(cases()[name], method)
+
+
+def gained(group: str) -> Tally:
+    """The tally of noise that follows the gap in a group of cases."""
+    return tally(evidence.grouped(gap.cases())[group], evidence.GAP)
 
 
 def mean(name: str, method: str = OURS) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from pages import evidence, feedback, gap, pictures, results
-from pages.evidence import OURS, SWEPT, Result, label_of, of_experiment
+from pages.evidence import GAP, OURS, SWEPT, Result, label_of, of_experiment
 from pages.pictures import Mark, Panels, intervals, marks_of, means
 from smoothout_jax.experiments.methods.table import METHODS
 
@@ -23,6 +23,28 @@ def overview(cases: list[Result], methods: tuple[str, ...]) -> Figure:
             rows[f"{label_of(method)} ({len(gains)})"] = [Mark(method, gains)]
     quantity = f"{MINUS_SGD}\ndots: cases (how many); bars: their means"
     return means(panels, quantity, linear=2)
+
+
+def headline() -> Figure:
+    """What noise gains without a strength to choose: a dot for each case, by group."""
+    figure = Figure(figsize=(pictures.WIDTH, 2.9), layout="constrained")
+    ax, here = figure.subplots(), evidence.grouped(gap.cases())
+    for row, group in enumerate(gap.README):
+        gains = [
+            difference[0] for e in here[group] if (difference := e.difference(GAP))
+        ]
+        color, mean = METHODS[OURS].color, sum(gains) / len(gains)
+        ax.plot(gains, [row] * len(gains), "o", color=color, alpha=0.5, ms=8)
+        ax.plot([mean, mean], [row - 0.3, row + 0.3], color=color, lw=4)
+    ax.axvline(0, color="black", lw=1)
+    ax.set_yticks(
+        range(len(here)), ["labels\nare wrong", "SGD\nfits", "SGD does\nnot fit"]
+    )
+    ax.set_ylim(len(here) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)
+    ax.tick_params(labelsize=12)
+    ax.set_xlabel("points of test accuracy\ngained over SGD", fontsize=12)
+    return figure
 
 
 def forest(cases: list[Result], methods: tuple[str, ...]) -> Figure:
@@ -122,6 +144,7 @@ def wrong_labels() -> Figure:
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
+    "results/headline": headline,
     "results/groups": lambda: overview(results.main_cases(), SHOWN),
     "results/cases": lambda: forest(results.main_cases(), SHOWN),
     "results/gap": lambda: overview(gap.cases(), gap.METHODS),

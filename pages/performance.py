@@ -7,22 +7,23 @@ from pages.source import figures, table
 
 # What the README shows, by the contenders' names in the results.
 README = {
-    "smoothout": "`smoothout`",
-    "held": "`smoothout` with `loss_rise`",
-    "split": "4 copies, batch split",
+    "held": "SmoothOut",
+    "split": "SmoothOut, 4 copies that share the batch",
     "sam": "SAM",
 }
 
 
 def readme() -> str:
-    """The README's table, in one row: step times in both networks."""
+    """The README's table of step times: a row for each way, a column for a network."""
     problems = figures("performance/cpu.json")["problems"].values()
-    row = {"step time / SGD's": "; ".join(problem["label"] for problem in problems)}
+    rows = []
     for name, label in README.items():
-        found = [problem["contenders"] for problem in problems]
-        times = [tables.ratio(each[name], each["plain"])[0] for each in found]
-        row[label] = ", ".join(f"{time:.2f}" for time in times)
-    return table([row])
+        row = {"step time / SGD's": label}
+        for problem in problems:
+            of = problem["contenders"]
+            row[problem["label"]] = f"{tables.ratio(of[name], of['plain'])[0]:.2f}"
+        rows.append(row)
+    return table(rows)
 
 
 def costs(part: str) -> str:

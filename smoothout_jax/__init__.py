@@ -42,7 +42,7 @@ from smoothout_jax.smoothout import (
     smoothout_eval_params,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LossRiseState",

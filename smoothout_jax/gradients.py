@@ -72,7 +72,8 @@ def smooth(
     Returns:
         The function `smoothed(key, params, *args, **kwargs)` to the mean value, or to
         `(value, aux)`. It can be differentiated, but `smoothout_value_and_grad` uses
-        less memory: it never holds the intermediate values of two copies at once.
+        less memory: unless copies run together (`execution="vmap"`), it never holds the
+        intermediate values of two copies at once.
 
     Raises:
         TypeError, ValueError: as for `smoothout_value_and_grad`.

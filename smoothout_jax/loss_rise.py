@@ -59,9 +59,12 @@ class LossRiseState(NamedTuple):
     Attributes:
         noise_scale: the factor in [0, 1] by which the current noise is multiplied.
         loss_rise_estimate: mean rise of the loss over about the last 50 steps, in the
-            units of the loss; each counts as at most 100 times the target.
-        rise_per_square: mean of the rise divided by the square of the scale.
-        rise_weight: weight of these means, the sum of the squares of the scales.
+            units of the loss; each is clipped to -10 to 100 times its target, and
+            weighted by the square of its scale.
+        rise_per_square: mean, weighted likewise, of the rise divided by the square of
+            the scale.
+        rise_weight: weight of these means: the sum of the squares of the scales, which
+            decays by 2 % a step, and with the square of a scale that falls.
         rise_step: number of gradients so far, int32.
         loss_rise_target: the rise that the noise should cause.
         gap_state: the gap that the target follows with `heldout_gap`; else `None`.
@@ -96,7 +99,7 @@ def heldout_gap(
     """A `loss_rise` that follows the gap between held-out and training loss.
 
     The noise should keep a network from memorising its training data, and the gap shows
-    how much it has memorised. The rise is held at a share of the gap, so that a growing
+    how much it has memorised. The rise follows a share of the gap, so that a growing
     gap brings stronger noise, which narrows it. Report both losses, once an epoch or
     so, to `smoothout_report`. Each report moves the rise a fifth of the way to that
     share, but never up while the held-out loss reaches a new minimum, since a network
@@ -314,8 +317,9 @@ class LossRise:
         most = jnp.clip(growth * state.noise_scale, START, 1)
         scale = jnp.clip(jnp.sqrt(held), LEAST, most)
         scale = jnp.where(target > 0, scale, 0)
-        # When the noise weakens, the rises so far get the weight that so weak a noise
-        # would have given them. Otherwise they would dominate the means for too long.
+        # When the noise weakens, the weight of all steps so far falls with the square
+        # of the scale. Otherwise those under stronger noise would dominate the means
+        # for too long.
         old = state.noise_scale
         weaker = (scale > 0) & (scale < old)
         ratio = jnp.where(weaker, scale / jnp.where(weaker, old, 1), 1)

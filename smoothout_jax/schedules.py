@@ -55,13 +55,15 @@ def tanh_schedule(
     """Noise that sets in halfway: `end_value · (1 + tanh(s · (step / T - ½))) / 2`.
 
     Args:
-        end_value: radius approached at the end, at least 0.
+        end_value: radius approached after step T, at least 0.
         transition_steps: number T of steps; after half of them, half the radius is
             reached.
-        steepness: slope s of the rise, at least 0.
+        steepness: s, at least 0: the larger, the more abruptly it sets in. Halfway, the
+            radius grows by s / 2 of `end_value` per T steps.
 
     Returns:
-        The schedule of the radius; it stays at `end_value` after `transition_steps`.
+        The schedule of the radius. At step T it is `end_value / (1 + exp(-s))`, by
+        default less than `end_value` by 5 in 10^5.
 
     Raises:
         TypeError, ValueError: if an argument is not a number or is out of range.
@@ -69,8 +71,8 @@ def tanh_schedule(
     Example:
         >>> from smoothout_jax import tanh_schedule
         >>> schedule = tanh_schedule(0.1, transition_steps=100)
-        >>> [f"{schedule(step):.3f}" for step in (0, 50, 100)]
-        ['0.000', '0.050', '0.100']
+        >>> [f"{schedule(step):.6f}" for step in (0, 50, 100)]
+        ['0.000005', '0.050000', '0.099995']
 
     Reference:
         Wen et al., 2018: the `tanh` option of the authors' program.
@@ -125,11 +127,11 @@ def rise_schedule(
 ) -> optax.Schedule:
     """A rise of the loss that grows over the epochs, for `loss_rise`.
 
-    It grows from 0 over `epochs` epochs, but at least 200 steps, by default by 0.003
-    nats an epoch, and then stays. It is meant for cross entropy, and for trainings that
-    continue for many epochs after the network fits its images; over a few epochs it has
-    almost no effect. Where labels are wrong, a fixed radius chosen on held-out labels
-    helps more.
+    It grows from 0 over `epochs` epochs, by default by 0.003 nats an epoch, but over at
+    least 200 steps, and then stays. It is meant for cross entropy, and for trainings
+    that continue for many epochs after the network fits its images; over a few epochs
+    it has almost no effect. Where labels are wrong, a fixed radius chosen on held-out
+    labels helps more.
 
     Args:
         steps_per_epoch: updates in a pass over the training data, at least 1.

@@ -15,11 +15,32 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples_run_as_printed(example, tmp_path, monkeypatch):
+def test_the_example_prints_the_gain(tmp_path, monkeypatch, capsys):
+    (example,), (shown,) = EXAMPLES, re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     with jax.numpy_dtype_promotion("standard"):  # as a user runs them
         exec(compile(example, "README.md", "exec"), {})
+    sgd, ours = found = percentages(capsys.readouterr().out)
+    assert ours > sgd + 10
+    assert found == pytest.approx(percentages(shown), abs=3)
+
+
+def percentages(text):
+    return [float(each) for each in re.findall(r"([\d.]+)% right", text)]
+
+
+def test_the_first_25_lines_print_the_gain():
+    beginning = README.splitlines()[:25]
+    assert beginning[3] == "```python"
+    assert beginning[-1].strip().startswith("print(")
+
+
+def test_it_has_at_most_600_words():
+    """Besides code, tables and comments."""
+    text = re.sub(
+        r"```.*?```|<!--.*?-->|^\|.*?$|^    .*?$", "", README, flags=re.S | re.M
+    )
+    assert len(text.split()) <= 600
 
 
 def test_it_is_one_screen_and_its_test_command_is_that_of_the_project():

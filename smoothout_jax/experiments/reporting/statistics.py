@@ -29,10 +29,10 @@ def paired_difference(
     return mean_and_interval(values - baseline)
 
 
-def with_error(pair: Sequence[float], form: str = ".2f") -> str:
+def with_error(pair: Sequence[float], form: str = ".2f", error_form: str = "") -> str:
     """A mean with its standard error, such as `97.41 ± 0.09`."""
     mean, error = pair
-    return f"{mean:{form}} ± {error:{form}}"
+    return f"{mean:{form}} ± {error:{error_form or form}}"
 
 
 def with_interval(triple: Sequence[float]) -> str:
