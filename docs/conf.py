@@ -20,16 +20,19 @@ copyright = f"2026, {author}"
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "command_options",
     "mathml",
+    "notebooks",
     "readable",
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md"]
 default_role = "py:obj"
 
+autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -45,6 +48,7 @@ nb_merge_streams = True
 
 html_theme = "furo"
 pygments_dark_style = "monokai"
+html_favicon = "static/favicon.svg"
 html_title = f"smoothout_jax {release}"
 html_math_renderer = "mathml"
 html_additional_pages = {"index": "redirect.html"}

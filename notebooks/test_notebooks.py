@@ -46,3 +46,13 @@ def test_a_notebook_runs_from_nothing(path, tmp_path):
     for kept, new in zip(committed, executed, strict=True):
         assert kinds(kept) == kinds(new)
         assert "stderr" not in kinds(new)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_pictures_have_alternative_texts(path):
+    for cell in code_cells(path):
+        assert len(cell.source.splitlines()) <= 20, cell.source
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert cell.metadata["mystnb"]["image"]["alt"]
+        is_check = "np.testing." in cell.source or cell.source.startswith("assert")
+        assert ("remove-cell" in cell.metadata.get("tags", [])) == is_check

@@ -63,11 +63,11 @@ def lost(method: str) -> float:
     return float(np.mean([row["lost_at_4_bits"][0] for row in rows]))
 
 
-def lora(place: str) -> str:
-    """What noise gains with LoRA, as the last notebook prints it."""
+def lora(place: str, case: int = 0) -> str:
+    """What noise gains with LoRA, in one of the cases that the last notebook prints."""
     text = (ROOT / "notebooks" / "8-transformers-and-lora.ipynb").read_text()
-    (gain,) = re.findall(rf"noise on the {place} .*?(\S+) \[(\S+), (\S+)\], ", text)
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*map(float, gain))
+    gains = re.findall(rf"noise on the {place} .*?(\S+) \[(\S+), (\S+)\], ", text)
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*map(float, gains[case]))
 
 
 def short_gained() -> str:

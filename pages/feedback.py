@@ -71,7 +71,7 @@ def losses(wrong: float, has_noise: bool) -> dict[str, np.ndarray]:
 
 def draw() -> Figure:
     """A panel without noise and one with it, for right and for wrong labels."""
-    figure = Figure(figsize=(pictures.WIDTH, 4.6), layout="constrained")
+    figure = Figure(figsize=(pictures.WIDTH, 5), layout="constrained")
     rows = figure.subplots(2, 2, sharex=True, sharey="row")
     steps = 10 * np.arange(1, REPORTS + 1)
     for axes, wrong in zip(rows, (0.0, 0.4), strict=True):
@@ -83,7 +83,7 @@ def draw() -> Figure:
                 drawn = {"color": "#009e73", "alpha": 0.35, "label": "δ, half the gap"}
                 ax.fill_between(steps, found["δ"], **drawn)
             labels = "wrong labels" if wrong else "right labels"
-            ax.set_title(f"{labels}, {'SmoothOut' if has_noise else 'Adam'}", size=10)
+            ax.set_title(f"{labels},\n{'SmoothOut' if has_noise else 'Adam'}", size=10)
             ax.set_ylim(0, 3.5 if wrong else 0.8)
             ax.tick_params(labelsize=9)
             ax.grid(alpha=0.3)
@@ -92,6 +92,6 @@ def draw() -> Figure:
         ax.set_xlabel("steps", size=10)
     handles, names = rows[0, 1].get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=9
+        handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=9
     )
     return figure

@@ -65,12 +65,13 @@ def recipes() -> Figure:
 
 
 def parts() -> Figure:
-    """Differences to SGD by what is changed, a panel for each case."""
+    """Differences to SGD by the part that is changed, a panel for each case."""
     panels: dict[str, dict[str, list[Mark]]] = {}
     for (name, change), of in results.changed().items():
-        row = METHODS[name].label + change
         for case, difference in of.items():
-            panels.setdefault(case, {})[row] = [Mark(name, difference)]
+            if not change:  # schedules and BatchNorm are in the table
+                row = METHODS[name].label
+                panels.setdefault(case, {})[row] = [Mark(name, difference)]
     return intervals(panels, MINUS_SGD)
 
 
@@ -91,7 +92,7 @@ def rivals() -> Figure:
         }
         for each in of_experiment("rivals")
     }
-    return intervals(panels, f"{MINUS_SGD}; hollow: at equal gradients")
+    return intervals(panels, f"{MINUS_SGD};\nhollow: at equal gradients")
 
 
 def robustness() -> Figure:
@@ -116,31 +117,16 @@ def strengths() -> Figure:
 
 
 def wrong_labels() -> Figure:
-    """Accuracy at the end, and at its best, by the fraction of wrong labels."""
-    cases: dict[str, list[Result]] = {}
+    """Differences to SGD at the end, by the fraction of wrong labels."""
+    panels: dict[str, dict[str, list[Mark]]] = {}
     for each in of_experiment(evidence.WRONG_LABELS):
         if each.settings["label_noise_kind"] == "symmetric":
             network = evidence.NETWORKS[each.settings["network"]]
-            title = f"{evidence.DATA[each.settings['data']]}, {network}"
-            cases.setdefault(title, []).append(each)
-    width, rows = 1.4 * pictures.WIDTH, -(-len(cases) // 2)
-    figure = Figure(figsize=(width, 2.7 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).flat
-    for ax, (title, here) in zip(axes, cases.items(), strict=False):
-        for method in ("sgd", *SHOWN):
-            wrong = [100 * each.settings["label_noise"] for each in here]
-            for quantity, style in (("test_accuracy", "o-"), ("best_accuracy", "o:")):
-                means = [each.summary[method][quantity][0] for each in here]
-                label = label_of(method) if quantity == "test_accuracy" else ""
-                ax.plot(wrong, means, style, color=METHODS[method].color, label=label)
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
-    figure.supxlabel(
-        "wrong training labels (%)\nsolid: at the end; dotted: with early stopping"
-    )
-    figure.supylabel("test accuracy (%)")
-    pictures.legend(figure)
-    return figure
+            row = f"{evidence.DATA[each.settings['data']]}, {network}"
+            title = f"{100 * each.settings['label_noise']:.0f} % of the labels wrong"
+            marks = marks_of(each, (OURS, SWEPT, "msam"))
+            panels.setdefault(title, {})[row] = marks
+    return intervals(dict(sorted(panels.items())), MINUS_SGD, linear=2)
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {

@@ -4,6 +4,7 @@ They are narrow, so that their text is legible on a phone too.
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from matplotlib.figure import Figure
 from pages.evidence import OURS, label_of
 from smoothout_jax.experiments.methods.table import METHODS
 
-# Inches, and dots per inch: 585 pixels.
-WIDTH, DPI = 4.5, 130
+# Inches, and dots per inch: 600 pixels.
+WIDTH, DPI = 4.0, 150
 
 
 class Mark(NamedTuple):
@@ -75,8 +76,8 @@ def means(panels: Panels, quantity: str, linear: float = np.inf) -> Figure:
 def _in_rows(panels: Panels, quantity: str, linear: float) -> tuple[Figure, list[Axes]]:
     """A figure whose panels have a row for each name."""
     names = [[in_lines(name) for name in rows] for rows in panels.values()]
-    heights = [sum(0.12 + 0.14 * (1 + n.count("\n")) for n in each) for each in names]
-    height = sum(heights) + 0.5 * len(panels) + 0.9
+    heights = [sum(0.13 + 0.15 * (1 + n.count("\n")) for n in each) for each in names]
+    height = sum(heights) + 0.55 * len(panels) + 1
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(
         len(panels), 1, height_ratios=heights, sharex=True, squeeze=False
@@ -85,15 +86,18 @@ def _in_rows(panels: Panels, quantity: str, linear: float) -> tuple[Figure, list
         ax.axvline(0, color="black", lw=0.8)
         ax.set_yticks(range(len(rows)), rows, linespacing=1.0)
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.tick_params(labelsize=8, labelbottom=True)
+        ax.tick_params(labelsize=9, labelbottom=True)
         ax.grid(axis="x", alpha=0.3)
-        ax.set_title(in_lines(title), loc="left", fontsize=9)
+        lines = [textwrap.fill(line, 29) for line in in_lines(title).split("\n")]
+        ax.set_title("\n".join(lines), loc="left", fontsize=10)
         if np.isfinite(linear):
             ax.set_xscale("symlog", linthresh=linear)
             ticks = [-20, -5, -2, 0, 2, 5, 20]
             ax.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
             ax.minorticks_off()
-    figure.supxlabel(quantity, fontsize=9)
+    if np.isfinite(linear):
+        quantity = f"{quantity}\nlinear between ±{linear:g}, logarithmic beyond"
+    figure.supxlabel(quantity, fontsize=10)
     return figure, list(axes.flat)
 
 
@@ -104,8 +108,8 @@ def legend(figure: Figure) -> None:
         handles, labels = ax.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
     if shown:
-        place = {"loc": "outside upper center", "ncols": 2, "frameon": False}
-        figure.legend(shown.values(), shown, fontsize=8, **place)
+        place = {"loc": "outside upper left", "ncols": 1, "frameon": False}
+        figure.legend(shown.values(), shown, fontsize=9, **place)
 
 
 def marks_of(result: Any, methods: Iterable[str]) -> list[Mark]:

@@ -99,6 +99,19 @@ def test_signatures_show_types(pages):
 
 
 @pytest.mark.slow
+def test_every_notebook_can_be_downloaded(pages):
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        links = pages[Path("notebooks") / f"{path.stem}.html"].links
+        assert [link for link in links if link.endswith(f"/{path.name}")], path
+
+
+@pytest.mark.slow
+def test_pages_of_functions_begin_with_a_table_of_them(pages):
+    for path in (ROOT / "docs" / "api").glob("*.md"):
+        assert "table" in pages[Path("docs/api") / f"{path.stem}.html"].tags, path
+
+
+@pytest.mark.slow
 def test_options_show_their_defaults(pages):
     text = pages[Path("docs/command.html")].text
     assert "SUPPRESS" not in text

@@ -8,6 +8,8 @@ from docutils import nodes
 from sphinx.util.osutil import relative_uri
 from sphinx.util.typing import stringify_annotation
 
+from smoothout_jax.filters import FilterAxis
+
 # A cell of figures only, such as "+0.37 [+0.21, +0.53]", "96.5 ± 0.1", "0.98 to 1.1".
 FIGURES = re.compile(r"[-+±\d.,:/*()[\]% ]*\d( to |[-+±\d.,:/*()[\]% ])*")
 # Longer cells have a least width, lest they become a column of words.
@@ -18,12 +20,15 @@ TOGETHER = re.compile(
 )
 # Names of types that Sphinx would write out; the last is in the others.
 TYPES = {
+    "FilterAxis": FilterAxis,
     "Schedule": optax.Schedule,
     "OptState": optax.OptState,
     "ArrayLike": jax.typing.ArrayLike,
 }
 NAMES = {stringify_annotation(each, "smart"): name for name, each in TYPES.items()}
 NAMES["[[...]"] = "[..."
+# A page of the documentation, as docstrings name it.
+PAGE = re.compile(r"\bdocs/([\w/-]+)\.md\b")
 
 
 def keep_figures_in_a_line(app, doctree):
@@ -72,8 +77,14 @@ def shorten_types(app, what, name, obj, options, signature, returns):
     return tuple(texts)
 
 
+def link_pages(app, what, name, obj, options, lines):
+    """Links the pages that a docstring names by their files."""
+    lines[:] = [PAGE.sub(r":doc:`/docs/\1`", line) for line in lines]
+
+
 def setup(app):
     """Connects them."""
+    app.connect("autodoc-process-docstring", link_pages)
     app.connect("doctree-read", keep_figures_in_a_line)
     app.connect("doctree-resolved", drop_links_to_the_page_itself)
     app.connect("doctree-resolved", link_pictures_to_themselves)
