@@ -10,7 +10,8 @@ from command_line import content, refused, run
 from PIL import Image
 
 import smoothout_jax.experiments as experiments
-from smoothout_jax.experiments.data import image_folder
+from smoothout_jax.experiments.commands.train import TrainSettings
+from smoothout_jax.experiments.data import datasets, image_folder
 from smoothout_jax.experiments.data.image_folder import (
     ImageFiles,
     find_images,
@@ -84,6 +85,15 @@ def test_images_for_training_do_not_come_by_class(small, apart, monkeypatch):
     redder = np.asarray(train.images)[..., 0].mean((1, 2)) > 100
     assert redder.tolist() == train.labels.tolist()
     assert test.labels.tolist() == [1, 1]
+
+
+def test_channels_are_standardized_by_the_training_images(photos):
+    settings = TrainSettings(data=str(photos), image_size=6, batch_size=6)
+    data = datasets.prepare(settings)
+    images = data.train_images.astype(np.float64)
+    mean, deviation = data.scaling
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(deviation, images.std((0, 1, 2)), rtol=1e-5)
 
 
 # What a file may hold, and the colour of its upper left pixel.
