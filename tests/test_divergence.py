@@ -30,6 +30,7 @@ def test_methods_that_diverge_are_named_and_the_others_kept(tmp_path, capsys):
     assert row_of("fixed", shown.out)[:3] == ["SmoothOut,", "fixed", "diverged"]
     summary = strict((tmp_path / "results.json").read_text())["summary"]
     assert summary["sgd"]["test_accuracy"][0] > 0
+    assert "seeds to tell" not in shown.out
     assert summary["smoothout-fixed"].keys() == {"diverged", "relative_step_time"}
     path = tmp_path / "checkpoints" / "smoothout-fixed"
     for command in ("sharpness", "landscape"):

@@ -10,6 +10,7 @@ from command_line import content, refused, run
 from PIL import Image
 
 import smoothout_jax.experiments as experiments
+from smoothout_jax.experiments import cli
 from smoothout_jax.experiments.commands.train import TrainSettings
 from smoothout_jax.experiments.data import datasets, image_folder
 from smoothout_jax.experiments.data.image_folder import (
@@ -304,6 +305,22 @@ def test_colours_are_learned_and_images_classified(
     assert rows[1].startswith(f"{paths[0]},blue,")
     assert len(rows) == 1 + 2 + 12
     assert "red" in capsys.readouterr().out
+
+
+def test_a_small_convolutional_network_is_the_default_for_folders(photos, monkeypatch):
+    ran = []
+    monkeypatch.setattr(cli, "_run", lambda module, settings: ran.append(settings))
+    for words in ("", "--network mlp", "--hidden-sizes 4", "--optimizer adam"):
+        cli.main(["train", "--data", str(photos), *words.split()])
+    cli.main(["train", "--data", "digits"])
+    found = [(each.network, each.width, each.learning_rate) for each in ran]
+    assert found == [
+        ("cnet", 12, 0.03),
+        ("mlp", None, 0.03),
+        ("mlp", None, 0.03),
+        ("cnet", 12, 0.001),
+        ("mlp", None, 0.1),
+    ]
 
 
 def test_a_changed_folder_is_not_trained_on(tmp_path, capsys):

@@ -293,7 +293,23 @@ def _settings(
         given = PUBLISHED[str(path)]
     elif path is not None:
         given = read_settings(path, settings_class)
+    elif "data" in options:
+        given = _for_photographs(options)
     return settings_class(**given | options), resume
+
+
+def _for_photographs(options: dict[str, Any]) -> dict[str, Any]:
+    """Defaults for a folder of images: a small convolutional network, and its rate."""
+    from smoothout_jax.experiments.data.datasets import DATA_SETS
+
+    given: dict[str, Any] = {}
+    if options["data"] in DATA_SETS:
+        return given
+    if not {"network", "hidden_sizes", "width"} & options.keys():
+        given |= {"network": "cnet", "width": 12}
+    if not {"learning_rate", "optimizer"} & options.keys():
+        given["learning_rate"] = 0.03
+    return given
 
 
 if __name__ == "__main__":

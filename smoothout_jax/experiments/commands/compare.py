@@ -115,8 +115,13 @@ def run(settings: CompareSettings) -> Report:
     """Runs `smoothout compare`: the table to print, and the paths written."""
     results = compare(settings)
     outcomes = results.outcomes
+    failed = results.diverged.keys() | results.unlearned.keys()
     conclusion = verdict(
-        {name: 100 * each.test_accuracy for name, each in outcomes.items()},
+        {
+            n: 100 * each.test_accuracy
+            for n, each in outcomes.items()
+            if n not in failed
+        },
         float(np.mean(outcomes["sgd"].train_accuracy)),
         {name: METHODS[name].label for name in outcomes},
     )
