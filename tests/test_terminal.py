@@ -149,7 +149,7 @@ def test_a_terminal_shows_one_line_that_changes(tmp_path):
     assert first < 2
     assert "importing JAX\r" in shown
     assert "\r\x1b[Kcompiling the training step\r\x1b[K" in shown
-    assert " M parameters; a step takes " in shown
+    assert " GFLOP a step, " in shown
     assert "\r\x1b[Ktraining: 10 of 40" in shown
     assert "\r\x1b[K\x1b[3m  " in shown  # the table follows in its place
 

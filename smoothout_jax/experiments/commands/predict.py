@@ -2,12 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from smoothout_jax import _checks
 from smoothout_jax.experiments.commands import Report
+from smoothout_jax.experiments.data.image_folder import SKIP
 from smoothout_jax.experiments.inference import TrainedNetwork, load_network
 from smoothout_jax.experiments.options import InputError, Settings, argument, option
 from smoothout_jax.experiments.progress import Progress
@@ -30,10 +31,8 @@ class PredictSettings(Settings):
     images: tuple[Path, ...] = argument(
         "image files, or folders of such files", "IMAGE", machine=True
     )
-    bad_images: str = option(
-        "refuse",
-        "what to do with files that are no images, or damaged: refuse or skip",
-        choices=("refuse", "skip"),
+    bad_images: Literal["refuse", "skip"] = option(
+        "refuse", "what to do with files that are no images, or damaged"
     )
     seed: int | None = option(
         None, "which network of a checkpoint, by its seed; by default the first"
@@ -61,9 +60,7 @@ def run(settings: PredictSettings) -> Report:
                 good.append(path)
             except InputError as error:
                 if settings.bad_images == "refuse":
-                    raise InputError(
-                        f"{error} (--bad-images skip leaves such files out)"
-                    ) from error
+                    raise InputError(f"{error}{SKIP}") from error
                 bad.append(str(error))
         if images:
             rows += _rows(trained, good, np.stack(images), settings.top)

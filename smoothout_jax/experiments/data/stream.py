@@ -5,7 +5,6 @@ import functools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import jax
 import numpy as np
@@ -29,9 +28,8 @@ def read_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Reads the batches of some steps, by threads.
 
-    They depend on the seed and the step alone: not on the number of threads or
-    processes, nor on where training was interrupted. Each epoch has an order of its
-    own, and skips the images that do not fill a batch.
+    They depend on the seed and the step alone, not on threads, processes or resuming.
+    Each epoch has an order of its own, and skips images that do not fill a batch.
 
     Args:
         images: the images.
@@ -60,7 +58,9 @@ def read_batches(
         if crop_area is None:
             return images.read(number)
         draw = np.random.default_rng((seed, epoch, number))
-        return images.read(number, partial(random_crop, least=crop_area, draw=draw))
+        return images.read(
+            number, crop=functools.partial(random_crop, least=crop_area, draw=draw)
+        )
 
     pending: collections.deque = collections.deque()
     try:

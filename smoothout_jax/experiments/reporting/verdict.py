@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from smoothout_jax.experiments.reporting.statistics import paired_difference
+from smoothout_jax.experiments.reporting.statistics import mean_and_interval
 
 # SGD fits if it classifies this part of its training images right.
 FITS = 0.99
-# A method is tried as well as these at one gradient a step.
+# What the sentence is about: noise at one gradient a step.
 OURS = "adasmoothout", "smoothout"
 
 
@@ -30,25 +30,25 @@ def verdict(
     tried = [name for name in OURS if name in accuracies]
     if not tried or "sgd" not in accuracies:
         return ""
-    sgd = accuracies["sgd"]
     name = max(tried, key=lambda each: np.nan_to_num(accuracies[each], nan=-1).mean())
-    differences = accuracies[name] - sgd
+    differences = accuracies[name] - accuracies["sgd"]
     if not np.isfinite(differences).all():
         return ""
-    mean, low, high = paired_difference(accuracies[name], sgd)
-    found = f"{labels[name]} is {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-    share = f"{100 * train_accuracy:.1f} % of its training images"
-    fit = f"SGD fits {share}" if train_accuracy >= FITS else f"SGD fits only {share}"
+    mean, low, high = mean_and_interval(differences)
+    fits = train_accuracy >= FITS
     if low > 0:
-        return f"{fit}; {found}: use it, by smoothout(optimizer, key=0)"
-    if high < 0:
-        return f"{fit}; {found}: leave it" + (
-            "" if train_accuracy >= FITS else ", or train longer"
-        )
-    if train_accuracy < FITS:
-        return f"{fit}; {found}: leave it, or train longer"
+        advice = "use it, by smoothout(optimizer, key=0)"
+    elif not fits:
+        advice = "leave it, or train longer"
+    elif high < 0:
+        advice = "leave it"
+    else:
+        advice = f"too few seeds to tell; about {_seeds(differences)} would do"
+    share = f"{'' if fits else 'only '}{100 * train_accuracy:.1f} %"
+    interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
     return (
-        f"{fit}; {found}: too few seeds to tell; about {_seeds(differences)} would do"
+        f"SGD fits {share} of its training images; {labels[name]} is {interval}:"
+        f" {advice}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smoothout_jax.experiments.progress import Progress, announce
+from smoothout_jax.experiments.progress import Progress
 from smoothout_jax.experiments.training.resuming import SavedTraining
 from smoothout_jax.experiments.training.state import Noise
 from smoothout_jax.experiments.training.trainer import Trainer
@@ -92,11 +92,6 @@ def train_in_turns(
         _, spent = trainer.advance(start, stop)
         times = {"seconds": spent / (stop - start), "steps": stop}
         seen[name].append(times | _measured(trainer, seen[name]))
-        if number == len(trainers):
-            whole = sum(
-                rows[0]["seconds"] * trainers[each].steps for each, rows in seen.items()
-            )
-            announce("training", whole * (rounds - 1) / rounds)
         now = time.monotonic()
         if kept is not None and (now - saved > pause or number == done + len(turns)):
             kept.save(trainers, number, seen)

@@ -216,14 +216,15 @@ class Trainer:
         """Parameters, FLOPs and memory of a step, in words; compiles such steps."""
         run = unstack(self._states[0])[0] if self._together else self._states[0]
         size = sum(leaf.size for leaf in jax.tree.leaves(run.params))
-        memory = self.compile(steps).memory_analysis()
-        used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-        batch, reported = next(self._batches_of(0, steps[:1], state=run))
-        arguments = run, (batch, reported), self.task.arrays
-        counts: Any = jax.jit(self._step.take).lower(*arguments).cost_analysis()
-        parts = self.task.settings.accumulate  # of which two are counted
-        flops = counts["flops"] * max(1, parts / 2)
-        return (
-            f"{size / 1e6:.3g} M parameters; a step takes {flops / 1e9:.3g} GFLOP and"
-            f" {used / 1e6:.3g} MB of memory"
-        )
+        costs = [f"{size / 1e6:.3g} M parameters"]
+        each = next(self._batches_of(0, steps[:1], state=run))
+        step = jax.jit(self._step.take).lower(run, each, self.task.arrays)
+        counts: Any = step.cost_analysis()  # not every backend knows
+        if counts and "flops" in counts:
+            # Of the parts of a batch, two are counted.
+            flops = counts["flops"] * max(1, self.task.settings.accumulate / 2)
+            costs.append(f"{flops / 1e9:.3g} GFLOP a step")
+        if memory := self.compile(steps).memory_analysis():
+            used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+            costs.append(f"{used / 1e6:.3g} MB of memory")
+        return ", ".join(costs)
