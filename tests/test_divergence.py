@@ -40,16 +40,19 @@ def test_methods_that_diverge_are_named_and_the_others_kept(tmp_path, capsys):
 
 def test_methods_that_do_not_learn_are_named(tmp_path, capsys):
     """Noise this strong makes the network give the same output for all images."""
-    options = ["--methods", "smoothout-fixed", "--radius", "2", "--steps", "60"]
+    methods = "--methods", "smoothout-fixed", "smoothout"
+    options = [*methods, "--radius", "2", "--steps", "60"]
     run("compare", *COMPARE.split(), *options, output=tmp_path)
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
-    assert line.startswith("smoothout: warning: SmoothOut, fixed did not learn from 2")
+    assert line.startswith("smoothout: warning: SmoothOut did not learn from 2")
+    assert "; SmoothOut, fixed did not learn from 2" in line
     assert "nats, is not below that of guessing, 2.302: train for longer" in line
     assert "or lower the learning_rate (0.1) or radius (2)" in line
     row = row_of("fixed", shown.out)
     assert row[:5] == ["SmoothOut,", "fixed", "did", "not", "learn"]
     assert len(row) == 6  # the time of a step
+    assert "SGD fits" not in shown.out  # nothing follows for noise
     summary = strict((tmp_path / "results.json").read_text())["summary"]
     assert summary["smoothout-fixed"]["did_not_learn"] == [0, 1]
     assert summary["smoothout-fixed"]["test_accuracy"][0] < 20

@@ -78,6 +78,15 @@ def test_gradients_of_parts_are_those_of_the_batch(method):
     )
 
 
+def test_the_cost_of_a_step_counts_every_part():
+    flops = []
+    for parts in (1, 8):
+        settings = TrainSettings(method="sgd", batch_size=256, accumulate=parts)
+        trainer = Trainer(METHODS["sgd"], made(settings, 6, 3, 256), (0,))
+        flops.append(float(trainer.cost(range(1)).split()[3]))
+    assert flops[1] == pytest.approx(flops[0], rel=0.15)
+
+
 def test_the_regime_of_residual_networks_is_that_of_the_papers():
     """Linear scaling and warm-up; decay in kernels alone."""
     settings = TrainSettings(
